@@ -1,0 +1,59 @@
+"""Refusals at the edge: what no sandbox or process could be given, caught before anything changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tartarus.model.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from tartarus.model.sandbox import Mount
+
+MAX_ARGV_BYTES = 2 * 1024 * 1024 - 4096
+MAX_ARG_BYTES = 128 * 1024 - 1
+
+
+def require(holds: bool, what: str, fix: str) -> None:
+    """Raise InvalidRequest unless `holds`."""
+    if not holds:
+        raise InvalidRequest(what, fix=fix)
+
+
+def no_nul(text: str, what: str) -> None:
+    """Refuse text that no C string can carry."""
+    require("\0" not in text, f"{what} has a NUL byte", "remove it: no path, argument or variable can hold one")
+
+
+def check_env(env: dict[str, str]) -> None:
+    """Refuse names that no process could be given."""
+    for name, value in env.items():
+        require(bool(name) and "=" not in name, f"{name!r} is not a variable name", "use NAME=value")
+        no_nul(name, "an environment variable's name")
+        no_nul(value, f"environment variable {name}")
+
+
+def check_command(argv: tuple[str, ...], env: dict[str, str]) -> None:
+    """Refuse an argument list that execve(2) would refuse: empty, NUL bytes, or over the kernel's sizes."""
+    require(bool(argv) and bool(argv[0]), "no command given", "put one after --, as in: tartarus run -- echo hello")
+    check_env(env)
+    total = sum(len(name) + len(value) + 10 for name, value in env.items())
+    for position, argument in enumerate(argv):
+        no_nul(argument, f"argument {position}")
+        size = len(argument.encode("utf-8", "surrogateescape"))
+        require(size <= MAX_ARG_BYTES, f"argument {position} is {size} bytes long",
+                 f"the kernel takes at most {MAX_ARG_BYTES}: pass it in a file or on standard input")
+        total += size + 9
+    require(total <= MAX_ARGV_BYTES, f"arguments and environment are {total} bytes in all",
+             f"the kernel takes at most {MAX_ARGV_BYTES}: pass data in a file or on standard input")
+
+
+def check_mount(mount: Mount) -> None:
+    """Refuse mounts whose target is relative, climbs, or hides what the sandbox stands on."""
+    no_nul(mount.source, "mount source")
+    no_nul(mount.target, "mount target")
+    for path, end in ((mount.source, "source"), (mount.target, "target")):
+        require(path.startswith("/") and ".." not in path.split("/"), f"mount {end} {path!r} is not an absolute path",
+                 "write --mount /on/host:/in/sandbox[:ro]")
+    top = "/" + mount.target.strip("/").split("/")[0]
+    require(top not in {"/", "/proc", "/sys", "/dev"}, f"mount target {mount.target!r} would hide {top}",
+             "choose another place, such as /work")

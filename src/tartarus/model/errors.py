@@ -1,0 +1,184 @@
+"""Every error a user can meet: a stable code, what happened, why, and what to do.
+
+The class docstring is the error's meaning in the reference; `code` never changes once
+released; `exit_status` is what the command line returns and `http_status` what the API answers.
+Sandboxed commands own the exit statuses 0 to 123 and 128 to 255; ours are 124 to 127, as in
+coreutils' timeout(1) and the shell: 124 time limit, 125 Tartarus failed or refused,
+126 found but not executable, 127 not found.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TartarusError(Exception):
+    """Tartarus could not do what was asked."""
+
+    code: ClassVar[str] = "internal"
+    exit_status: ClassVar[int] = 125
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        text = self.what if not self.why else f"{self.what}: {self.why}"
+        return text if not self.fix else f"{text} ({self.fix})"
+
+
+class InvalidRequest(TartarusError):
+    """The request is malformed or asks for something out of range; nothing was changed."""
+
+    code = "invalid_request"
+    http_status = 400
+
+
+class TemplateNotFound(TartarusError):
+    """No template has that name."""
+
+    code = "template_not_found"
+    http_status = 404
+
+
+class TemplateFailed(TartarusError):
+    """The template could not be prepared or warmed."""
+
+    code = "template_failed"
+    http_status = 502
+
+
+class SandboxNotFound(TartarusError):
+    """No sandbox of yours has that id or name."""
+
+    code = "sandbox_not_found"
+    http_status = 404
+
+
+class ContextNotFound(TartarusError):
+    """No code context of this sandbox has that id."""
+
+    code = "context_not_found"
+    http_status = 404
+
+
+class NameTaken(TartarusError):
+    """A live sandbox of yours already has that name."""
+
+    code = "name_taken"
+    http_status = 409
+
+
+class InvalidState(TartarusError):
+    """The sandbox's state does not allow that action."""
+
+    code = "invalid_state"
+    http_status = 409
+
+
+class SandboxLost(TartarusError):
+    """The sandbox ended because the daemon, the host or its guest agent went away."""
+
+    code = "sandbox_lost"
+    http_status = 410
+
+
+class NotExecutable(TartarusError):
+    """The command was found but can't be executed."""
+
+    code = "not_executable"
+    exit_status = 126
+    http_status = 422
+
+
+class CommandNotFound(TartarusError):
+    """The command does not exist in the sandbox."""
+
+    code = "command_not_found"
+    exit_status = 127
+    http_status = 422
+
+
+class FileFailed(TartarusError):
+    """A file operation in the sandbox failed."""
+
+    code = "file_failed"
+    http_status = 422
+
+
+class TimeLimit(TartarusError):
+    """The time limit passed."""
+
+    code = "time_limit"
+    exit_status = 124
+    http_status = 408
+
+
+class PermissionRefused(TartarusError):
+    """You may not do that."""
+
+    code = "permission_refused"
+    http_status = 403
+
+
+class IsolationUnavailable(TartarusError):
+    """This host can't give the isolation level that was asked for."""
+
+    code = "isolation_unavailable"
+    http_status = 501
+
+
+class Unsupported(TartarusError):
+    """This isolation level does not have that capability."""
+
+    code = "unsupported"
+    http_status = 501
+
+
+class NoSpace(TartarusError):
+    """The host is out of disk, memory, processes or another resource."""
+
+    code = "no_space"
+    http_status = 507
+
+
+class DaemonUnavailable(TartarusError):
+    """The daemon is not running, did not start, or did not answer."""
+
+    code = "daemon_unavailable"
+    http_status = 503
+    retryable = True
+
+
+class VersionMismatch(TartarusError):
+    """The daemon is of another version than this client."""
+
+    code = "version_mismatch"
+    http_status = 409
+
+
+class GuestFailed(TartarusError):
+    """The guest could not be started, or broke its protocol."""
+
+    code = "guest_failed"
+    http_status = 502
+
+
+def registry() -> dict[str, type[TartarusError]]:
+    """Every error class by its code."""
+    found: dict[str, type[TartarusError]] = {TartarusError.code: TartarusError}
+    pending = TartarusError.__subclasses__()
+    while pending:
+        cls = pending.pop()
+        found[cls.code] = cls
+        pending.extend(cls.__subclasses__())
+    return found
+
+
+def from_code(code: str, what: str, *, why: str = "", fix: str = "") -> TartarusError:
+    """Rebuild an error that crossed a wire."""
+    return registry().get(code, TartarusError)(what, why=why, fix=fix)

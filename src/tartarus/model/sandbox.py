@@ -1,0 +1,185 @@
+"""What a sandbox is asked to be (spec), what it is (record), and what runs in it (exec)."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+from tartarus.model.checks import check_command, check_env, check_mount, no_nul, require
+from tartarus.model.ids import check_name
+from tartarus.model.states import State
+
+MAX_LABELS = 64
+
+
+class Isolation(str, Enum):
+    """How strongly a sandbox is held. `auto` takes the strongest level this host can give."""
+
+    AUTO = "auto"
+    PROCESS = "process"
+    CONTAINER = "container"
+
+
+class Network(str, Enum):
+    """What a sandbox may reach. `none`: its own loopback and nothing else."""
+
+    NONE = "none"
+
+
+class Reason(str, Enum):
+    """Why a sandbox ended; the names of the user's roadmap (Thanatos)."""
+
+    COMPLETED = "completed"
+    TIMEOUT = "timeout"
+    USER_REQUEST = "user_request"
+    RESOURCE_LIMIT = "resource_limit"
+    POLICY_VIOLATION = "policy_violation"
+    NODE_DRAIN = "node_drain"
+    START_FAILED = "start_failed"
+    LOST = "lost"
+
+
+class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A host directory or file shown inside the sandbox at the absolute path `target`."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits. Sizes in bytes, CPU in thousandths of a CPU; `pids` counts threads too."""
+
+    memory_bytes: int = 512 * 1024**2
+    cpu_milli: int = 1000
+    pids: int = 512
+    disk_bytes: int = 1024**3
+
+    def __post_init__(self) -> None:
+        require(self.memory_bytes >= 8 * 1024**2, "memory is below 8MiB", "give at least 8MiB")
+        require(10 <= self.cpu_milli <= 1024_000, "cpus is out of range", "use 0.01 to 1024")
+        require(4 <= self.pids <= 4_194_304, "pids is out of range", "use 4 to 4194304")
+        require(self.disk_bytes >= 1024**2, "disk is below 1MiB", "give at least 1MiB")
+
+
+class ExecSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A command. `workdir` and `user` default to the template's; `window_bytes` bounds unread output."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = {}
+    workdir: str = ""
+    stdin: bool = False
+    tty: bool = False
+    rows: int = 24
+    cols: int = 80
+    timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        check_command(self.argv, self.env)
+        no_nul(self.workdir, "workdir")
+        require(not self.workdir or self.workdir.startswith("/"), f"workdir {self.workdir!r} is not absolute",
+                 "begin it with /")
+
+
+class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that a caller may ask of a new sandbox.
+
+    With `command`, the sandbox lives as long as that command; without, until it is killed or its
+    `timeout_s` (seconds, wall clock, from start) passes.
+    """
+
+    template: str = "host"
+    isolation: Isolation = Isolation.AUTO
+    command: ExecSpec | None = None
+    resources: Resources = Resources()
+    timeout_s: float | None = None
+    env: dict[str, str] = {}
+    workdir: str = ""
+    mounts: tuple[Mount, ...] = ()
+    network: Network = Network.NONE
+    name: str = ""
+    labels: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if self.name:
+            check_name(self.name)
+        check_env(self.env)
+        no_nul(self.workdir, "workdir")
+        require(not self.workdir or self.workdir.startswith("/"), f"workdir {self.workdir!r} is not absolute",
+                 "begin it with /")
+        require(self.timeout_s is None or 0 < self.timeout_s <= 366 * 86400, "timeout is out of range",
+                 "use more than 0 and at most 366d")
+        require(len(self.labels) <= MAX_LABELS, f"{len(self.labels)} labels", f"use at most {MAX_LABELS}")
+        for mount in self.mounts:
+            check_mount(mount)
+
+
+class ExitStatus(msgspec.Struct, frozen=True):
+    """How a process ended: `code` 0..255 when it exited, else `signal` is the number that killed it."""
+
+    code: int
+    signal: int = 0
+    user_ms: float = 0.0
+    system_ms: float = 0.0
+    peak_memory_bytes: int = 0
+
+    @property
+    def shell_status(self) -> int:
+        """The status a shell would show: the code, or 128 + signal."""
+        return 128 + self.signal if self.signal else self.code
+
+
+class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one sandbox. Times are Unix seconds (UTC); durations are milliseconds."""
+
+    id: str
+    tenant: str
+    name: str
+    template: str
+    isolation: Isolation
+    isolation_reason: str
+    state: State
+    spec: SandboxSpec
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    start_ms: float | None = None
+    warm: bool = False
+    exit_code: int | None = None
+    exit_signal: int | None = None
+    reason: Reason | None = None
+    message: str = ""
+    version: int = 0
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Use at one moment: bytes, processes and threads, CPU time in microseconds since start."""
+
+    memory_bytes: int = 0
+    memory_peak_bytes: int = 0
+    memory_limit_bytes: int = 0
+    cpu_usec: int = 0
+    pids: int = 0
+    disk_bytes: int = 0
+    oom_kills: int = 0
+
+
+class FileInfo(msgspec.Struct, frozen=True):
+    """One file in a sandbox. `kind`: file, dir, symlink, fifo, socket, char, block. `mode`: permission bits."""
+
+    path: str
+    kind: str
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime: float
+    link_target: str = ""
+
+
+class FileEvent(msgspec.Struct, frozen=True):
+    """A change below a watched path. `kind`: create, write, remove, rename, attrib, overflow."""
+
+    kind: str
+    path: str

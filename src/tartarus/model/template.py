@@ -1,0 +1,29 @@
+"""What a template promises: a root file system, defaults, and perhaps a warm runner."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tartarus.model.sandbox import Resources
+
+
+class WarmUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A Python warm runner: interpreter path inside the sandbox, and modules it imports before it parks."""
+
+    interpreter: str
+    imports: tuple[str, ...] = ()
+    argv0: tuple[str, ...] = ("python3", "python")
+
+
+class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One template. `python_packages` are installed once into a cached virtual environment."""
+
+    id: str
+    name: str
+    base: str = "host"
+    python_packages: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    workdir: str = "/work"
+    resources: Resources = Resources()
+    warm_up: WarmUp | None = None
+    description: str = ""
