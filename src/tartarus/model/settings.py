@@ -1,0 +1,99 @@
+"""Where a daemon keeps its state and listens, and its few limits; made once, at the edge, from the environment.
+
+Nothing else reads the environment: every part is handed this object.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tartarus.model.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SOCKET_NAME = "tartarus.sock"
+# sockaddr_un.sun_path is 108 bytes with its closing NUL; see unix(7).
+MAX_SOCKET_PATH_BYTES = 107
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """One daemon's places and limits. Paths are absolute; sizes are bytes, durations seconds.
+
+    `ended_kept_s`: how long the records and logs of ended sandboxes are kept.
+    `stop_grace_s`: how long a graceful stop waits for sandboxes and open requests.
+    """
+
+    state_dir: Path
+    socket: Path
+    node_name: str = "local"
+    log_bytes: int = 10 * 1024**2
+    log_files: int = 3
+    ended_kept_s: float = 7 * 86400.0
+    stop_grace_s: float = 10.0
+
+    @classmethod
+    def at(cls, state_dir: Path, socket: Path | None = None) -> Settings:
+        """Settings for the state directory `state_dir`; the socket is below it unless given."""
+        state_dir = Path(state_dir).absolute()
+        socket = Path(socket).absolute() if socket is not None else state_dir / "run" / SOCKET_NAME
+        size = len(str(socket).encode("utf-8", "surrogateescape"))
+        if size > MAX_SOCKET_PATH_BYTES:
+            raise InvalidRequest(
+                f"the socket's path {str(socket)!r} is {size} bytes long",
+                why=f"Unix sockets take at most {MAX_SOCKET_PATH_BYTES}",
+                fix="choose a shorter TARTARUS_HOME or --socket",
+            )
+        return cls(state_dir=state_dir, socket=socket)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str], uid: int) -> Settings:
+        """The settings of the daemon that user `uid`'s commands talk to.
+
+        `TARTARUS_HOME` holds everything when it is set. Otherwise root has /var/lib/tartarus and
+        /run/tartarus, and a user the XDG state and runtime directories.
+        """
+        home = environ.get("TARTARUS_HOME", "")
+        if home:
+            return cls.at(Path(home).expanduser())
+        if uid == 0:
+            return cls.at(Path("/var/lib/tartarus"), Path("/run/tartarus") / SOCKET_NAME)
+        state_home = environ.get("XDG_STATE_HOME", "")
+        # The XDG specification: a relative path is to be ignored.
+        base = Path(state_home) if state_home.startswith("/") else Path(environ.get("HOME", "/")) / ".local" / "state"
+        state_dir = base / "tartarus"
+        runtime = environ.get("XDG_RUNTIME_DIR", "")
+        return cls.at(state_dir, Path(runtime) / "tartarus" / SOCKET_NAME if runtime.startswith("/") else None)
+
+    @property
+    def database(self) -> Path:
+        """The state database (SQLite)."""
+        return self.state_dir / "state.db"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held with flock(2) by the one daemon of this state directory."""
+        return self.state_dir / "daemon.lock"
+
+    @property
+    def pid_file(self) -> Path:
+        """The running daemon's process id."""
+        return self.state_dir / "daemon.pid"
+
+    @property
+    def log_file(self) -> Path:
+        """The daemon's log, JSON lines."""
+        return self.state_dir / "daemon.log"
+
+    @property
+    def cache_dir(self) -> Path:
+        """What can be made again: prepared templates."""
+        return self.state_dir / "cache"
+
+    @property
+    def sandboxes_dir(self) -> Path:
+        """One directory per sandbox: its scratch space and its output log."""
+        return self.state_dir / "sandboxes"

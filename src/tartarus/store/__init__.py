@@ -1,0 +1,10 @@
+"""What outlives a process: sandbox records, their state machine in the database, and its migrations.
+
+The node writes here and the control layer reads here; nothing else touches the database.
+"""
+
+from __future__ import annotations
+
+from tartarus.store.sandboxes import SandboxStore
+
+__all__ = ["SandboxStore"]

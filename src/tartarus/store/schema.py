@@ -1,0 +1,74 @@
+"""The tables as SQLAlchemy Core sees them; `migrations/` is what creates them."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+# The newest revision in `migrations/versions`; a test holds the two together. Bump it with each migration.
+SCHEMA_VERSION = "0001"
+
+metadata = MetaData()
+
+sandboxes = Table(
+    "sandboxes",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("template", String(128), nullable=False),
+    Column("isolation", String(16), nullable=False),
+    Column("isolation_reason", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("spec", LargeBinary, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    Column("start_ms", Float),
+    Column("warm", Boolean(create_constraint=False), nullable=False),
+    Column("exit_code", Integer),
+    Column("exit_signal", Integer),
+    Column("reason", String(32)),
+    Column("message", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+)
+
+sandbox_labels = Table(
+    "sandbox_labels",
+    metadata,
+    Column("sandbox_id", String(32), ForeignKey("sandboxes.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+# Alive is "has not ended": the store sets `ended_at` in the same statement as the terminal state.
+_ALIVE = text("ended_at IS NULL")
+_NAMED_ALIVE = text("name <> '' AND ended_at IS NULL")
+_ENDED = text("ended_at IS NOT NULL")
+
+# One live sandbox per tenant and name; ended ones may share it.
+Index(
+    "ix_sandboxes_live_name",
+    sandboxes.c.tenant,
+    sandboxes.c.name,
+    unique=True,
+    sqlite_where=_NAMED_ALIVE,
+    postgresql_where=_NAMED_ALIVE,
+)
+Index("ix_sandboxes_listing", sandboxes.c.tenant, sandboxes.c.created_at, sandboxes.c.id)
+# Few of the many rows are alive: this keeps `alive()` and `ps` independent of history.
+Index("ix_sandboxes_alive", sandboxes.c.created_at, sqlite_where=_ALIVE, postgresql_where=_ALIVE)
+Index("ix_sandboxes_ended", sandboxes.c.ended_at, sqlite_where=_ENDED, postgresql_where=_ENDED)
+Index("ix_sandbox_labels_pair", sandbox_labels.c.key, sandbox_labels.c.value)
