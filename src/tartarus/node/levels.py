@@ -1,0 +1,86 @@
+"""The isolation levels of this host: which can be given, why not the others, and the proof."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+
+from tartarus.model.errors import IsolationUnavailable, TartarusError
+from tartarus.model.sandbox import Isolation, SandboxRecord
+from tartarus.model.settings import Settings
+from tartarus.runtimes.base import Capabilities, Runtime
+from tartarus.runtimes.cgroups import Hierarchy, open_hierarchy
+from tartarus.runtimes.container.runtime import ContainerRuntime
+from tartarus.runtimes.idmap import IdMap, host_id_map
+from tartarus.runtimes.process.runtime import ProcessRuntime
+
+_log = structlog.get_logger("tartarus.node.levels")
+
+
+class LevelReport(msgspec.Struct, frozen=True):
+    """One level on this host. `proved_ms`: how long a guest took to start and end; None when it could not."""
+
+    isolation: Isolation
+    ok: bool
+    detail: str
+    fix: str
+    capabilities: Capabilities | None
+    proved_ms: float | None
+
+
+class Levels:
+    """Owns the runtimes. A level that fails with IsolationUnavailable stays marked until the daemon restarts."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.runtimes: dict[Isolation, Runtime] = {}
+        self.unavailable: dict[Isolation, str] = {}
+        self.hierarchy: Hierarchy | None = None
+        self.id_map: IdMap = host_id_map()
+
+    def open(self) -> None:
+        """Make the runtimes. A host without cgroups still gets them, with fewer limits, and says so."""
+        try:
+            self.hierarchy = open_hierarchy(self._settings.state_dir)
+        except IsolationUnavailable as error:
+            _log.warning("no_cgroups", error=str(error))
+        makers: dict[Isolation, Callable[[], Runtime]] = {
+            Isolation.CONTAINER: lambda: ContainerRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
+            Isolation.PROCESS: lambda: ProcessRuntime(self._settings.state_dir, self.hierarchy),
+        }
+        for isolation, make in makers.items():
+            try:
+                self.runtimes[isolation] = make()
+            except TartarusError as error:
+                self.unavailable[isolation] = str(error)
+
+    def home(self, record: SandboxRecord) -> str:
+        """HOME inside a sandbox."""
+        runtime = self.runtimes[record.isolation]
+        return str(runtime.home(record.id)) if isinstance(runtime, ProcessRuntime) else "/root"
+
+    async def prove(self, start_one: Callable[[Isolation], Awaitable[None]]) -> list[LevelReport]:
+        """Start a guest at each level and say how it went."""
+        reports = []
+        for isolation in (Isolation.PROCESS, Isolation.CONTAINER):
+            began = time.perf_counter()
+            runtime = self.runtimes.get(isolation)
+            capabilities = runtime.capabilities() if runtime is not None else None
+            try:
+                await start_one(isolation)
+            except TartarusError as error:
+                reports.append(LevelReport(isolation, False, str(error), error.fix, capabilities, None))
+                continue
+            took = round((time.perf_counter() - began) * 1e3, 1)
+            detail = "; ".join(capabilities.missing) if capabilities is not None and capabilities.missing else "all limits enforced"
+            reports.append(LevelReport(isolation, True, detail, "", capabilities, took))
+        return reports
+
+    async def close(self) -> None:
+        """End every runtime."""
+        for runtime in self.runtimes.values():
+            await runtime.close()
+        self.runtimes.clear()

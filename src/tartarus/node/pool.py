@@ -1,0 +1,93 @@
+"""Template snapshots kept ready: started on demand, restarted when they die, dropped under memory pressure."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from tartarus.model.errors import TartarusError
+from tartarus.model.sandbox import Isolation
+from tartarus.runtimes.base import RootFs, Runtime, Snapshot
+
+_log = structlog.get_logger("tartarus.node.pool")
+KEEP_FREE_FRACTION = 0.10
+"""Parked interpreters are dropped, the longest unused first, while less than this share of memory is available."""
+IDLE_KEPT_S = 3600.0
+
+
+class _Entry:
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.snapshot: Snapshot | None = None
+        self.used_at = 0.0
+
+
+class SnapshotPool:
+    """One snapshot for each template and level. `meminfo` returns (available, total) bytes."""
+
+    def __init__(self, runtimes: dict[Isolation, Runtime], meminfo: Callable[[], tuple[int, int]]) -> None:
+        self._runtimes = runtimes
+        self._meminfo = meminfo
+        self._entries: dict[tuple[str, Isolation], _Entry] = {}
+
+    async def get(self, rootfs: RootFs, isolation: Isolation, *, warm: bool) -> tuple[Snapshot, bool]:
+        """A live snapshot (warmed when `warm`), and whether it stood ready already."""
+        entry = self._entries.setdefault((rootfs.digest, isolation), _Entry())
+        entry.used_at = time.monotonic()
+        snapshot = entry.snapshot
+        if snapshot is not None and snapshot.alive and (snapshot.is_warm or not warm):
+            return snapshot, True
+        async with entry.lock:
+            snapshot = entry.snapshot
+            if snapshot is None or not snapshot.alive:
+                if snapshot is not None:
+                    _log.warning("nursery_died", template=rootfs.template.id, isolation=isolation.value)
+                    await snapshot.close()
+                    entry.snapshot = None
+                snapshot = await self._runtimes[isolation].snapshot(rootfs)
+                entry.snapshot = snapshot
+            if warm and not snapshot.is_warm:
+                self.relieve(keep=snapshot)
+                began = time.perf_counter()
+                await snapshot.warm()
+                _log.info("warmed", template=rootfs.template.id, isolation=isolation.value,
+                          warm_up_ms=round((time.perf_counter() - began) * 1e3, 1))  # fmt: skip
+            return snapshot, False
+
+    def relieve(self, keep: Snapshot | None = None) -> None:
+        """Cool snapshots unused for long, and under memory pressure the longest unused ones."""
+        now = time.monotonic()
+        for entry in self._coolable(keep):
+            available, total = self._meminfo()
+            if now - entry.used_at < IDLE_KEPT_S and available >= total * KEEP_FREE_FRACTION:
+                return
+            if entry.snapshot is not None:
+                _log.info("cooled", template=entry.snapshot.rootfs.template.id, available_bytes=available)
+                entry.snapshot.cool()
+
+    def _coolable(self, keep: Snapshot | None) -> Iterable[_Entry]:
+        parked = [e for e in self._entries.values() if e.snapshot is not None and e.snapshot.is_warm and e.snapshot is not keep]
+        return sorted(parked, key=lambda entry: entry.used_at)
+
+    async def close(self) -> None:
+        """End all snapshots."""
+        for entry in self._entries.values():
+            if entry.snapshot is not None:
+                try:
+                    await entry.snapshot.close()
+                except TartarusError as error:
+                    _log.warning("snapshot_close_failed", error=str(error))
+        self._entries.clear()
+
+
+def host_meminfo() -> tuple[int, int]:
+    """(available, total) memory of this host in bytes, from /proc/meminfo."""
+    values = {}
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            name, _, rest = line.partition(":")
+            values[name] = int(rest.split()[0]) * 1024
+    return values.get("MemAvailable", 0), values.get("MemTotal", 1)

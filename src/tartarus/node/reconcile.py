@@ -1,0 +1,66 @@
+"""Comparing what the store says with what the host really runs, at start and every minute."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from pathlib import Path
+
+import structlog
+
+from tartarus.model.errors import TartarusError
+from tartarus.model.sandbox import Reason
+from tartarus.model.states import ALIVE, State
+from tartarus.runtimes.cgroups import Hierarchy
+from tartarus.store.sandboxes import SandboxStore
+
+_log = structlog.get_logger("tartarus.node.reconcile")
+_GRACE_S = 30.0
+"""A record younger than this may still be on its way to becoming a live sandbox."""
+
+
+async def records_without_guests(store: SandboxStore, live: set[str], *, at_start: bool) -> int:
+    """End as `lost` the records that say alive while nothing runs; returns how many."""
+    ended = 0
+    for record in await store.alive():
+        if record.id in live or (not at_start and time.time() - record.created_at < _GRACE_S):
+            continue
+        try:
+            await store.transition(
+                record.id, ALIVE, State.LOST, reason=Reason.LOST, message="the daemon that ran it ended"
+            )
+            ended += 1
+        except TartarusError as error:
+            _log.warning("lost_not_stored", sandbox=record.id, error=str(error))
+    return ended
+
+
+async def groups_without_sandboxes(hierarchy: Hierarchy | None, known: set[str]) -> int:
+    """Kill and remove cgroups (and so processes) that no live sandbox or nursery owns; returns how many."""
+    if hierarchy is None:
+        return 0
+    removed = 0
+    for name in hierarchy.existing():
+        if name in known:
+            continue
+        group = hierarchy.open(name)
+        for _ in range(500):
+            group.kill()
+            if group.remove():
+                removed += 1
+                break
+            await asyncio.sleep(0.01)
+        else:
+            _log.error("leftover_group", name=name)
+    return removed
+
+
+def directories_without_sandboxes(base: Path, known: set[str]) -> int:
+    """Remove working directories (process level) that no live sandbox owns; returns how many."""
+    removed = 0
+    for path in base.iterdir() if base.is_dir() else ():
+        if path.name not in known:
+            shutil.rmtree(path, ignore_errors=True)
+            removed += 1
+    return removed

@@ -1,0 +1,287 @@
+"""One live sandbox: its guest, its main command, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from tartarus.guest.channel import GuestChannel, GuestExec, GuestProcess
+from tartarus.guest.contexts import CodeContext
+from tartarus.model.errors import ContextNotFound, GuestFailed, InvalidState, NoSpace, TartarusError
+from tartarus.model.ids import new_id
+from tartarus.model.sandbox import ExecSpec, ExitStatus, Isolation, Reason, SandboxRecord, Stats
+from tartarus.model.states import State
+from tartarus.model.template import Template
+from tartarus.node.outputlog import OutputLog
+from tartarus.runtimes.base import Guest
+from tartarus.store.sandboxes import SandboxStore
+
+_log = structlog.get_logger("tartarus.node.sandbox")
+_STARTED = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING})
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Process(Protocol):
+    """A command in a sandbox, as the API streams it."""
+
+    async def started(self) -> tuple[int, bool]:
+        """Its pid in the sandbox, and whether the warm interpreter runs it."""
+        ...
+
+    async def read(self) -> tuple[int, bytes] | None:
+        """The next (1 stdout or 2 stderr, bytes), in order; None after its end."""
+        ...
+
+    async def write_stdin(self, data: bytes) -> None:
+        """Give it input; waits while it does not read."""
+        ...
+
+    def close_stdin(self) -> None:
+        """End its input."""
+        ...
+
+    def signal(self, number: int, group: bool = False) -> None:
+        """Send it a signal."""
+        ...
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Tell its terminal's new size."""
+        ...
+
+    async def wait(self) -> ExitStatus:
+        """How it ended."""
+        ...
+
+
+class MainProcess:
+    """The sandbox's own command: what is read of it is logged too."""
+
+    def __init__(self, process: GuestProcess, log: OutputLog) -> None:
+        self._process = process
+        self._log = log
+        self.started = process.started
+        self.write_stdin = process.write_stdin
+        self.close_stdin = process.close_stdin
+        self.signal = process.signal
+        self.resize = process.resize
+        self.wait = process.wait
+
+    async def read(self) -> tuple[int, bytes] | None:
+        """The next piece of output, logged."""
+        piece = await self._process.read()
+        if piece is None:
+            self._log.end()
+            return None
+        try:
+            self._log.append(*piece)
+        except NoSpace as error:
+            _log.error("log_lost", error=str(error))
+        return piece
+
+
+class Sandbox:
+    """Made by the node when the guest is running."""
+
+    def __init__(
+        self, record: SandboxRecord, template: Template, guest: Guest, store: SandboxStore, log: OutputLog,
+        home: str, on_end: Callable[[Sandbox], None],
+    ) -> None:  # fmt: skip
+        self.record = record
+        self.template = template
+        self.guest = guest
+        self.log = log
+        self.main: MainProcess | None = None
+        self._store = store
+        self._home = home
+        self._on_end = on_end
+        self._contexts: dict[str, CodeContext] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._deadline: asyncio.TimerHandle | None = None
+        self._ending: Reason | None = None
+        self._exit: ExitStatus | None = None
+        self._done: asyncio.Future[SandboxRecord] = self._loop.create_future()
+
+    @property
+    def files(self) -> GuestChannel:
+        """File operations: stat, list, read, write, mkdir, move, remove, watch."""
+        return self.guest.channel
+
+    def start_command(self, spec: ExecSpec) -> MainProcess:
+        """Send the main command; its output waits in the guest until read."""
+        process = self.guest.channel.exec(self._guest_exec(spec, once=True))
+        self.main = MainProcess(process, self.log)
+        return self.main
+
+    def supervise(self) -> None:
+        """From now on, the end of the guest or of the main command ends the sandbox, and so does its deadline."""
+        self._spawn(self._watch_guest())
+        if self.main is not None:
+            self._spawn(self._watch_main(self.main))
+        timeout_s = self.record.spec.timeout_s
+        if timeout_s is not None:
+            self._deadline = self._loop.call_later(timeout_s, self._past_deadline)
+
+    def detach(self) -> None:
+        """Nobody will read the main command's output: keep it in the log."""
+        if self.main is not None:
+            self._spawn(self._drain(self.main))
+
+    async def exec(self, spec: ExecSpec) -> GuestProcess:
+        """Run another command beside the main one. Raises InvalidState when paused or ended."""
+        self._require(State.RUNNING, "run a command in")
+        process = self.guest.channel.exec(self._guest_exec(spec, once=False))
+        if spec.timeout_s is not None:
+            timer = self._loop.call_later(spec.timeout_s, process.signal, signal.SIGKILL, True)
+            self._spawn(self._cancel_after(process, timer))
+        return process
+
+    async def kill(self, *, signal: int | None = None, reason: Reason = Reason.USER_REQUEST) -> None:
+        """End the sandbox, or with `signal` only signal its main command. Ending twice is no error."""
+        if signal is not None:
+            if self.main is None:
+                raise InvalidState("this sandbox has no main command to signal", fix="use kill without --signal")
+            self.main.signal(signal)
+            return
+        if self._ending is None:
+            self._ending = reason
+        await self.guest.destroy()
+        await self.wait()
+
+    async def pause(self) -> None:
+        """Freeze everything in it."""
+        self._require(State.RUNNING, "pause")
+        await self.guest.pause()
+        self.record = await self._store.transition(self.record.id, {State.RUNNING}, State.PAUSED)
+
+    async def resume(self) -> None:
+        """Let it run again."""
+        self._require(State.PAUSED, "resume")
+        await self.guest.resume()
+        self.record = await self._store.transition(self.record.id, {State.PAUSED}, State.RUNNING)
+
+    async def stats(self) -> Stats:
+        """Use of resources now."""
+        return self.guest.stats()
+
+    async def wait(self) -> SandboxRecord:
+        """The final record, once nothing of the sandbox is left."""
+        return await asyncio.shield(self._done)
+
+    async def open_context(self) -> str:
+        """Start a stateful code context and return its id."""
+        self._require(State.RUNNING, "open a code context in")
+        spec = ExecSpec(argv=("tartarus-context",), stdin=True)
+        context_id = new_id("ctx")
+        self._contexts[context_id] = CodeContext(self.guest.channel.exec(self._guest_exec(spec, once=False)))
+        return context_id
+
+    def context(self, context_id: str) -> CodeContext:
+        """A context that `open_context` made."""
+        found = self._contexts.get(context_id)
+        if found is None:
+            raise ContextNotFound(f"this sandbox has no code context {context_id!r}")
+        return found
+
+    async def close_context(self, context_id: str) -> None:
+        """End a context and forget its variables."""
+        context = self.context(context_id)
+        del self._contexts[context_id]
+        await context.close()
+
+    def _guest_exec(self, spec: ExecSpec, *, once: bool) -> GuestExec:
+        warm_up = self.template.warm_up
+        warm = self.guest.warm and warm_up is not None and spec.argv[0] in (*warm_up.argv0, "tartarus-context")
+        argv = spec.argv
+        if argv[0] == "tartarus-context" and not warm:
+            if warm_up is None:
+                raise GuestFailed(f"template {self.template.id} runs no code contexts", fix="use a template with Python")
+            argv = (warm_up.interpreter, "/opt/tartarus/runner.py", "context")
+        sandbox = self.record.spec
+        env = {"PATH": PATH, "HOME": self._home, "USER": "root", "LANG": "C.UTF-8"}
+        if spec.tty:
+            env["TERM"] = "xterm-256color"
+        env |= self.template.env | sandbox.env | spec.env
+        return GuestExec(
+            argv=argv, env=env, cwd=spec.workdir or sandbox.workdir or self.template.workdir, stdin=spec.stdin,
+            tty=spec.tty, rows=spec.rows, cols=spec.cols, warm=warm, once=once and self.record.spec.command is not None,
+        )  # fmt: skip
+
+    def _require(self, state: State, doing: str) -> None:
+        if self.record.state is not state or self._ending is not None:
+            raise InvalidState(f"can't {doing} a sandbox that is {self.record.state.value}")
+
+    def _past_deadline(self) -> None:
+        self._spawn(self.kill(reason=Reason.TIMEOUT))
+
+    async def _watch_main(self, main: MainProcess) -> None:
+        try:
+            self._exit = await main.wait()
+        except TartarusError as error:
+            _log.info("main_command_lost", sandbox=self.record.id, error=str(error))
+            return
+        if self._ending is None:
+            self._ending = Reason.COMPLETED
+        await self.guest.destroy()
+
+    async def _watch_guest(self) -> None:
+        await asyncio.shield(self.guest.ended)
+        await self._finish()
+
+    async def _finish(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        state, changes = outcome(self._ending, self._exit, self.guest.stats().oom_kills)
+        try:
+            path = (state,) if state is State.LOST else (State.STOPPING, state)
+            self.record = await self._store.transition(self.record.id, _STARTED, *path, ended_at=time.time(), **changes)
+        except TartarusError as error:
+            _log.error("final_state_not_stored", sandbox=self.record.id, error=str(error))
+        if self.main is None:
+            self.log.end()
+        if not self._done.done():
+            self._done.set_result(self.record)
+        self._on_end(self)
+
+    async def _drain(self, main: MainProcess) -> None:
+        try:
+            while await main.read() is not None:
+                pass
+        except TartarusError as error:
+            _log.info("output_ended", sandbox=self.record.id, error=str(error))
+        finally:
+            self.log.end()
+
+    async def _cancel_after(self, process: GuestProcess, timer: asyncio.TimerHandle) -> None:
+        try:
+            await process.wait()
+        except TartarusError as error:
+            _log.debug("command_lost", sandbox=self.record.id, error=str(error))
+        finally:
+            timer.cancel()
+
+    def _spawn(self, work: object) -> None:
+        task = self._loop.create_task(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def outcome(ending: Reason | None, status: ExitStatus | None, oom_kills: int) -> tuple[State, dict[str, object]]:
+    """The final state and record fields, from why it ended, how its command exited, and out-of-memory kills."""
+    changes: dict[str, object] = {"reason": ending or Reason.LOST}
+    if status is not None:
+        changes |= {"exit_code": status.shell_status, "exit_signal": status.signal or None}
+    if ending is Reason.TIMEOUT:
+        return State.TIMED_OUT, changes | {"message": "the time limit passed"}
+    if ending is Reason.COMPLETED and status is not None:
+        if status.signal == signal.SIGKILL and oom_kills:
+            return State.FAILED, changes | {"reason": Reason.RESOURCE_LIMIT, "message": "killed: the memory limit was reached"}
+        return (State.SUCCEEDED if status.shell_status == 0 else State.FAILED), changes
+    if ending is None:
+        return State.LOST, changes | {"message": "its guest agent ended"}
+    return State.KILLED, changes

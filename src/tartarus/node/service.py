@@ -1,0 +1,225 @@
+"""The node: from a sandbox that was asked for to one that runs, and the keeping of all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import msgspec
+import structlog
+
+from tartarus.images import catalogue, prepare
+from tartarus.model.errors import GuestFailed, InvalidState, SandboxNotFound, TartarusError, TemplateNotFound
+from tartarus.model.ids import new_id
+from tartarus.model.sandbox import Isolation, Reason, SandboxRecord, SandboxSpec
+from tartarus.model.settings import Settings
+from tartarus.model.states import TERMINAL, State
+from tartarus.model.template import Template
+from tartarus.node import reconcile, selection
+from tartarus.node.levels import LevelReport, Levels
+from tartarus.node.outputlog import OutputLog, finished
+from tartarus.node.pool import SnapshotPool, host_meminfo
+from tartarus.node.sandbox import Sandbox
+from tartarus.runtimes.base import Guest, GuestRequest, RootFs
+from tartarus.store.sandboxes import SandboxStore
+from tartarus.telemetry.metrics import Metrics
+
+_log = structlog.get_logger("tartarus.node")
+_RECONCILE_EVERY_S = 60.0
+
+
+class Node:
+    """One host's sandboxes. `start` before use, `stop` at the end."""
+
+    def __init__(self, settings: Settings, store: SandboxStore, metrics: Metrics | None = None) -> None:
+        self._settings = settings
+        self._store = store
+        self._metrics = metrics or Metrics(settings.node_name)
+        self._levels = Levels(settings)
+        self._pool = SnapshotPool(self._levels.runtimes, host_meminfo)
+        self._live: dict[str, Sandbox] = {}
+        self._starting: set[str] = set()
+        self._rootfs: dict[str, RootFs] = {}
+        self._preparing: dict[str, asyncio.Lock] = {}
+        self._background: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    async def start(self) -> None:
+        """End what an earlier daemon left, then keep comparing."""
+        self._levels.open()
+        groups = await reconcile.groups_without_sandboxes(self._levels.hierarchy, set())
+        directories = reconcile.directories_without_sandboxes(self._settings.state_dir / "process", set())
+        lost = await reconcile.records_without_guests(self._store, set(), at_start=True)
+        if groups or directories or lost:
+            _log.info("cleaned_up", groups=groups, directories=directories, lost=lost)
+        self._background = asyncio.create_task(self._reconcile_forever())
+
+    async def stop(self, reason: Reason) -> None:
+        """End every sandbox with `reason`, then every template's parked guest."""
+        self._stopping = True
+        if self._background is not None:
+            self._background.cancel()
+        await asyncio.gather(*(sandbox.kill(reason=reason) for sandbox in list(self._live.values())), return_exceptions=True)
+        await self._pool.close()
+        await self._levels.close()
+
+    async def create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
+        """Make a sandbox and start its command. When this raises, nothing is left but the record of the failure."""
+        if self._stopping:
+            raise InvalidState("the daemon is stopping", fix="try again in a moment")
+        began = time.time()
+        clock = time.perf_counter()
+        template = self._template(spec.template)
+        isolation, why = selection.choose(spec, self._levels.unavailable)
+        record = SandboxRecord(
+            id=new_id("sbx"), tenant=tenant, name=spec.name, template=template.id, isolation=isolation,
+            isolation_reason=why, state=State.PENDING, spec=spec, created_at=began,
+        )  # fmt: skip
+        self._starting.add(record.id)
+        try:
+            record = await self._store.insert(record, State.SCHEDULED, State.STARTING)
+            return await self._start(record, template, clock)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._start_failed(record, "the caller went away", Reason.USER_REQUEST, State.KILLED))
+            raise
+        except TartarusError as error:
+            if record.state is State.STARTING:
+                await self._start_failed(record, str(error), Reason.START_FAILED, State.FAILED)
+            raise
+        finally:
+            self._starting.discard(record.id)
+
+    async def _start(self, record: SandboxRecord, template: Template, clock: float) -> Sandbox:
+        spec = record.spec
+        rootfs = await self._prepared(template)
+        warm = template.warm_up is not None and (spec.command is None or spec.command.argv[0] in template.warm_up.argv0)
+        snapshot, ready = await self._pool.get(rootfs, record.isolation, warm=warm)
+        runtime = self._levels.runtimes[record.isolation]
+        request = GuestRequest(
+            id=record.id, hostname=record.id, resources=spec.resources, mounts=spec.mounts, owner_uid=_uid_of(record.tenant)
+        )
+        guest = await runtime.clone(snapshot, request, warm=warm)
+        try:
+            sandbox = await self._run(record, template, guest)
+        except BaseException:
+            await asyncio.shield(guest.destroy())
+            raise
+        start_ms = round((time.perf_counter() - clock) * 1e3, 3)
+        try:
+            sandbox.record = await self._store.transition(
+                record.id, {State.STARTING}, State.RUNNING, started_at=time.time(), start_ms=start_ms, warm=warm and ready
+            )
+        except BaseException:
+            await asyncio.shield(guest.destroy())
+            raise
+        self._live[record.id] = sandbox
+        self._metrics.launched(template.id, start_ms / 1e3, warm=warm and ready)
+        sandbox.supervise()
+        return sandbox
+
+    async def _run(self, record: SandboxRecord, template: Template, guest: Guest) -> Sandbox:
+        await guest.channel.open()
+        home = self._levels.home(record)
+        sandbox = Sandbox(record, template, guest, self._store, self._log_of(record.id), home, self._ended)
+        main = sandbox.start_command(record.spec.command) if record.spec.command is not None else None
+        await guest.channel.ready()
+        if main is not None:
+            await main.started()
+        return sandbox
+
+    async def _start_failed(self, record: SandboxRecord, message: str, reason: Reason, state: State) -> None:
+        try:
+            await self._store.transition(
+                record.id, {State.STARTING}, state, ended_at=time.time(), reason=reason, message=message
+            )
+        except TartarusError as error:
+            _log.error("failure_not_stored", sandbox=record.id, error=str(error))
+
+    def live(self, tenant: str, id_or_name: str) -> Sandbox:
+        """A tenant's live sandbox by id, name or unique prefix of its id. Raises SandboxNotFound."""
+        exact = self._live.get(id_or_name)
+        if exact is not None and exact.record.tenant == tenant:
+            return exact
+        found = [
+            sandbox for sandbox in self._live.values()
+            if sandbox.record.tenant == tenant
+            and (sandbox.record.name == id_or_name or (len(id_or_name) >= 8 and sandbox.record.id.startswith(id_or_name)))
+        ]  # fmt: skip
+        if len(found) != 1:
+            raise SandboxNotFound(f"no live sandbox {id_or_name!r}", fix="tartarus ps --all lists yours")
+        return found[0]
+
+    async def templates(self) -> list[Template]:
+        """The templates that can be asked for."""
+        return list(catalogue().values())
+
+    async def levels(self) -> list[LevelReport]:
+        """What each isolation level can do here, proved by starting a guest at it."""
+        return await self._levels.prove(self._prove_level)
+
+    async def _prove_level(self, isolation: Isolation) -> None:
+        spec = SandboxSpec(isolation=isolation, timeout_s=30.0)
+        sandbox = await self.create("tartarus-doctor", spec)
+        await sandbox.kill()
+
+    def log(self, record: SandboxRecord) -> OutputLog:
+        """The output log of a sandbox, live or ended."""
+        sandbox = self._live.get(record.id)
+        return sandbox.log if sandbox is not None else finished(self._log_path(record.id))
+
+    def _log_path(self, sandbox_id: str):  # type: ignore[no-untyped-def]
+        return self._settings.state_dir / "logs" / f"{sandbox_id}.log"
+
+    def _log_of(self, sandbox_id: str) -> OutputLog:
+        return OutputLog(self._log_path(sandbox_id))
+
+    def _template(self, name: str) -> Template:
+        found = catalogue().get(name)
+        if found is None:
+            raise TemplateNotFound(f"no template {name!r}", fix=f"known: {', '.join(sorted(catalogue()))}")
+        return found
+
+    async def _prepared(self, template: Template) -> RootFs:
+        ready = self._rootfs.get(template.id)
+        if ready is not None:
+            return ready
+        async with self._preparing.setdefault(template.id, asyncio.Lock()):
+            if template.id not in self._rootfs:
+                uid_base = self._levels.id_map.base if self._levels.id_map.privileged else None
+                prepared = await prepare(template, self._settings, uid_base, _progress(template.id))
+                self._rootfs[template.id] = RootFs(prepared.template, prepared.layers, prepared.binds, prepared.digest)
+        return self._rootfs[template.id]
+
+    def _ended(self, sandbox: Sandbox) -> None:
+        self._live.pop(sandbox.record.id, None)
+        self._metrics.ended(sandbox.record)
+
+    async def _reconcile_forever(self) -> None:
+        while True:
+            try:
+                await self._reconcile_once()
+            except TartarusError as error:
+                _log.error("reconcile_failed", error=str(error))
+            await asyncio.sleep(_RECONCILE_EVERY_S)
+
+    async def _reconcile_once(self) -> None:
+        self._pool.relieve()
+        await reconcile.records_without_guests(self._store, set(self._live) | self._starting, at_start=False)
+        cutoff = time.time() - self._settings.ended_kept_s
+        await self._store.prune(cutoff)
+        for path in (self._settings.state_dir / "logs").glob("sbx-*"):
+            if path.stat().st_mtime < cutoff and path.name.split(".")[0] not in self._live:
+                path.unlink(missing_ok=True)
+
+
+def _uid_of(tenant: str) -> int:
+    prefix, _, number = tenant.partition("-")
+    return int(number) if prefix == "uid" and number.isdigit() else os.geteuid()
+
+
+def _progress(template_id: str):  # type: ignore[no-untyped-def]
+    def report(message: str) -> None:
+        _log.info("preparing", template=template_id, step=message)
+
+    return report

@@ -1,0 +1,129 @@
+"""What every isolation kind offers the node: `Runtime` makes guests, `Guest` is one of them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from tartarus.guest.channel import GuestChannel
+from tartarus.model.sandbox import Isolation, Mount, Resources, Stats
+from tartarus.model.template import Template
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What a level can do on this host. `missing` explains, in words, each thing it can't."""
+
+    warm_start: bool
+    pause: bool
+    own_network: bool
+    own_pids: bool
+    mounts: bool
+    memory_limit: str
+    cpu_limit: str
+    pids_limit: str
+    disk_limit: str
+    missing: tuple[str, ...] = ()
+
+
+class RootFs(msgspec.Struct, frozen=True):
+    """A template's prepared files: overlay lower directories (top first) and read-only binds."""
+
+    template: Template
+    layers: tuple[Path, ...]
+    binds: tuple[tuple[str, str], ...]
+    digest: str
+
+
+class GuestRequest(msgspec.Struct, frozen=True):
+    """What the node asks a runtime to make. `hostname` is also the cgroup's and log's name."""
+
+    id: str
+    hostname: str
+    resources: Resources
+    mounts: tuple[Mount, ...] = ()
+    owner_uid: int = 0
+
+
+class Guest(Protocol):
+    """A running guest. `ended` completes when its last process is gone and nothing of it is left."""
+
+    channel: GuestChannel
+    pid: int
+    warm: bool
+    ended: asyncio.Future[None]
+
+    async def pause(self) -> None:
+        """Stop all its processes until `resume`."""
+        ...
+
+    async def resume(self) -> None:
+        """Let its processes run again."""
+        ...
+
+    def stats(self) -> Stats:
+        """Its use of resources now."""
+        ...
+
+    async def destroy(self) -> None:
+        """End it at once, whatever it is doing, and remove what it used; safe to repeat."""
+        ...
+
+
+class Snapshot(Protocol):
+    """A warmed guest, ready to be cloned."""
+
+    rootfs: RootFs
+
+    @property
+    def alive(self) -> bool:
+        """Whether guests can still be made from it."""
+        ...
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether its interpreter is parked and ready."""
+        ...
+
+    async def warm(self) -> None:
+        """Start and warm the interpreter unless it is. Raises TemplateFailed with what it printed."""
+        ...
+
+    def cool(self) -> None:
+        """End the interpreter to give its memory back; guests cloned from it go on."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """Memory it holds while parked, in bytes."""
+        ...
+
+    async def close(self) -> None:
+        """End it. Guests cloned from it end too."""
+        ...
+
+
+class Runtime(Protocol):
+    """One isolation kind."""
+
+    isolation: Isolation
+
+    def capabilities(self) -> Capabilities:
+        """What it can do on this host."""
+        ...
+
+    async def snapshot(self, rootfs: RootFs) -> Snapshot:
+        """Prepare a template for cloning, cold. Raises IsolationUnavailable."""
+        ...
+
+    async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
+        """A new guest from a snapshot: `warm` ones carry the warmed interpreter, others only the agent.
+
+        Raises GuestFailed (naming the step) or NoSpace; nothing is left behind then.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release what the runtime holds, its snapshots included."""
+        ...

@@ -1,0 +1,317 @@
+"""Control groups for sandboxes, on v2 and on v1 or hybrid hosts, behind one class each.
+
+Limits go through the same names on both (`Limits`); what a host has no controller for is reported
+by `missing`, never skipped in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Protocol
+
+from tartarus.model.errors import GuestFailed, IsolationUnavailable
+from tartarus.model.sandbox import Resources, Stats
+
+_ROOT = Path("/sys/fs/cgroup")
+_V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "freezer")
+_V2_CONTROLLERS = ("memory", "cpu", "pids")
+_CPU_PERIOD_USEC = 100_000
+_HELPER_MEMORY_BYTES = 4 * 1024**2
+"""Added to a sandbox's memory limit for what is ours: the agent and the kernel's own structures."""
+
+
+class Cgroup(Protocol):
+    """One sandbox's group."""
+
+    def attach(self, pid: int) -> None:
+        """Move a process (and all that it will fork) in."""
+        ...
+
+    def freeze(self, frozen: bool) -> None:
+        """Stop or continue every process in it."""
+        ...
+
+    def stats(self, limit: int) -> Stats:
+        """Use now; `limit` is the memory limit to report, in bytes."""
+        ...
+
+    def kill(self) -> None:
+        """SIGKILL to every process in it."""
+        ...
+
+    def remove(self) -> bool:
+        """Remove it; False while a process is still leaving."""
+        ...
+
+
+class Hierarchy(Protocol):
+    """Where a daemon's groups live."""
+
+    version: str
+    missing: tuple[str, ...]
+
+    def create(self, name: str, resources: Resources | None) -> Cgroup:
+        """Make a group, with limits when given."""
+        ...
+
+    def existing(self) -> list[str]:
+        """Names of groups that are there, from this or an earlier daemon."""
+        ...
+
+    def open(self, name: str) -> Cgroup:
+        """An existing group."""
+        ...
+
+
+def _write(path: str, value: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _number(text: str) -> int:
+    word = text.split()[0] if text.split() else ""
+    return int(word) if word.isdigit() else 0
+
+
+def _field(text: str, name: str) -> int:
+    for line in text.splitlines():
+        if line.startswith(name + " "):
+            return int(line.split()[1])
+    return 0
+
+
+def _kill_all(procs_path: str) -> None:
+    for word in _read(procs_path).split():
+        try:
+            os.kill(int(word), signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _rmdir(path: str) -> bool:
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+class _V1Cgroup:
+    def __init__(self, paths: dict[str, str]) -> None:
+        self._paths = paths
+
+    def limit(self, resources: Resources) -> None:
+        memory = resources.memory_bytes + _HELPER_MEMORY_BYTES
+        if "memory" in self._paths:
+            base = self._paths["memory"]
+            _write(f"{base}/memory.limit_in_bytes", str(memory))
+            if os.path.exists(f"{base}/memory.memsw.limit_in_bytes"):
+                _write(f"{base}/memory.memsw.limit_in_bytes", str(memory))
+        if "cpu" in self._paths:
+            _write(f"{self._paths['cpu']}/cpu.cfs_quota_us", str(_quota(resources)))
+        if "pids" in self._paths:
+            _write(f"{self._paths['pids']}/pids.max", str(resources.pids + 1))
+
+    def attach(self, pid: int) -> None:
+        for path in self._paths.values():
+            _write(f"{path}/cgroup.procs", str(pid))
+
+    def freeze(self, frozen: bool) -> None:
+        if "freezer" not in self._paths:
+            raise GuestFailed("this host has no freezer cgroup", fix="mount the cgroup v1 freezer or use cgroup v2")
+        base = self._paths["freezer"]
+        for _ in range(1000):
+            _write(f"{base}/freezer.state", "FROZEN" if frozen else "THAWED")
+            if _read(f"{base}/freezer.state").strip() == ("FROZEN" if frozen else "THAWED"):
+                return
+            time.sleep(0.0002)
+        raise GuestFailed("the sandbox did not freeze")
+
+    def stats(self, limit: int) -> Stats:
+        memory = self._paths.get("memory", "")
+        return Stats(
+            memory_bytes=_number(_read(f"{memory}/memory.usage_in_bytes")),
+            memory_peak_bytes=_number(_read(f"{memory}/memory.max_usage_in_bytes")),
+            memory_limit_bytes=limit,
+            cpu_usec=_number(_read(f"{self._paths.get('cpuacct', '')}/cpuacct.usage")) // 1000,
+            pids=_number(_read(f"{self._paths.get('pids', '')}/pids.current")),
+            oom_kills=_field(_read(f"{memory}/memory.oom_control"), "oom_kill"),
+        )
+
+    def kill(self) -> None:
+        path = self._paths.get("pids") or next(iter(self._paths.values()))
+        if "freezer" in self._paths and os.path.exists(self._paths["freezer"]):
+            self.freeze(True)
+            _kill_all(f"{path}/cgroup.procs")
+            self.freeze(False)
+        _kill_all(f"{path}/cgroup.procs")
+
+    def remove(self) -> bool:
+        return all([_rmdir(path) for path in self._paths.values()])
+
+
+class _V1Hierarchy:
+    version = "v1"
+
+    def __init__(self, parent: str) -> None:
+        self._bases: dict[str, str] = {}
+        missing = []
+        for controller in _V1_CONTROLLERS:
+            base = _ROOT / controller / parent
+            try:
+                base.mkdir(exist_ok=True)
+            except OSError:
+                missing.append(controller)
+                continue
+            self._bases[controller] = str(base)
+        self.missing = tuple(missing)
+        if not self._bases:
+            raise IsolationUnavailable("no cgroup can be made", why="every v1 hierarchy refused")
+
+    def create(self, name: str, resources: Resources | None) -> Cgroup:
+        group = self.open(name)
+        for base in self._bases.values():
+            os.mkdir(f"{base}/{name}")
+        if resources is not None:
+            group.limit(resources)
+        return group
+
+    def open(self, name: str) -> _V1Cgroup:
+        return _V1Cgroup({controller: f"{base}/{name}" for controller, base in self._bases.items()})
+
+    def existing(self) -> list[str]:
+        names: set[str] = set()
+        for base in self._bases.values():
+            names.update(entry.name for entry in os.scandir(base) if entry.is_dir())
+        return sorted(names)
+
+
+class _V2Cgroup:
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def limit(self, resources: Resources, available: frozenset[str]) -> None:
+        if "memory" in available:
+            _write(f"{self._path}/memory.max", str(resources.memory_bytes + _HELPER_MEMORY_BYTES))
+            if os.path.exists(f"{self._path}/memory.swap.max"):
+                _write(f"{self._path}/memory.swap.max", "0")
+        if "cpu" in available:
+            _write(f"{self._path}/cpu.max", f"{_quota(resources)} {_CPU_PERIOD_USEC}")
+        if "pids" in available:
+            _write(f"{self._path}/pids.max", str(resources.pids + 1))
+
+    def attach(self, pid: int) -> None:
+        _write(f"{self._path}/cgroup.procs", str(pid))
+
+    def freeze(self, frozen: bool) -> None:
+        _write(f"{self._path}/cgroup.freeze", "1" if frozen else "0")
+        for _ in range(1000):
+            if _field(_read(f"{self._path}/cgroup.events"), "frozen") == int(frozen):
+                return
+            time.sleep(0.0002)
+        raise GuestFailed("the sandbox did not freeze")
+
+    def stats(self, limit: int) -> Stats:
+        return Stats(
+            memory_bytes=_number(_read(f"{self._path}/memory.current")),
+            memory_peak_bytes=_number(_read(f"{self._path}/memory.peak")),
+            memory_limit_bytes=limit,
+            cpu_usec=_field(_read(f"{self._path}/cpu.stat"), "usage_usec"),
+            pids=_number(_read(f"{self._path}/pids.current")),
+            oom_kills=_field(_read(f"{self._path}/memory.events"), "oom_kill"),
+        )
+
+    def kill(self) -> None:
+        if os.path.exists(f"{self._path}/cgroup.kill"):
+            _write(f"{self._path}/cgroup.kill", "1")
+        else:
+            _kill_all(f"{self._path}/cgroup.procs")
+
+    def remove(self) -> bool:
+        return _rmdir(self._path)
+
+
+class _V2Hierarchy:
+    version = "v2"
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        base.mkdir(exist_ok=True)
+        offered = frozenset(_read(str(base.parent / "cgroup.controllers")).split())
+        wanted = [controller for controller in _V2_CONTROLLERS if controller in offered]
+        for directory in (base.parent, base):
+            for controller in wanted:
+                try:
+                    _write(str(directory / "cgroup.subtree_control"), f"+{controller}")
+                except OSError:
+                    continue
+        self._available = frozenset(_read(str(base / "cgroup.subtree_control")).split())
+        self.missing = tuple(name for name in _V2_CONTROLLERS if name not in self._available)
+
+    def create(self, name: str, resources: Resources | None) -> Cgroup:
+        group = self.open(name)
+        os.mkdir(self._base / name)
+        if resources is not None:
+            group.limit(resources, self._available)
+        return group
+
+    def open(self, name: str) -> _V2Cgroup:
+        return _V2Cgroup(str(self._base / name))
+
+    def existing(self) -> list[str]:
+        return sorted(entry.name for entry in os.scandir(self._base) if entry.is_dir())
+
+
+def _quota(resources: Resources) -> int:
+    return max(1000, resources.cpu_milli * _CPU_PERIOD_USEC // 1000)
+
+
+def _delegated_v2_base(mount: Path, parent: str) -> Path:
+    """Where an unprivileged daemon may make groups: beside itself, in a subtree that systemd delegated.
+
+    cgroup v2 forbids processes in a group that hands controllers down, so the daemon first moves
+    into a leaf of its own.
+    """
+    own = next((line[3:].strip() for line in _read("/proc/self/cgroup").splitlines() if line.startswith("0::")), "/")
+    here = mount / own.strip("/")
+    if not os.access(here / "cgroup.procs", os.W_OK):
+        raise IsolationUnavailable("no cgroup may be made here", fix="run as root, or under systemd with Delegate=yes")
+    leaf = here / f"{parent}-daemon"
+    leaf.mkdir(exist_ok=True)
+    _write(str(leaf / "cgroup.procs"), str(os.getpid()))
+    return here / parent
+
+
+def open_hierarchy(state_dir: Path) -> Hierarchy:
+    """The groups of the daemon with this state directory. Raises IsolationUnavailable where none can be made.
+
+    The parent group's name comes from the state directory, so that two daemons on one host never
+    take each other's sandboxes for leftovers.
+    """
+    parent = "tartarus-" + hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:10]
+    if (_ROOT / "cgroup.controllers").exists():
+        base = _ROOT / parent if os.access(_ROOT, os.W_OK) else _delegated_v2_base(_ROOT, parent)
+        try:
+            return _V2Hierarchy(base)
+        except OSError as error:
+            raise IsolationUnavailable("no cgroup may be made here", why=error.strerror or str(error)) from error
+    if os.access(_ROOT / "pids", os.W_OK) or os.access(_ROOT / "memory", os.W_OK):
+        return _V1Hierarchy(parent)
+    raise IsolationUnavailable("no cgroup may be made here", fix="run as root, or under systemd with Delegate=yes")

@@ -1,0 +1,1 @@
+"""The container level: namespaces, a user-mapped root, an overlay, cgroup, seccomp and Landlock."""

@@ -1,0 +1,229 @@
+"""The two programs of the container level: how a nursery takes its place, and how each guest is boxed.
+
+Paths inside the nursery's mount namespace: `/.tartarus/l<i>` are the template's layers, `/.tartarus/box`
+is where each guest (in its own copy of the namespace) mounts a tmpfs that holds its overlay. Facts
+behind the order of steps: overlay refuses a lower directory with mounts below it, so layers are bound
+without submounts before the user namespace exists; a procfs can be mounted only by a process of the
+pid namespace that it shows, so the nursery forks first.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from tartarus.guest.program import Fd, Program
+from tartarus.model.sandbox import Isolation, Mount, Resources
+from tartarus.runtimes.base import RootFs
+from tartarus.runtimes.confine import caps, keyring, landlock, masks, rlimits, seccomp
+
+AT_FDCWD = -100
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
+    1, 2, 4, 8, 32, 4096, 16384, 1 << 18,
+)  # fmt: skip
+MNT_DETACH = 2
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+GUEST_FLAGS = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
+NURSERY_FLAGS = CLONE_NEWUSER | GUEST_FLAGS | CLONE_NEWCGROUP
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+MOVE_MOUNT_F_EMPTY_PATH = 4
+PR_SET_DUMPABLE = 4
+ECHILD, EEXIST, ENOENT = 10, 17, 2
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
+             ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"), ("core", "/proc/kcore"))  # fmt: skip
+SYS_VISIBLE = ("/sys/devices/system/cpu", "/sys/devices/system/node")
+FIRST_PASSED_MOUNT = 2
+"""Passed descriptors: 0 the channel, 1 the agent's executable, then the user's mounts."""
+HOSTNAME_PLACEHOLDER = "sbx-0000000000000000"
+
+
+def _mkdir(program: Program, path: str, mode: int = 0o755) -> None:
+    program.syscall("mkdirat", AT_FDCWD, path, mode, step=f"make {path}", ok=EEXIST)
+
+
+def _mount(program: Program, source: str, target: str, kind: str, flags: int, data: str, step: str) -> None:
+    program.syscall("mount", source, target, kind, flags, data, step=step)
+
+
+def _bind(program: Program, source: str, target: str, flags: int = 0, *, ok: int = 0) -> None:
+    program.syscall("mount", source, target, 0, MS_BIND | flags, 0, step=f"bind {target}", ok=ok)
+
+
+def _remount(program: Program, target: str, flags: int, *, ok: int = 0) -> None:
+    program.syscall(
+        "mount", 0, target, 0, MS_BIND | MS_REMOUNT | flags, 0, step=f"make {target} read-only", ok=ok
+    )
+
+
+def stage_program(stage: Path, rootfs: RootFs) -> Program:
+    """Gather layers, binds and devices below `stage`, in a mount namespace of the nursery's own, then leave the host.
+
+    Runs with the host's privileges (root), or inside a user namespace just made (rootless, where
+    `NURSERY_FLAGS` were unshared before).
+    """
+    base = str(stage)
+    program = Program()
+    program.syscall("mount", 0, "/", 0, MS_REC | MS_PRIVATE, 0, step="make mounts private")
+    _mount(program, "tmpfs", base, "tmpfs", MS_NOSUID, "size=1m,nr_inodes=1k,mode=755", "mount the staging tmpfs")
+    for index, layer in enumerate(rootfs.layers):
+        _mkdir(program, f"{base}/l{index}")
+        _bind(program, str(layer), f"{base}/l{index}")
+        _remount(program, f"{base}/l{index}", MS_RDONLY | MS_NOSUID | MS_NODEV)
+    for index, (source, _target) in enumerate(rootfs.binds):
+        _mkdir(program, f"{base}/b{index}")
+        _bind(program, source, f"{base}/b{index}")
+        _remount(program, f"{base}/b{index}", MS_RDONLY | MS_NOSUID | MS_NODEV)
+    _mkdir(program, f"{base}/dev")
+    _mount(program, "tmpfs", f"{base}/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "size=64k,nr_inodes=64,mode=755",
+           "mount the device directory")  # fmt: skip
+    for device in DEVICES:
+        program.syscall("mknodat", AT_FDCWD, f"{base}/dev/{device}", 0o100666, 0, step=f"make /dev/{device}")
+        _bind(program, f"/dev/{device}", f"{base}/dev/{device}")
+    for name, target in DEV_LINKS:
+        program.syscall("symlinkat", target, AT_FDCWD, f"{base}/dev/{name}", step=f"link /dev/{name}")
+    _mkdir(program, f"{base}/dev/pts")
+    _mkdir(program, f"{base}/dev/shm")
+    _mkdir(program, f"{base}/sys")
+    _mount(program, "tmpfs", f"{base}/sys", "tmpfs", MS_NOSUID | MS_NOEXEC | MS_NODEV, "size=64k,nr_inodes=64,mode=755",
+           "mount the sys directory")  # fmt: skip
+    for path in ("", "/devices", "/devices/system", "/fs", "/fs/cgroup", "/kernel", "/kernel/mm"):
+        _mkdir(program, f"{base}/sys{path}")
+    for visible in SYS_VISIBLE:
+        _mkdir(program, base + visible)
+        _bind(program, visible, base + visible, ok=ENOENT)
+        _remount(program, base + visible, MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    _mkdir(program, f"{base}/z")
+    return program
+
+
+def unshare_program(flags: int) -> Program:
+    """Leave the host's namespaces."""
+    program = Program()
+    program.syscall("unshare", flags, step="make namespaces (user namespaces may be switched off)")
+    return program
+
+
+def nursery_program(stage: Path, rootfs: RootFs) -> Program:
+    """As root of the new user namespace and pid 1 of the new pid namespace: stand inside the template's root."""
+    base = str(stage)
+    root = f"{base}/z/root"
+    program = Program()
+    program.syscall("setresgid", 0, 0, 0, step="become the namespace's root group")
+    program.syscall("setresuid", 0, 0, 0, step="become the namespace's root")
+    program.syscall("umask", 0o22, step="umask")
+    _mount(program, "tmpfs", f"{base}/z", "tmpfs", MS_NOSUID | MS_NODEV, "size=64m,mode=755", "mount the nursery's tmpfs")
+    for name in ("root", "up", "wk"):
+        _mkdir(program, f"{base}/z/{name}")
+    lower = ":".join(f"{base}/l{index}" for index in range(len(rootfs.layers)))
+    _overlay(program, lower, f"{base}/z/up", f"{base}/z/wk", root)
+    for index, (_source, target) in enumerate(rootfs.binds):
+        _bind(program, f"{base}/b{index}", root + target)
+    for name in ("dev", "sys"):
+        _bind(program, f"{base}/{name}", f"{root}/{name}", MS_REC)
+    _mount(program, "proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "", "mount the nursery's /proc")
+    _mkdir(program, f"{root}/.tartarus", 0o700)
+    _mount(program, "tmpfs", f"{root}/.tartarus", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=700",
+           "mount the nursery's own directory")  # fmt: skip
+    for index in range(len(rootfs.layers)):
+        _mkdir(program, f"{root}/.tartarus/l{index}")
+        _bind(program, f"{base}/l{index}", f"{root}/.tartarus/l{index}")
+    _mkdir(program, f"{root}/.tartarus/box")
+    _pivot(program, root)
+    program.syscall("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0, step="be undumpable")
+    return program
+
+
+def _overlay(program: Program, lower: str, upper: str, work: str, target: str) -> None:
+    options = f"lowerdir={lower},upperdir={upper},workdir={work},userxattr"
+    _mount(program, "overlay", target, "overlay", MS_NOSUID | MS_NODEV, options, "mount the overlay root")
+
+
+def _pivot(program: Program, root: str) -> None:
+    program.syscall("chdir", root, step="enter the new root")
+    program.syscall("pivot_root", ".", ".", step="change root")
+    program.syscall("umount2", ".", MNT_DETACH, step="let go of the old root")
+    program.syscall("chdir", "/", step="go to /")
+
+
+def box_program(rootfs: RootFs, resources: Resources, mounts: Sequence[Mount], *, landlock_abi: int) -> Program:
+    """What a guest does to itself between its birth and its agent: box, wait for its cgroup, drop everything.
+
+    The guest waits for one byte on its channel before it takes its cgroup namespace, because the
+    namespace's root is the group it stands in at that moment.
+    """
+    box, root = "/.tartarus/box", "/.tartarus/box/m"
+    program = Program()
+    program.syscall("umask", 0o22, step="umask")
+    inodes = max(4096, min(1 << 20, resources.disk_bytes // 8192))
+    _mount(program, "tmpfs", box, "tmpfs", MS_NOSUID | MS_NODEV, f"size={resources.disk_bytes},nr_inodes={inodes},mode=755",
+           "mount the sandbox's own storage")  # fmt: skip
+    for name in ("u", "w", "m", "e"):
+        _mkdir(program, f"{box}/{name}")
+    _mkdir(program, f"{box}/shm", 0o1777)
+    program.syscall("fchmodat", AT_FDCWD, f"{box}/shm", 0o1777, step="open /dev/shm to all")
+    lower = ":".join(f"/.tartarus/l{index}" for index in range(len(rootfs.layers)))
+    _overlay(program, lower, f"{box}/u", f"{box}/w", root)
+    for _source, target in rootfs.binds:
+        _bind(program, target, root + target)
+    for name in ("dev", "sys"):
+        _bind(program, f"/{name}", f"{root}/{name}", MS_REC)
+    _bind(program, f"{box}/shm", f"{root}/dev/shm")
+    _mount(program, "devpts", f"{root}/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620",
+           "mount /dev/pts")  # fmt: skip
+    _mount(program, "proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "", "mount /proc")
+    _network(program, root)
+    _mask(program, root, f"{box}/e")
+    program.syscall("sethostname", HOSTNAME_PLACEHOLDER, len(HOSTNAME_PLACEHOLDER), step="set the host name")
+    _pivot(program, root)
+    for index, mount in enumerate(mounts):
+        _user_mount(program, mount, FIRST_PASSED_MOUNT + index)
+    byte = program.blob(b"\0" * 8)
+    program.syscall("read", Fd(0), byte, 1, step="wait for the cgroup")
+    program.syscall("unshare", CLONE_NEWCGROUP, step="take a cgroup namespace")
+    rlimits.add_rlimits(program, resources, Isolation.CONTAINER)
+    keyring.add_keyring(program)
+    caps.add_capability_drop(program)
+    landlock.add_container_landlock(program, landlock_abi, [mount.target for mount in mounts if not mount.read_only])
+    seccomp.add_seccomp(program, Isolation.CONTAINER)
+    return program
+
+
+def _network(program: Program, root: str) -> None:
+    """Loopback up, and its low ports free to use: the guest's root has no capability to take them."""
+    sock = program.slot()
+    program.syscall("socket", 2, 2, 0, store=sock, step="open a socket")
+    request = program.blob(struct.pack("<16sH22x", b"lo", IFF_UP))
+    program.syscall("ioctl", sock, SIOCSIFFLAGS, request, step="bring up loopback")
+    program.syscall("close", sock, step="close the socket")
+    file = program.slot()
+    program.syscall("openat", AT_FDCWD, f"{root}/proc/sys/net/ipv4/ip_unprivileged_port_start", 1, 0, store=file,
+                    step="open the port range")  # fmt: skip
+    program.syscall("write", file, program.blob(b"0"), 1, step="free the low ports")
+    program.syscall("close", file, step="close the port range")
+
+
+def _mask(program: Program, root: str, empty: str) -> None:
+    for path in masks.READ_ONLY_PATHS:
+        _bind(program, root + path, root + path, MS_REC, ok=ENOENT)
+        _remount(program, root + path, MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, ok=ENOENT)
+    for path in masks.MASKED_FILES:
+        _bind(program, "/dev/null", root + path, ok=ENOENT)
+    for path in masks.MASKED_DIRECTORIES:
+        _bind(program, empty, root + path, ok=ENOENT)
+        _remount(program, root + path, MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, ok=ENOENT)
+
+
+def _user_mount(program: Program, mount: Mount, fd_index: int) -> None:
+    """Attach a mount that the host prepared; runs in the new root, so the template's links can't lead outside."""
+    parts = mount.target.strip("/").split("/")
+    for depth in range(1, len(parts)):
+        _mkdir(program, "/" + "/".join(parts[:depth]))
+    if Path(mount.source).is_dir():
+        _mkdir(program, mount.target)
+    else:
+        program.syscall("mknodat", AT_FDCWD, mount.target, 0o100644, 0, step=f"make {mount.target}", ok=EEXIST)
+    program.syscall("move_mount", Fd(fd_index), "", AT_FDCWD, mount.target, MOVE_MOUNT_F_EMPTY_PATH,
+                    step=f"mount {mount.source} at {mount.target}")  # fmt: skip

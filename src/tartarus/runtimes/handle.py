@@ -1,0 +1,124 @@
+"""One running guest of the kinds that are processes of this host: container and process level."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+
+from tartarus.guest.channel import GuestChannel
+from tartarus.model.errors import GuestFailed, Unsupported
+from tartarus.model.sandbox import Resources, Stats
+from tartarus.runtimes.cgroups import Cgroup
+from tartarus.runtimes.nursery import Clone
+
+_REMOVE_ATTEMPTS = 200
+_AGENT_GRACE_S = 2.0
+
+
+class HostGuest:
+    """Holds a guest's first process (by pidfd), its channel and its cgroup; gives all back when it ends."""
+
+    def __init__(
+        self,
+        clone: Clone,
+        channel: GuestChannel,
+        cgroup: Cgroup | None,
+        resources: Resources,
+        *,
+        warm: bool,
+        shared_pids: bool = False,
+        after_end: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.channel = channel
+        self.pid = clone.pid
+        self.warm = warm
+        self._pidfd = clone.pidfd
+        self._cgroup = cgroup
+        self._resources = resources
+        self._shared_pids = shared_pids
+        self._after_end = after_end
+        self._paused = False
+        self._final_stats: Stats | None = None
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(self._pidfd, self._first_process_gone)
+        self._cleanup: asyncio.Task[None] | None = None
+
+    async def pause(self) -> None:
+        """Freeze its cgroup."""
+        self._require_cgroup("pause").freeze(True)
+        self._paused = True
+
+    async def resume(self) -> None:
+        """Thaw its cgroup."""
+        self._require_cgroup("resume").freeze(False)
+        self._paused = False
+
+    def stats(self) -> Stats:
+        """Use now, or what it was at the end."""
+        if self._final_stats is not None:
+            return self._final_stats
+        if self._cgroup is None:
+            return Stats(memory_limit_bytes=self._resources.memory_bytes)
+        return self._cgroup.stats(self._resources.memory_bytes)
+
+    async def destroy(self) -> None:
+        """End it: the kernel kills all of a pid namespace with its first process.
+
+        Without one, the agent kills what it started when its channel closes, and is killed itself
+        only when that takes too long.
+        """
+        if self._shared_pids and not self.ended.done():
+            if self._cgroup is not None:
+                self._cgroup.kill()
+            self.channel.close()
+            await asyncio.wait([self.ended], timeout=_AGENT_GRACE_S)
+        if not self.ended.done():
+            self._kill()
+        await asyncio.shield(self.ended)
+
+    def _kill(self) -> None:
+        if self._pidfd < 0:
+            return
+        try:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        if self._paused and self._cgroup is not None:
+            # cgroup v1 delivers no signal to a frozen process, not even SIGKILL.
+            self._cgroup.freeze(False)
+
+    def _require_cgroup(self, doing: str) -> Cgroup:
+        if self._cgroup is None:
+            raise Unsupported(
+                f"can't {doing} this sandbox", why="this host lets the daemon make no cgroup", fix="run the daemon as root"
+            )
+        return self._cgroup
+
+    def _first_process_gone(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self._cleanup = self._loop.create_task(self._clean_up())
+
+    async def _clean_up(self) -> None:
+        try:
+            if self._cgroup is not None:
+                self._final_stats = self._cgroup.stats(self._resources.memory_bytes)
+                await self._remove(self._cgroup)
+            if self._after_end is not None:
+                await self._after_end()
+        finally:
+            self.channel.close()
+            if not self.ended.done():
+                self.ended.set_result(None)
+
+    async def _remove(self, cgroup: Cgroup) -> None:
+        for attempt in range(_REMOVE_ATTEMPTS):
+            if cgroup.remove():
+                return
+            cgroup.kill()
+            await asyncio.sleep(0.0005 * min(attempt + 1, 20))
+        raise GuestFailed("a sandbox's cgroup can't be removed", why="a process in it does not end")

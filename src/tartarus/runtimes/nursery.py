@@ -1,0 +1,266 @@
+"""The host's hold on a nursery process and the warmed interpreter (zygote) inside it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Sequence
+
+from tartarus.guest.binary import agent_memfd
+from tartarus.guest.program import Program
+from tartarus.model.errors import GuestFailed, NoSpace, TemplateFailed
+from tartarus.model.template import Template
+from tartarus.runtimes.packets import Answer, ControlSocket
+
+_CLONE = struct.Struct("<QI")
+_ZYGOTE_LOG_BYTES = 8192
+WARM_UP_TIMEOUT_S = 120.0
+GUEST_PREFIX = "/opt/tartarus"
+"""Where a template keeps its runner and virtual environment, as its guests see it."""
+_EXHAUSTED = {11, 12, 23, 24, 28}  # EAGAIN, ENOMEM, ENFILE, EMFILE, ENOSPC
+
+
+class Clone:
+    """One process that a nursery or zygote forked: its host pid and a pidfd that stays its own."""
+
+    __slots__ = ("pid", "pidfd")
+
+    def __init__(self, pidfd: int) -> None:
+        self.pidfd = pidfd
+        self.pid = pid_of(pidfd)
+
+
+def pid_of(pidfd: int) -> int:
+    """The host's pid of a pidfd; -1 when that process is gone."""
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
+        for line in info:
+            if line.startswith("Pid:"):
+                return int(line.split()[1])
+    return -1
+
+
+class Nursery:
+    """A running nursery. Closing its socket ends it, and with it every guest it made."""
+
+    def __init__(self, control: ControlSocket, pid: int, what: str) -> None:
+        self.control = control
+        self.pid = pid
+        self.what = what
+
+    @classmethod
+    async def spawn(cls, what: str, *, shared_pids: bool) -> Nursery:
+        """Start one, unconfined yet: `run` and `fork` make it a template's."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        executable = agent_memfd()
+        try:
+            argv = ["tartarus-guest", "nursery", "--shared-pids" if shared_pids else "--own-pids"]
+            pid = os.posix_spawn(
+                f"/proc/self/fd/{executable}",
+                argv,
+                {},
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_RDWR, 0),
+                    (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_RDWR, 0),
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
+                ],
+                setsid=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise GuestFailed("the nursery can't be started", why=error.strerror or str(error)) from error
+        finally:
+            theirs.close()
+            os.close(executable)
+        return cls(ControlSocket(ours, f"nursery of {what}"), pid, what)
+
+    async def run(self, program: Program, fds: Sequence[int] = ()) -> None:
+        """Run a program in the nursery itself. Raises GuestFailed naming the step."""
+        answer = await self.control.request(b"TRUN", program.encode(), fds)
+        if answer.error:
+            raise step_failed(f"preparing {self.what}", program.steps, answer.value, answer.error)
+
+    async def fork(self) -> None:
+        """Let a child go on as pid 1 of the pid namespace that a program unshared."""
+        parent = self.pid
+        answer = self._check(await self.control.request(b"TFRK"), "fork")
+        self.pid = pid_of(answer.pidfd)
+        os.close(answer.pidfd)
+        await asyncio.to_thread(os.waitpid, parent, 0)
+
+    async def clone(self, encoded: bytes, flags: int, fds: Sequence[int]) -> Clone:
+        """Fork a guest that runs an encoded program and becomes the agent. `fds[0]` is its channel."""
+        return await clone(self.control, encoded, flags, fds, self.what)
+
+    async def start_zygote(self, argv: Sequence[str], env: dict[str, str], *, timeout_s: float) -> Zygote:
+        """Start the warm interpreter and wait until it is parked. Raises TemplateFailed with what it printed."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        log_read, log_write = os.pipe()
+        try:
+            body = _strings(argv) + _strings([f"{name}={value}" for name, value in env.items()])
+            answer = self._check(
+                await self.control.request(b"TZYG", body, [theirs.fileno(), log_write]), "start the interpreter"
+            )
+        except BaseException:
+            ours.close()
+            os.close(log_read)
+            raise
+        finally:
+            theirs.close()
+            os.close(log_write)
+        zygote = Zygote(ControlSocket(ours, f"warm interpreter of {self.what}"), answer.pidfd)
+        try:
+            await zygote.wait_ready(timeout_s, log_read, self.what)
+        except BaseException:
+            zygote.close()
+            raise
+        finally:
+            os.close(log_read)
+        return zygote
+
+    async def sweep(self) -> None:
+        """Kill orphans whose guest agent is gone; needed only where guests share the host's pids."""
+        await self.control.request(b"TSWP")
+
+    def close(self) -> None:
+        """Let it end."""
+        self.control.close()
+
+    def _check(self, answer: Answer, doing: str) -> Answer:
+        if answer.error:
+            raise exhausted_or_failed(f"the nursery of {self.what} can't {doing}", answer.error)
+        return answer
+
+
+class Zygote:
+    """A parked, warmed interpreter that forks guests carrying it."""
+
+    def __init__(self, control: ControlSocket, pidfd: int) -> None:
+        self.control = control
+        self.pid = pid_of(pidfd)
+        os.close(pidfd)
+
+    async def wait_ready(self, timeout_s: float, log_fd: int, what: str) -> None:
+        """Wait for the READY packet; turn anything else into TemplateFailed."""
+        os.set_blocking(log_fd, False)
+        try:
+            banner = await asyncio.wait_for(asyncio.shield(self.control.banner), timeout_s)
+        except TimeoutError:
+            raise TemplateFailed(
+                f"warming {what} took more than {timeout_s:g} s", fix="make the warm-up shorter"
+            ) from None
+        if banner[:4] == b"TRDY":
+            return
+        said = banner[8:].decode("utf-8", "replace") if banner[:4] == b"TERR" else ""
+        raise TemplateFailed(f"warming {what} failed", why=(said or _read_all(log_fd) or "it ended at once").strip())
+
+    def close(self) -> None:
+        """Let it end; guests cloned from it go on."""
+        self.control.close()
+
+
+class WarmNursery:
+    """A template's nursery with, once it was asked for, a zygote: what snapshots of this host's kinds share."""
+
+    def __init__(self, nursery: Nursery, argv: Sequence[str], env: dict[str, str]) -> None:
+        self.nursery = nursery
+        self._zygote: Zygote | None = None
+        self._argv = argv
+        self._env = env
+
+    @property
+    def alive(self) -> bool:
+        """Whether guests can still be made from it."""
+        return not self.nursery.control.closed.done()
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether its interpreter is parked and ready."""
+        return self._zygote is not None and not self._zygote.control.closed.done()
+
+    async def warm(self) -> None:
+        """Start and warm the interpreter unless it is."""
+        if not self.is_warm:
+            self._zygote = await self.nursery.start_zygote(self._argv, self._env, timeout_s=WARM_UP_TIMEOUT_S)
+
+    def cool(self) -> None:
+        """End the interpreter; guests cloned from it go on."""
+        if self._zygote is not None:
+            self._zygote.close()
+            self._zygote = None
+
+    def zygote_memory_bytes(self) -> int:
+        """Resident memory of the parked interpreter."""
+        try:
+            with open(f"/proc/{self._zygote.pid if self._zygote else 0}/statm", encoding="ascii") as statm:
+                return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:
+            return 0
+
+    async def clone(self, encoded: bytes, flags: int, fds: Sequence[int], *, warm: bool) -> Clone:
+        """Fork a guest, from the warmed interpreter when `warm`."""
+        source = self._zygote.control if warm and self._zygote is not None else self.nursery.control
+        return await clone(source, encoded, flags, fds, self.nursery.what)
+
+    async def end(self) -> None:
+        """End both and wait until the nursery is gone; reap it where it is our child."""
+        self.cool()
+        self.nursery.close()
+        for _ in range(5000):
+            try:
+                if os.waitpid(self.nursery.pid, os.WNOHANG)[0] == self.nursery.pid:
+                    return
+            except ChildProcessError:
+                if not os.path.exists(f"/proc/{self.nursery.pid}"):
+                    return
+            await asyncio.sleep(0.001)
+
+
+async def clone(control: ControlSocket, encoded: bytes, flags: int, fds: Sequence[int], what: str) -> Clone:
+    """Ask a nursery or zygote for a guest. Raises GuestFailed or NoSpace."""
+    answer = await control.request(b"TCLN", _CLONE.pack(flags, len(encoded)) + encoded, fds)
+    if answer.error:
+        raise exhausted_or_failed(f"can't fork a guest of {what}", answer.error)
+    return Clone(answer.pidfd)
+
+
+def step_failed(what: str, steps: Sequence[str], step: int, error: int) -> GuestFailed | NoSpace:
+    """The error for a program that stopped at a step."""
+    name = steps[step] if 0 <= step < len(steps) else f"step {step}"
+    return exhausted_or_failed(f"{what} failed at {name!r}", error)
+
+
+def exhausted_or_failed(what: str, error: int) -> GuestFailed | NoSpace:
+    """NoSpace where the host ran out of something, else GuestFailed."""
+    if error in _EXHAUSTED:
+        return NoSpace(what, why=os.strerror(error), fix="end other sandboxes or raise the host's limits")
+    return GuestFailed(what, why=os.strerror(error), fix="tartarus doctor shows what this host lacks")
+
+
+def _strings(items: Sequence[str]) -> bytes:
+    encoded = [item.encode("utf-8", "surrogateescape") for item in items]
+    return struct.pack("<I", len(encoded)) + b"".join(struct.pack("<I", len(item)) + item for item in encoded)
+
+
+def _read_all(fd: int) -> str:
+    try:
+        return os.read(fd, _ZYGOTE_LOG_BYTES).decode("utf-8", "replace")[-2000:]
+    except BlockingIOError:
+        return ""
+
+
+def warm_command(template: Template, prefix: str = GUEST_PREFIX) -> tuple[list[str], dict[str, str]]:
+    """How a template's warm interpreter is started: argv and environment.
+
+    `prefix` is where the template's `/opt/tartarus` lies for the process that starts it.
+    """
+    warm_up = template.warm_up
+    if warm_up is None:
+        raise TemplateFailed(f"template {template.id} has no warm-up")
+    env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8", **template.env}
+    argv = [warm_up.interpreter, f"{GUEST_PREFIX}/runner.py", "zygote", "--control=3", f"--imports={','.join(warm_up.imports)}"]
+    return [word.replace(GUEST_PREFIX, prefix) for word in argv], {
+        name: value.replace(GUEST_PREFIX, prefix) for name, value in env.items()
+    }

@@ -1,0 +1,1 @@
+"""The process level: Landlock, seccomp and rlimits around an ordinary process; needs no privilege."""

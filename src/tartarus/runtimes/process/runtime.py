@@ -1,0 +1,171 @@
+"""The process level's `Runtime`: ordinary processes that gave up everything they do not need.
+
+There is no mount namespace, so paths are the host's: a sandbox works in a directory of its own and
+sees, read-only, what programs need to run. There is no pid namespace either: the guest agent is the
+subreaper of all that runs in the sandbox and ends it. As root each sandbox gets a user id of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from tartarus.guest.binary import agent_memfd
+from tartarus.guest.channel import GuestChannel
+from tartarus.guest.program import Fd, Program
+from tartarus.model.errors import GuestFailed, Unsupported
+from tartarus.model.sandbox import Isolation
+from tartarus.runtimes.base import Capabilities, Guest, GuestRequest, RootFs, Snapshot
+from tartarus.runtimes.cgroups import Cgroup, Hierarchy
+from tartarus.runtimes.confine import caps, keyring, landlock, rlimits, seccomp
+from tartarus.runtimes.handle import HostGuest
+from tartarus.runtimes.idmap import PRIVILEGED_BASE, SPAN
+from tartarus.runtimes.nursery import GUEST_PREFIX, Clone, Nursery, WarmNursery, warm_command
+
+_FIRST_UID = PRIVILEGED_BASE + SPAN
+_UIDS = 32768
+
+
+class ProcessSnapshot(WarmNursery):
+    """A template's nursery and zygote at process level."""
+
+    def __init__(self, rootfs: RootFs, nursery: Nursery) -> None:
+        argv, env = warm_command(rootfs.template, guest_prefix(rootfs))
+        super().__init__(nursery, argv, env)
+        self.rootfs = rootfs
+
+    def memory_bytes(self) -> int:
+        """Memory that the zygote holds."""
+        return self.zygote_memory_bytes()
+
+    async def close(self) -> None:
+        """End the nursery; it ends what is left below it."""
+        await self.end()
+
+
+class ProcessRuntime:
+    """Makes process-level guests; needs no privilege."""
+
+    isolation = Isolation.PROCESS
+
+    def __init__(self, state_dir: Path, hierarchy: Hierarchy | None) -> None:
+        self._base = state_dir / "process"
+        self._base.mkdir(parents=True, exist_ok=True)
+        self._base.chmod(0o711)
+        self._hierarchy = hierarchy
+        self._privileged = os.geteuid() == 0
+        self._landlock_abi = landlock.abi()
+        self._agent_fd = agent_memfd()
+        self._snapshots: set[ProcessSnapshot] = set()
+        self._count = 0
+
+    def capabilities(self) -> Capabilities:
+        """What this host gives the level."""
+        groups = self._hierarchy
+        lacking = set(groups.missing) if groups else {"memory", "cpu", "pids"}
+        return Capabilities(
+            warm_start=True,
+            pause=groups is not None,
+            own_network=False,
+            own_pids=False,
+            mounts=False,
+            memory_limit="each process (rlimit)" if "memory" in lacking else "cgroup",
+            cpu_limit="none" if "cpu" in lacking else "cgroup",
+            pids_limit="each user (rlimit)" if "pids" in lacking else "cgroup",
+            disk_limit="each file (rlimit)",
+            missing=tuple(landlock.unenforceable(self._landlock_abi)),
+        )
+
+    async def snapshot(self, rootfs: RootFs) -> Snapshot:
+        """Start a template's nursery."""
+        nursery = await Nursery.spawn(f"template {rootfs.template.id}", shared_pids=True)
+        snapshot = ProcessSnapshot(rootfs, nursery)
+        self._snapshots.add(snapshot)
+        return snapshot
+
+    async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
+        """Fork a guest that confines itself to a fresh directory."""
+        assert isinstance(snapshot, ProcessSnapshot)
+        if request.mounts:
+            raise Unsupported("a process-level sandbox has no mounts", fix="use --isolation container, or tartarus cp")
+        self._count += 1
+        uid = _FIRST_UID + self._count % _UIDS if self._privileged else os.getuid()
+        home = self._make_home(request.id, uid)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        cgroup: Cgroup | None = None
+        born: Clone | None = None
+        try:
+            program = self._program(snapshot.rootfs, request, home, uid)
+            if self._hierarchy is not None:
+                cgroup = self._hierarchy.create(request.id, request.resources)
+            fds = [theirs.fileno(), self._agent_fd]
+            born = await snapshot.clone(program.encode(), 0, fds, warm=warm)
+            if cgroup is not None and born.pid > 0:
+                cgroup.attach(born.pid)
+            ours.send(b"\0")
+        except BaseException as error:
+            ours.close()
+            if born is not None:
+                os.close(born.pidfd)
+            if cgroup is not None:
+                cgroup.kill()
+                cgroup.remove()
+            shutil.rmtree(home, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise GuestFailed("the guest's cgroup can't be set up", why=str(error)) from error
+            raise
+        finally:
+            theirs.close()
+
+        async def after_end() -> None:
+            if not snapshot.nursery.control.closed.done():
+                await snapshot.nursery.sweep()
+            await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
+
+        channel = GuestChannel(ours, steps=program.steps)
+        return HostGuest(born, channel, cgroup, request.resources, warm=warm, shared_pids=True, after_end=after_end)
+
+    def _make_home(self, name: str, uid: int) -> Path:
+        home = self._base / name
+        home.mkdir(mode=0o700)
+        (home / "tmp").mkdir(mode=0o700)
+        if self._privileged:
+            os.chown(home, uid, uid)
+            os.chown(home / "tmp", uid, uid)
+        return home
+
+    def home(self, name: str) -> Path:
+        """The directory of a sandbox: its working directory, home and temporary directory."""
+        return self._base / name
+
+    def _program(self, rootfs: RootFs, request: GuestRequest, home: Path, uid: int) -> Program:
+        program = Program()
+        program.syscall("read", Fd(0), program.blob(b"\0" * 8), 1, step="wait for the cgroup")
+        program.syscall("umask", 0o22, step="umask")
+        program.syscall("chdir", str(home), step="enter the working directory")
+        rlimits.add_rlimits(program, request.resources, Isolation.PROCESS)
+        keyring.add_keyring(program)
+        if self._privileged:
+            program.syscall("setgroups", 0, 0, step="leave all groups")
+            program.syscall("setresgid", uid, uid, uid, step="take a group of its own")
+            program.syscall("setresuid", uid, uid, uid, step="take a user of its own")
+        caps.add_capability_drop(program)
+        readable = [str(layer) for layer in rootfs.layers]
+        landlock.add_process_landlock(program, self._landlock_abi, readable=readable, writable=[str(home)])
+        seccomp.add_seccomp(program, Isolation.PROCESS)
+        return program
+
+    async def close(self) -> None:
+        """End every nursery."""
+        for snapshot in list(self._snapshots):
+            await snapshot.close()
+        self._snapshots.clear()
+        os.close(self._agent_fd)
+
+
+def guest_prefix(rootfs: RootFs) -> str:
+    """Where the template's `/opt/tartarus` lies on the host: its guests see the host's paths."""
+    return f"{rootfs.layers[0]}{GUEST_PREFIX}"
