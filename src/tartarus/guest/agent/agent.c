@@ -1,0 +1,380 @@
+/* The session: one loop over everything that can happen, one table of what the host can ask. */
+#include "session.h"
+
+#include "exec.h"
+#include "kill.h"
+#include "runner.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+
+enum { EXIT_SETUP = 125, EVENTS = 32, FEATURE_RUNNER = 1, FEATURE_OWN_PIDS = 2, SOCKET_BUFFER = 1 << 20 };
+
+int64_t monotonic_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+bool session_watch(struct session *session, int fd, struct source *source, uint32_t events)
+{
+	struct epoll_event event = {.events = events | EPOLLET, .data.ptr = source};
+
+	return epoll_ctl(session->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+void stream_add(struct session *session, struct stream *stream, const struct stream_kind *kind, uint32_t id)
+{
+	stream->kind = kind;
+	stream->id = id;
+	stream->next = session->streams;
+	session->streams = stream;
+	session->n_streams++;
+}
+
+void stream_end(struct stream *stream)
+{
+	stream->ended = true;
+}
+
+static struct stream *stream_find(struct session *session, uint32_t id)
+{
+	for (struct stream *stream = session->streams; stream != NULL; stream = stream->next)
+		if (stream->id == id && !stream->ended)
+			return stream;
+	return NULL;
+}
+
+static void free_stream(struct session *session, struct stream *stream)
+{
+	if (stream->kind->destroy != NULL)
+		stream->kind->destroy(session, stream);
+	free(stream);
+	session->n_streams--;
+}
+
+static void sweep_streams(struct session *session, bool all)
+{
+	struct stream **link = &session->streams;
+
+	while (*link != NULL) {
+		struct stream *stream = *link;
+
+		if (!stream->ended && !all) {
+			link = &stream->next;
+			continue;
+		}
+		*link = stream->next;
+		free_stream(session, stream);
+	}
+}
+
+static int on_hello(struct session *session, struct cursor *payload)
+{
+	uint8_t ready[12];
+	uint32_t version = get_u32(payload);
+
+	if (!cursor_done(payload) || session->greeted || version != PROTOCOL_VERSION)
+		return -EPROTO;
+	session->greeted = true;
+	put_u32(ready, PROTOCOL_VERSION);
+	put_u32(ready + 4, (uint32_t)getpid());
+	put_u32(ready + 8, (session->runner != NULL ? FEATURE_RUNNER : 0) |
+				   (session->config.own_pid_namespace ? FEATURE_OWN_PIDS : 0));
+	out_frame(session, F_READY, 0, ready, sizeof ready);
+	return 0;
+}
+
+static int on_shutdown(struct session *session, struct cursor *payload)
+{
+	uint32_t grace_ms = get_u32(payload);
+
+	if (!cursor_done(payload))
+		return -EPROTO;
+	if (grace_ms == 0) {
+		session->over = true;
+		return 0;
+	}
+	signal_everybody(session, SIGTERM);
+	session->deadline_ms = monotonic_ms() + grace_ms;
+	session->child_ended = true; /* perhaps nobody is there to wait for */
+	return 0;
+}
+
+/* Frames of stream 0: the session itself. */
+static int session_frame(struct session *session, const struct frame *frame, const uint8_t *bytes,
+			 struct cursor *payload)
+{
+	switch (frame->type) {
+	case F_SHUTDOWN:
+		return on_shutdown(session, payload);
+	case F_PING:
+		out_frame(session, F_PONG, 0, bytes, frame->length);
+		return 0;
+	default:
+		return -EPROTO;
+	}
+}
+
+/* Frames that begin a stream. */
+static int open_stream(struct session *session, const struct frame *frame, const uint8_t *bytes)
+{
+	/* Host ids only grow, so one that was used before can't be mistaken for a new one. */
+	if (frame->stream <= session->last_stream)
+		return -EPROTO;
+	session->last_stream = frame->stream;
+	if (session->n_streams >= STREAMS_MAX) {
+		out_error(session, frame->stream, EMFILE, "streams");
+		return 0;
+	}
+	switch (frame->type) {
+	case F_EXEC:
+		return exec_open(session, frame->stream, bytes, frame->length);
+	default:
+		return -EPROTO;
+	}
+}
+
+static bool opens_stream(uint8_t type)
+{
+	switch (type) {
+	case F_EXEC:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static int on_control(void *context, const struct frame *frame, const uint8_t *bytes)
+{
+	struct session *session = context;
+	struct cursor payload = cursor_over(bytes, frame->length);
+
+	if (frame->type == F_HELLO)
+		return on_hello(session, &payload);
+	if (!session->greeted)
+		return -EPROTO;
+	if (frame->stream == 0)
+		return session_frame(session, frame, bytes, &payload);
+	if (opens_stream(frame->type))
+		return open_stream(session, frame, bytes);
+	struct stream *stream = stream_find(session, frame->stream);
+	/* It ended while the host still wrote to it. */
+	if (stream == NULL)
+		return frame->stream <= session->last_stream ? 0 : -EPROTO;
+	return stream->kind->control == NULL ? -EPROTO : stream->kind->control(session, stream, frame, &payload);
+}
+
+static int on_data(void *context, const struct frame *frame, const uint8_t *bytes, uint32_t size)
+{
+	struct session *session = context;
+	struct stream *stream = stream_find(session, frame->stream);
+
+	if (stream == NULL)
+		return session->greeted && frame->stream <= session->last_stream ? 0 : -EPROTO;
+	return stream->kind->data == NULL ? -EPROTO : stream->kind->data(session, stream, frame->type, bytes, size);
+}
+
+static void read_channel(struct session *session)
+{
+	static const struct frame_sink sink = {on_control, on_data};
+	static uint8_t bytes[READ_SIZE];
+	ssize_t n = recv(session->config.channel_fd, bytes, sizeof bytes, MSG_DONTWAIT);
+
+	if (n < 0 && errno == EINTR)
+		return;
+	if (n < 0 && errno == EAGAIN) {
+		session->channel_readable = false;
+		return;
+	}
+	if (n <= 0 || decoder_feed(&session->decoder, bytes, (size_t)n, &sink, session) != 0)
+		session->over = true;
+}
+
+static void channel_ready(struct session *session, struct source *source, uint32_t events)
+{
+	(void)source;
+	if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0)
+		session->channel_readable = true;
+	if ((events & EPOLLOUT) != 0)
+		session->out.blocked = false;
+}
+
+static void signal_ready(struct session *session, struct source *source, uint32_t events)
+{
+	struct signalfd_siginfo info[4];
+
+	(void)source;
+	(void)events;
+	while (read(session->signal_fd, info, sizeof info) > 0)
+		session->child_ended = true;
+}
+
+static void reap(struct session *session)
+{
+	struct rusage usage;
+	int status;
+	pid_t pid;
+
+	session->child_ended = false;
+	/* What the runner said before it or a child of its ended must be known first. */
+	runner_drain(session);
+	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
+		exec_reaped(session, pid, status, &usage);
+		if (pid == session->config.runner_pid)
+			runner_reaped(session);
+	}
+	if (pid < 0 && errno == ECHILD && session->deadline_ms != 0)
+		session->over = true;
+}
+
+/* Let every stream do some work. True when one could do more at once. */
+static bool pump_streams(struct session *session)
+{
+	bool more = false;
+
+	for (struct stream *stream = session->streams; stream != NULL; stream = stream->next)
+		if (!stream->ended && stream->kind->pump != NULL)
+			more |= stream->kind->pump(session, stream);
+	return more;
+}
+
+static int next_timeout(const struct session *session)
+{
+	if (session->deadline_ms == 0)
+		return -1;
+	int64_t left = session->deadline_ms - monotonic_ms();
+	return left < 0 ? 0 : left > 1000000 ? 1000000 : (int)left;
+}
+
+static void serve(struct session *session)
+{
+	struct epoll_event events[EVENTS];
+	bool more = true;
+
+	while (!session->over) {
+		int n = epoll_wait(session->epoll_fd, events, EVENTS, more ? 0 : next_timeout(session));
+
+		for (int i = 0; i < n; i++) {
+			struct source *source = events[i].data.ptr;
+			source->ready(session, source, events[i].events);
+		}
+		if (session->channel_readable && !out_busy(session))
+			read_channel(session);
+		if (session->child_ended)
+			reap(session);
+		bool was_busy = out_busy(session);
+		more = pump_streams(session);
+		was_busy |= out_busy(session);
+		out_flush(session);
+		sweep_streams(session, false);
+		more = (more || was_busy || session->channel_readable) && !out_busy(session);
+		if (session->deadline_ms != 0 && monotonic_ms() >= session->deadline_ms)
+			session->over = true;
+	}
+}
+
+/* The end of a SHUTDOWN: what is queued should still reach a host that reads. */
+static void last_words(struct session *session)
+{
+	if (session->deadline_ms == 0)
+		return;
+	reap(session);
+	pump_streams(session);
+	session->out.blocked = false;
+	session->over = false;
+	out_flush(session);
+}
+
+static void close_others(const struct agent_config *config)
+{
+	unsigned keep[2] = {(unsigned)config->channel_fd, (unsigned)config->channel_fd};
+
+	if (config->runner_fd >= 0)
+		keep[config->runner_fd > config->channel_fd] = (unsigned)config->runner_fd;
+	if (keep[0] > 3)
+		syscall(SYS_close_range, 3, keep[0] - 1, 0);
+	if (keep[1] > keep[0] + 1)
+		syscall(SYS_close_range, keep[0] + 1, keep[1] - 1, 0);
+	syscall(SYS_close_range, keep[1] + 1, ~0U, 0);
+}
+
+/* Descriptors 0 to 2 must be taken, or a pipe could land there and be mistaken for a standard stream. */
+static void fill_standard_fds(void)
+{
+	for (int fd = 0; fd < 3; fd++)
+		if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", O_RDWR) < 0)
+			(void)!socket(AF_UNIX, SOCK_STREAM, 0);
+}
+
+static bool take_signals(struct session *session)
+{
+	sigset_t all, child;
+
+	sigfillset(&all);
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	/* Programs inherit ignored signals, and whoever started us may have ignored some. */
+	for (int signo = 1; signo < NSIG; signo++)
+		if (signo != SIGKILL && signo != SIGSTOP)
+			signal(signo, SIG_DFL);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	session->signal_fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+	session->signal_source.ready = signal_ready;
+	return session->signal_fd >= 0 && session_watch(session, session->signal_fd, &session->signal_source, EPOLLIN);
+}
+
+static bool set_up(struct session *session)
+{
+	int fd = session->config.channel_fd;
+	int size = SOCKET_BUFFER;
+
+	prctl(PR_SET_DUMPABLE, 0);
+	if (!session->config.own_pid_namespace)
+		prctl(PR_SET_CHILD_SUBREAPER, 1);
+	umask(022);
+	fill_standard_fds();
+	close_others(&session->config);
+	session->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (session->epoll_fd < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) != 0 || fcntl(fd, F_SETFL, O_NONBLOCK) != 0)
+		return false;
+	(void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+	session->channel_source.ready = channel_ready;
+	session->channel_readable = true;
+	session->child_ended = true;
+	session->out.splice_pipe = -1;
+	return session_watch(session, fd, &session->channel_source, EPOLLIN | EPOLLOUT | EPOLLRDHUP) &&
+	       take_signals(session) && runner_attach(session);
+}
+
+int agent_main(const struct agent_config *config)
+{
+	static struct session session;
+
+	session.config = *config;
+	if (!set_up(&session))
+		return EXIT_SETUP;
+	serve(&session);
+	last_words(&session);
+	sweep_streams(&session, true);
+	kill_everybody(&session);
+	return 0;
+}

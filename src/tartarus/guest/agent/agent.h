@@ -1,0 +1,18 @@
+/* The guest agent: the first process of every sandbox, and the host's hands inside it. */
+#ifndef TARTARUS_AGENT_H
+#define TARTARUS_AGENT_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+struct agent_config {
+	int channel_fd;         /* SOCK_STREAM socket to the host */
+	int runner_fd;          /* SOCK_STREAM socket to the warm runner, or -1 */
+	pid_t runner_pid;       /* the warm runner, a child of this process, or 0 */
+	bool own_pid_namespace; /* true: this process is pid 1 and its end is everybody's end */
+};
+
+/* Serve the channel until it closes. Never returns before every process of the sandbox was told to die. */
+int agent_main(const struct agent_config *config);
+
+#endif

@@ -1,0 +1,40 @@
+/* Processes run for the host: cold (spawned here) or warm (by the runner). */
+#ifndef TARTARUS_EXEC_H
+#define TARTARUS_EXEC_H
+
+#include "flow.h"
+
+#include <sys/resource.h>
+
+struct exec {
+	struct stream stream;
+	struct output out, err;
+	struct input in;
+	uint64_t credit;
+	bool tty;
+	bool has_input;
+	bool once;
+	pid_t pid; /* 0: not started yet */
+	bool exited;
+	uint8_t exit_payload[32];
+	/* Kept until it has started. */
+	int child_fds[3];
+	uint8_t *request; /* the EXEC payload, for the runner and for falling back */
+	uint32_t request_size;
+	uint32_t early_signals[8]; /* signals that came before the start, and their scopes */
+	uint32_t n_early;
+};
+
+int exec_open(struct session *session, uint32_t id, const uint8_t *payload, uint32_t size);
+/* Start it as an ordinary program. It ends with an ERROR when that fails. */
+void exec_start_cold(struct session *session, struct exec *exec);
+/* It runs, as `pid`. */
+void exec_started(struct session *session, struct exec *exec, pid_t pid, bool warm);
+/* A process ended: was it one of ours? `usage` may be NULL. */
+void exec_reaped(struct session *session, pid_t pid, int status, const struct rusage *usage);
+
+/* pty.c: a new terminal; fds[0] for us, fds[1] for the program. 0 or -errno. */
+int open_terminal(int fds[2], uint16_t rows, uint16_t cols);
+void resize_terminal(int fd, uint16_t rows, uint16_t cols);
+
+#endif

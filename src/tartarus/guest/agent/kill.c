@@ -1,0 +1,141 @@
+/*
+ * Without a pid namespace the sandbox is "all our descendants": we are their subreaper, so whoever
+ * loses its parent becomes our child. A process may fork while we look, so all are stopped first,
+ * again and again until a look finds nobody new; what is stopped can't fork. Then all are killed.
+ */
+#include "kill.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { STOP_ROUNDS = 64, KILL_ROUNDS = 5000, TABLE_MAX = 1 << 16 };
+
+struct process {
+	pid_t pid, parent;
+	bool ours;
+};
+
+struct table {
+	struct process *items;
+	size_t count;
+};
+
+/* The parent of a process, from /proc/PID/stat; 0 when it is gone. */
+static pid_t parent_of(const char *name)
+{
+	char path[64], text[512];
+	int parent = 0;
+
+	snprintf(path, sizeof path, "/proc/%s/stat", name);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	ssize_t n = read(fd, text, sizeof text - 1);
+	close(fd);
+	if (n <= 0)
+		return 0;
+	text[n] = '\0';
+	/* The name, in parentheses, may hold anything, parentheses too. */
+	const char *after_name = strrchr(text, ')');
+	return after_name != NULL && sscanf(after_name + 1, " %*c %d", &parent) == 1 ? parent : 0;
+}
+
+static bool add_process(struct table *table, const char *name)
+{
+	if (table->count % 256 == 0) {
+		struct process *items = realloc(table->items, (table->count + 256) * sizeof *items);
+		if (items == NULL)
+			return false;
+		table->items = items;
+	}
+	table->items[table->count++] = (struct process){atoi(name), parent_of(name), false};
+	return true;
+}
+
+static void read_table(struct table *table)
+{
+	DIR *proc = opendir("/proc");
+	struct dirent *entry;
+
+	table->count = 0;
+	if (proc == NULL)
+		return;
+	while ((entry = readdir(proc)) != NULL && table->count < TABLE_MAX)
+		if (entry->d_name[0] >= '1' && entry->d_name[0] <= '9' && !add_process(table, entry->d_name))
+			break;
+	closedir(proc);
+}
+
+/* Mark all descendants of ours: children of the marked, until a look finds no more. */
+static void mark_ours(struct table *table)
+{
+	pid_t self = getpid();
+	bool found = true;
+
+	while (found) {
+		found = false;
+		for (size_t i = 0; i < table->count; i++) {
+			struct process *process = &table->items[i];
+
+			for (size_t j = 0; j < table->count && !process->ours; j++)
+				if (process->parent == self ||
+				    (table->items[j].ours && table->items[j].pid == process->parent))
+					found = process->ours = true;
+		}
+	}
+}
+
+static size_t signal_descendants(int signo)
+{
+	struct table table = {NULL, 0};
+	size_t count = 0;
+
+	read_table(&table);
+	mark_ours(&table);
+	for (size_t i = 0; i < table.count; i++)
+		if (table.items[i].ours) {
+			kill(table.items[i].pid, signo);
+			count++;
+		}
+	free(table.items);
+	return count;
+}
+
+void signal_everybody(struct session *session, int signo)
+{
+	if (session->config.own_pid_namespace)
+		kill(-1, signo);
+	else
+		signal_descendants(signo);
+}
+
+void kill_everybody(struct session *session)
+{
+	struct timespec pause = {0, 200000};
+	size_t before = 0;
+
+	if (session->config.own_pid_namespace)
+		return;
+	for (int round = 0; round < STOP_ROUNDS; round++) {
+		size_t now = signal_descendants(SIGSTOP);
+		if (now == before)
+			break;
+		before = now;
+	}
+	for (int round = 0; round < KILL_ROUNDS; round++) {
+		signal_descendants(SIGKILL);
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+		if (waitpid(-1, NULL, WNOHANG) < 0 && errno == ECHILD)
+			return;
+		nanosleep(&pause, NULL);
+	}
+}

@@ -1,0 +1,11 @@
+/* Reaching every process of the sandbox, with a pid namespace of its own or without. */
+#ifndef TARTARUS_KILL_H
+#define TARTARUS_KILL_H
+
+#include "session.h"
+
+void signal_everybody(struct session *session, int signo);
+/* Returns when no descendant is left (or, as pid 1, at once: the kernel does it when we exit). */
+void kill_everybody(struct session *session);
+
+#endif

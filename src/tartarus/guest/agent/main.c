@@ -1,0 +1,61 @@
+/* One binary, several roles: which one is the first argument. */
+#include "agent.h"
+#include "nursery.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { EXIT_USAGE = 64 };
+
+/* The value of `--name=N` in `argument`, through *out. False when it is another option or no number. */
+static bool number_option(const char *argument, const char *name, int *out)
+{
+	size_t length = strlen(name);
+	char *end;
+
+	if (strncmp(argument, name, length) != 0 || argument[length] != '=' || argument[length + 1] == '\0')
+		return false;
+	errno = 0;
+	long value = strtol(argument + length + 1, &end, 10);
+	if (errno != 0 || *end != '\0' || value < 0 || value > INT_MAX)
+		return false;
+	*out = (int)value;
+	return true;
+}
+
+static int run_agent(int argc, char **argv)
+{
+	struct agent_config config = {.channel_fd = -1, .runner_fd = -1, .own_pid_namespace = true};
+	int runner_pid = 0;
+
+	for (int i = 2; i < argc; i++) {
+		if (strcmp(argv[i], "--shared-pids") == 0)
+			config.own_pid_namespace = false;
+		else if (!number_option(argv[i], "--channel", &config.channel_fd) &&
+			 !number_option(argv[i], "--runner", &config.runner_fd) &&
+			 !number_option(argv[i], "--runner-pid", &runner_pid)) {
+			fprintf(stderr, "tartarus-guest: unknown option %s\n", argv[i]);
+			return EXIT_USAGE;
+		}
+	}
+	if (config.channel_fd < 0) {
+		fprintf(stderr, "tartarus-guest: --channel=FD is missing\n");
+		return EXIT_USAGE;
+	}
+	config.runner_pid = runner_pid;
+	return agent_main(&config);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc >= 2 && strcmp(argv[1], "agent") == 0)
+		return run_agent(argc, argv);
+	if (argc >= 2 && strcmp(argv[1], "nursery") == 0)
+		return nursery_main(argc, argv);
+	fprintf(stderr, "usage: tartarus-guest agent --channel=FD [--runner=FD --runner-pid=PID] [--shared-pids]\n"
+			"       tartarus-guest nursery …\n");
+	return EXIT_USAGE;
+}

@@ -1,0 +1,223 @@
+"""One process in a sandbox: its output with flow control, its input, its signals, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections import deque
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tartarus.guest.protocol import (
+    EXIT, INPUT_WINDOW, MAX_DATA, U16_U16, U32, U32_U32, BadFrame, ExecFlag, Reader, ToGuest, ToHost, exec_payload,
+)  # fmt: skip
+from tartarus.guest.stream import Stream, fail, settle
+from tartarus.model.errors import (
+    CommandNotFound, GuestFailed, InvalidRequest, NoSpace, NotExecutable, TartarusError,
+)  # fmt: skip
+from tartarus.model.sandbox import ExitStatus
+
+if TYPE_CHECKING:
+    from tartarus.guest.channel import GuestChannel
+
+DEFAULT_WINDOW = 1024 * 1024
+_EXHAUSTED = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC})
+
+
+class GuestExec(msgspec.Struct, frozen=True):
+    """A command for a guest, complete: nothing is added to `env`. `window`: bytes of unread output it may have."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = {}
+    cwd: str = "/"
+    stdin: bool = False
+    tty: bool = False
+    rows: int = 24
+    cols: int = 80
+    warm: bool = False
+    once: bool = False
+    window: int = DEFAULT_WINDOW
+
+    def encode(self) -> bytes:
+        """The EXEC payload."""
+        flags = ExecFlag.TTY * self.tty | ExecFlag.STDIN * self.stdin
+        flags |= ExecFlag.WARM * self.warm | ExecFlag.ONCE * self.once
+        return exec_payload(flags, self.rows, self.cols, self.window, self.cwd, self.argv, self.env)
+
+
+def start_error(spec: GuestExec, number: int, what: str) -> TartarusError:
+    """The error for a command that could not be started."""
+    name = spec.argv[0]
+    why = os.strerror(number)
+    if what == "workdir":
+        return InvalidRequest(
+            f"the working directory {spec.cwd!r} can't be entered", why=why, fix="make it first, or give another workdir"
+        )
+    if what == "interpreter":
+        return NotExecutable(
+            f"{name!r} can't be executed", why="the interpreter or loader it names does not exist in the sandbox"
+        )
+    if number in _EXHAUSTED:
+        return NoSpace("the sandbox can't start another process", why=why)
+    if what == "terminal":
+        return GuestFailed("the sandbox can't give a terminal", why=why)
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return CommandNotFound(f"command {name!r} does not exist in the sandbox")
+    if number in (errno.E2BIG, errno.EINVAL):
+        return InvalidRequest(f"{name!r} can't be given these arguments", why=why)
+    return NotExecutable(f"{name!r} can't be executed", why=why)
+
+
+class GuestProcess(Stream):
+    """Returned by `GuestChannel.exec` at once; the command may not have started yet."""
+
+    __slots__ = (
+        "_allowed", "_consumed", "_exit", "_input_ended", "_output", "_reader", "_room", "_sendable", "_started", "spec",
+    )  # fmt: skip
+
+    def __init__(self, channel: GuestChannel, spec: GuestExec) -> None:
+        super().__init__(channel)
+        self.spec = spec
+        loop = channel.loop
+        self._started: asyncio.Future[tuple[int, bool]] = loop.create_future()
+        self._exit: asyncio.Future[ExitStatus] = loop.create_future()
+        self._output: deque[tuple[int, bytes]] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self._allowed = spec.window
+        self._consumed = 0
+        self._sendable = INPUT_WINDOW
+        self._room: asyncio.Future[None] | None = None
+        self._input_ended = not (spec.stdin or spec.tty)
+
+    async def started(self) -> tuple[int, bool]:
+        """(pid in the sandbox, whether the warm runner runs it). Raises what kept it from starting.
+
+        CommandNotFound, NotExecutable, InvalidRequest (working directory, arguments), NoSpace, GuestFailed.
+        """
+        return await asyncio.shield(self._started)
+
+    async def read(self) -> tuple[int, bytes] | None:
+        """The next output as (1 stdout or 2 stderr, data), in the order it came; None after the end.
+
+        One reader at a time. What is read is granted to the process again; what is not is held back
+        there, so that unread output costs at most `spec.window` bytes here.
+        """
+        while not self._output:
+            if self._exit.done():
+                error = self._exit.exception()
+                if error is not None:
+                    raise error
+                return None
+            self._reader = self.channel.loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        piece = self._output.popleft()
+        self._consumed += len(piece[1])
+        if self._consumed * 4 >= self.spec.window and not self._exit.done():
+            self._allowed += self._consumed
+            self.channel.send(ToGuest.CREDIT, self.id, U32.pack(self._consumed))
+            self._consumed = 0
+        return piece
+
+    async def write_stdin(self, data: bytes) -> None:
+        """Send input; returns when all of it is on its way. Input for a process that is gone is dropped."""
+        view = memoryview(data)
+        while view and not self._exit.done():
+            if self._input_ended:
+                raise InvalidRequest("this command takes no more input", fix="start it with stdin, and write before closing")
+            if not self._sendable:
+                self._room = self.channel.loop.create_future()
+                await self._room
+                continue
+            piece = view[: min(self._sendable, MAX_DATA)]
+            self._sendable -= len(piece)
+            self.channel.send(ToGuest.STDIN, self.id, piece)
+            view = view[len(piece) :]
+
+    def close_stdin(self) -> None:
+        """End of input: the process reads end of file once it has read the rest."""
+        if not self._input_ended:
+            self._input_ended = True
+            if not self._exit.done():
+                self.channel.send(ToGuest.STDIN_EOF, self.id)
+
+    def signal(self, number: int, group: bool = False) -> None:
+        """Send a signal to the process, or to its whole process group. A process that ended gets none."""
+        if not self._exit.done():
+            self.channel.send(ToGuest.SIGNAL, self.id, U32_U32.pack(number, group))
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Tell its terminal's new size."""
+        if self.spec.tty and not self._exit.done():
+            self.channel.send(ToGuest.RESIZE, self.id, U16_U16.pack(rows, cols))
+
+    async def wait(self) -> ExitStatus:
+        """How it ended. Does not read its output, which must be read for it to get that far."""
+        return await asyncio.shield(self._exit)
+
+    def on_frame(self, kind: int, flags: int, payload: bytes) -> None:
+        """Take one piece from the guest."""
+        if kind in (ToHost.STDOUT, ToHost.STDERR):
+            self._on_output(kind - ToHost.STDOUT + 1, payload)
+        elif kind == ToHost.STARTED:
+            pid, warm = U32_U32.unpack(payload)
+            settle(self._started, (pid, bool(warm)))
+        elif kind == ToHost.EXIT:
+            self._on_exit(payload)
+        elif kind == ToHost.STDIN_CREDIT:
+            self._sendable += U32.unpack(payload)[0]
+            if self._sendable > INPUT_WINDOW:
+                raise BadFrame("the guest grants more input than its window")
+            self._wake(self._room)
+        elif kind == ToHost.ERROR:
+            self._on_error(payload)
+        else:
+            super().on_frame(kind, flags, payload)
+
+    def on_lost(self, error: TartarusError) -> None:
+        """The guest is gone."""
+        fail(self._started, error)
+        self._end(error)
+
+    def _on_output(self, stream: int, payload: bytes) -> None:
+        self._allowed -= len(payload)
+        if self._allowed < 0 or not self._started.done():
+            raise BadFrame("output beyond what was granted, or before the start")
+        if payload:
+            self._output.append((stream, payload))
+            self._wake(self._reader)
+
+    def _on_exit(self, payload: bytes) -> None:
+        code, signal, user_us, system_us, peak = EXIT.unpack(payload)
+        if not self._started.done() or code > 255 or signal > 64 or (code and signal):
+            raise BadFrame("an exit that can't be")
+        status = ExitStatus(code, signal, user_us / 1000, system_us / 1000, peak)
+        self.channel.forget(self)
+        settle(self._exit, status)
+        self._wake(self._reader)
+        self._wake(self._room)
+
+    def _on_error(self, payload: bytes) -> None:
+        reader = Reader(payload)
+        (number,) = reader.take(U32)
+        error = start_error(self.spec, number, reader.text())
+        reader.done()
+        if self._started.done():
+            raise BadFrame("a start that failed after it succeeded")
+        self.channel.forget(self)
+        fail(self._started, error)
+        self._end(error)
+
+    def _end(self, error: TartarusError) -> None:
+        fail(self._exit, error)
+        self._wake(self._reader)
+        self._wake(self._room)
+
+    @staticmethod
+    def _wake(waiter: asyncio.Future[None] | None) -> None:
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
