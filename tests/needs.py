@@ -1,0 +1,115 @@
+"""What tests may need of a machine, and how to find out: the only reasons for which a test is skipped.
+
+`@pytest.mark.needs("docker", "root")` on a test, a class or a module (`pytestmark`). In CI a need that
+scripts/setup-system.sh installs, or that root has by right, must be met: its absence is an error there.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Need(NamedTuple):
+    """`missing` returns what is missing, or nothing; `in_ci`: CI has it, so a test may not be skipped there."""
+
+    missing: Callable[[], str]
+    in_ci: bool
+
+
+def _program(name: str) -> Callable[[], str]:
+    return lambda: "" if shutil.which(name) else f"{name} is not installed"
+
+
+def _runs(argv: list[str]) -> str:
+    if not shutil.which(argv[0]):
+        return f"{argv[0]} is not installed"
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{argv[0]} does not work: {error}"
+    return "" if done.returncode == 0 else f"{argv[0]} does not work: {(done.stderr or done.stdout).strip()[-200:]}"
+
+
+def _root() -> str:
+    return "" if os.geteuid() == 0 else "not root"
+
+
+def _user_namespaces() -> str:
+    if os.geteuid() != 0:
+        return _runs(["unshare", "--user", "--map-root-user", "true"])
+    probe = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "true",
+    ]
+    return _runs(probe)
+
+
+def _cgroups() -> str:
+    if os.geteuid() != 0:
+        return "cgroups are root's to make"
+    for place in ("/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/unified/cgroup.procs", "/sys/fs/cgroup/pids/tasks"):
+        if os.access(place, os.W_OK):
+            return ""
+    return "no writable cgroup hierarchy"
+
+
+def _kvm() -> str:
+    return "" if os.access("/dev/kvm", os.W_OK) else "no usable /dev/kvm"
+
+
+def _sanitizers() -> str:
+    program = "int main(void) { return 0; }"
+    argv = ["cc", "-fsanitize=address,undefined", "-x", "c", "-", "-o", os.devnull]
+    if not shutil.which("cc"):
+        return "cc is not installed"
+    done = subprocess.run(argv, input=program, capture_output=True, text=True, timeout=60, check=False)
+    return "" if done.returncode == 0 else "cc has no sanitizers"
+
+
+def _other_python() -> str:
+    found = [path for path in ("/usr/bin/python3", "/usr/local/bin/python3") if Path(path).exists()]
+    return "" if found else f"only {sys.executable}"
+
+
+NEEDS: dict[str, Need] = {
+    "root": Need(_root, in_ci=True),
+    "not-root": Need(lambda: "" if os.geteuid() != 0 else "running as root", in_ci=False),
+    "cc": Need(_program("cc"), in_ci=True),
+    "make": Need(_program("make"), in_ci=True),
+    "sanitizers": Need(_sanitizers, in_ci=True),
+    "bwrap": Need(lambda: _runs(["bwrap", "--ro-bind", "/", "/", "true"]), in_ci=True),
+    "runc": Need(lambda: _runs(["runc", "--version"]), in_ci=True),
+    "busybox": Need(_program("busybox"), in_ci=True),
+    "newuidmap": Need(_program("newuidmap"), in_ci=True),
+    "ps": Need(_program("ps"), in_ci=True),
+    "git": Need(_program("git"), in_ci=True),
+    "perl": Need(_program("perl"), in_ci=True),
+    "system-python": Need(_other_python, in_ci=True),
+    "cgroups": Need(_cgroups, in_ci=True),
+    # The kernel's or the container engine's to give: CI takes what its machine has.
+    "user-namespaces": Need(_user_namespaces, in_ci=False),
+    "docker": Need(lambda: _runs(["docker", "version"]), in_ci=False),
+    "runsc": Need(lambda: _runs(["runsc", "--version"]), in_ci=False),
+    "kvm": Need(_kvm, in_ci=False),
+}
+
+
+@functools.cache
+def missing(need: str) -> str:
+    """What `need` lacks on this machine, or nothing. Found out once per run."""
+    return NEEDS[need].missing()
