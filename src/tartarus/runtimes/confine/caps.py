@@ -1,0 +1,46 @@
+"""Capabilities: none left, and no way back to any.
+
+Order matters: the bounding set and the secure bits need CAP_SETPCAP, so the sets are emptied last. A
+process without that capability (process level, no privilege) can't empty its bounding set; nothing is
+lost, because its sets are empty already and `no_new_privs` keeps execve from adding to them.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from tartarus.guest.program import Program
+
+_PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 24, 28, 38, 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION_3 = 0x20080522
+SECUREBITS: Final = 0xEF
+"""NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock; KEEP_CAPS off, with its lock."""
+
+
+@cache
+def last_capability() -> int:
+    """The highest capability this kernel knows (40 since Linux 5.9)."""
+    return int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
+
+
+def add_bounding_drop(program: Program) -> None:
+    """Empty the bounding set and lock the secure bits. Comes before a change of user, which takes CAP_SETPCAP away."""
+    for capability in range(last_capability() + 1):
+        program.syscall("prctl", _PR_CAPBSET_DROP, capability, 0, 0, 0, step="empty the capability bounding set",
+                        ok=errno.EPERM)  # fmt: skip
+    program.syscall("prctl", _PR_SET_SECUREBITS, SECUREBITS, 0, 0, 0, step="lock the secure bits", ok=errno.EPERM)
+
+
+def add_capability_drop(program: Program) -> None:
+    """Leave the process without capabilities, unable to gain any by execve, and with `no_new_privs` set."""
+    add_bounding_drop(program)
+    program.syscall("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, step="clear ambient capabilities")
+    header = program.blob(struct.pack("<Ii", _CAPABILITY_VERSION_3, 0))
+    program.syscall("capset", header, program.blob(bytes(24)), step="drop all capabilities")
+    program.syscall("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, step="set no_new_privs")

@@ -1,0 +1,206 @@
+"""The system call filter of each level: what is allowed, and what depends on arguments.
+
+Installed last, by the guest itself, after `no_new_privs`. Everything the guest does from then on passes
+it: the fork of the agent, the agent, and every program. Arguments behind pointers can't be judged (they
+can change after the judgement), so calls whose danger lies there are refused whole and fall back:
+clone3 to clone, openat2 to openat.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+from tartarus.guest.syscalls import machine, table
+from tartarus.model.sandbox import Isolation
+from tartarus.runtimes.confine import calls
+from tartarus.runtimes.confine.bpf import ALLOW, Branch, Rule, Test, assemble, refuse
+
+if TYPE_CHECKING:
+    from tartarus.guest.program import Program
+
+PRETEND: Final = refuse(0)
+EPERM: Final = refuse(errno.EPERM)
+ENOSYS: Final = refuse(errno.ENOSYS)
+EINVAL: Final = refuse(errno.EINVAL)
+_NO_FAMILY: Final = refuse(errno.EAFNOSUPPORT)
+_NO_TYPE: Final = refuse(errno.ESOCKTNOSUPPORT)
+_NO_PROTOCOL: Final = refuse(errno.EPROTONOSUPPORT)
+
+SET_MODE_FILTER: Final = 1
+NEW_NAMESPACES: Final = 0x7E02_0000
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; CLONE_NEWTIME is not a clone(2) flag."""
+_SET_ID_BITS: Final = 0o6000
+_O_CREAT, _O_TRUNC, _O_TMPFILE, _O_ACCMODE = 0o100, 0o1000, 0o20000000, 3
+_S_IFMT, _S_IFIFO, _S_IFREG, _S_IFSOCK = 0o170000, 0o010000, 0o100000, 0o140000
+_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
+_PR_SET_MM, _PR_SCHED_CORE = 35, 62
+_RLIMIT_CORE = 4
+_HARMLESS_PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0xFFFF_FFFF)  # none, LINUX32, UNAME26, both, "tell me"
+_UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
+_STREAM, _DGRAM, _RAW, _SEQPACKET, _TYPE_MASK = 1, 2, 3, 5, 0xF
+_SOL_SOCKET, _SOL_TCP, _TCP_ULP = 1, 6, 31
+_ATTACH_FILTERS = (26, 50, 51, 52)  # SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF
+
+
+def _unless(arg: int, values: tuple[int, ...], verdict: Rule, *, mask: int = 0xFFFF_FFFF, other: Rule = ALLOW) -> Rule:
+    """`verdict` for these values of an argument, `other` for the rest."""
+    return Branch(Test(arg, values, mask), verdict, other)
+
+
+def _only(arg: int, values: tuple[int, ...], verdict: Rule, *, mask: int = 0xFFFF_FFFF, then: Rule = ALLOW) -> Rule:
+    """`then` for these values of an argument, `verdict` for the rest."""
+    return Branch(Test(arg, values, mask), then, verdict)
+
+
+def _null(arg: int, then: Rule, otherwise: Rule) -> Rule:
+    return Branch(Test(arg, (0,), wide=True), then, otherwise)
+
+
+def _no_set_id(mode_arg: int) -> Rule:
+    """Set-user-id and set-group-id files would be trouble for whoever meets them outside the sandbox."""
+    return _only(mode_arg, (0,), EPERM, mask=_SET_ID_BITS)
+
+
+def _open(flags_arg: int, *, truncation_is_mediated: bool) -> Rule:
+    # Without O_CREAT or O_TMPFILE the mode is not an argument: the register holds anything.
+    rule = _only(flags_arg, (0,), _no_set_id(flags_arg + 1), mask=_O_CREAT | _O_TMPFILE)
+    if truncation_is_mediated:
+        return rule
+    # Landlock before ABI 3 lets a file that may only be read be cut by opening it so; 3 is the odd access
+    # mode that asks for neither reading nor writing.
+    return _unless(flags_arg, (_O_TRUNC, _O_TRUNC | 3), EPERM, mask=_O_TRUNC | _O_ACCMODE, other=rule)
+
+
+def _mknod(mode_arg: int) -> Rule:
+    return _only(mode_arg, (0, _S_IFREG, _S_IFIFO, _S_IFSOCK), EPERM, mask=_S_IFMT, then=_no_set_id(mode_arg))
+
+
+def _everywhere(*, truncation_is_mediated: bool = True) -> dict[str, Rule]:
+    """The rules on arguments that every level shares."""
+    rules: dict[str, Rule] = {
+        "clone": _only(0, (0,), EPERM, mask=NEW_NAMESPACES),
+        "ioctl": _unless(1, (_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD), EPERM),
+        "prctl": _unless(0, (_PR_SET_MM, _PR_SCHED_CORE), EINVAL),
+        "personality": _only(0, _HARMLESS_PERSONALITIES, EPERM),
+        # The limit of 1 that rlimits.py sets is what keeps the host's core dump helper (root, outside) from
+        # being started; 0 would start it. Programs that ask for 0 want no core dump, and get none.
+        "setrlimit": _unless(0, (_RLIMIT_CORE,), PRETEND),
+        "prlimit64": _unless(1, (_RLIMIT_CORE,), _null(2, ALLOW, PRETEND)),
+        "open": _open(1, truncation_is_mediated=truncation_is_mediated),
+        "openat": _open(2, truncation_is_mediated=truncation_is_mediated),
+        "creat": _no_set_id(1),
+        "chmod": _no_set_id(1),
+        "fchmod": _no_set_id(1),
+        "fchmodat": _no_set_id(2),
+        "fchmodat2": _no_set_id(2),
+        "mkdir": _no_set_id(1),
+        "mkdirat": _no_set_id(2),
+        "mknod": _mknod(1),
+        "mknodat": _mknod(2),
+    }
+    return rules
+
+
+def _container() -> dict[str, Rule]:
+    """The container level has namespaces of its own: ordinary sockets and System V IPC are safe to name things in."""
+    internet = _only(
+        1, (_STREAM,), _only(
+            1, (_DGRAM,), _unless(1, (_RAW,), EPERM, mask=_TYPE_MASK, other=_NO_TYPE), mask=_TYPE_MASK,
+            then=_only(2, (0, 17, 1, 58), _NO_PROTOCOL),  # UDP, and unprivileged ICMP and ICMPv6 echo
+        ), mask=_TYPE_MASK,
+        then=_only(2, (0, 6), _NO_PROTOCOL),
+    )  # fmt: skip
+    unix = _only(1, (_STREAM, _DGRAM, _SEQPACKET), _NO_TYPE, mask=_TYPE_MASK)
+    route = _only(2, (0,), _NO_PROTOCOL)
+    options = _unless(
+        1, (_SOL_SOCKET,), _unless(2, _ATTACH_FILTERS, EPERM),
+        # Kernel TLS and its kin: optional everywhere, and a long list of kernel bugs.
+        other=_unless(1, (_SOL_TCP,), _unless(2, (_TCP_ULP,), refuse(errno.ENOPROTOOPT))),
+    )  # fmt: skip
+    families = _unless(0, (_NETLINK,), route, other=_NO_FAMILY)
+    return {
+        **_everywhere(),
+        **dict.fromkeys(calls.NAMING_SOCKETS | calls.SYSTEM_V | calls.METADATA, ALLOW),
+        "socket": _unless(0, (_INET, _INET6), internet, other=_unless(0, (_UNIX,), unix, other=families)),
+        "socketpair": _only(0, (_UNIX,), _NO_FAMILY),
+        "setsockopt": options,
+    }
+
+
+def _process(*, own_uid: bool, landlock_abi: int) -> dict[str, Rule]:
+    """The process level shares the host's namespaces, and perhaps a user id: nothing may be reached by name.
+
+    Landlock mediates files but not sockets with path names, nor metadata; and limits, priorities and
+    CPU sets of the same user's processes elsewhere can be changed without any file.
+    """
+    on_self = _only(0, (0,), EPERM)
+    rules = {
+        **_everywhere(truncation_is_mediated=landlock_abi >= 3),
+        **dict.fromkeys(calls.NAMING_SOCKETS, EPERM),
+        **dict.fromkeys(calls.METADATA, ALLOW),
+        "socket": _NO_FAMILY,
+        # A datagram pair could still send to any path with sendmsg, whose address can't be judged here.
+        "socketpair": _only(0, (_UNIX,), _NO_FAMILY, then=_only(1, (_STREAM, _SEQPACKET), _NO_TYPE, mask=_TYPE_MASK)),
+        "sendto": _null(4, ALLOW, EPERM),
+        "setsockopt": _unless(1, (_SOL_SOCKET,), _unless(2, _ATTACH_FILTERS, EPERM)),
+        "prlimit64": _only(0, (0,), EPERM, then=_everywhere()["prlimit64"]),
+        "sched_setaffinity": on_self,
+        "sched_setscheduler": on_self,
+        "sched_setparam": on_self,
+        "sched_setattr": on_self,
+        "setpriority": _only(0, (0,), EPERM, then=_only(1, (0,), EPERM)),
+        "ioprio_set": _only(0, (1,), EPERM, then=_only(1, (0,), EPERM)),
+    }
+    if landlock_abi < 3:
+        rules["truncate"] = EPERM
+    if not own_uid:
+        rules.update(_shared_files())
+    return rules
+
+
+def _shared_files() -> dict[str, Rule]:
+    """No change of a file's metadata by its path, because Landlock would allow it for every file of the user.
+
+    Such calls appear to succeed and change nothing, as on a file system without modes: refused, they
+    would stop git, tar and pip. Changes through an open descriptor work, for Landlock allowed the opening.
+    """
+    by_path = "chmod fchmodat fchmodat2 chown lchown fchownat utime utimes futimesat"
+    by_path += " setxattr lsetxattr removexattr lremovexattr"
+    return {**dict.fromkeys(by_path.split(), PRETEND), "utimensat": _null(1, ALLOW, PRETEND)}
+
+
+def rules_by_name(level: Isolation, *, own_uid: bool = False, landlock_abi: int = 0) -> dict[str, Rule]:
+    """Every named call's rule at a level; a call that is not here gets ENOSYS. See `seccomp_filter`."""
+    if level is Isolation.CONTAINER:
+        special = _container()
+    elif level is Isolation.PROCESS:
+        special = _process(own_uid=own_uid, landlock_abi=landlock_abi)
+    else:
+        raise ValueError(f"no system call filter for level {level.value}")
+    return {**dict.fromkeys(calls.COMMON, ALLOW), **dict.fromkeys(calls.DENIED, EPERM), **special}
+
+
+@cache
+def seccomp_filter(level: Isolation, *, arch: str | None = None, own_uid: bool = False, landlock_abi: int = 0) -> bytes:
+    """The filter as an array of struct sock_filter.
+
+    `own_uid`: at process level, whether the sandbox's user id owns nothing outside it. `landlock_abi`: at
+    process level, what Landlock will mediate; older ones need more refusals here. The defaults are the
+    careful ones. LookupError for an architecture without a table.
+    """
+    named = rules_by_name(level, own_uid=own_uid, landlock_abi=landlock_abi)
+    numbers = table(arch)
+    rules: dict[int, Rule] = {numbers[name]: rule for name, rule in named.items() if name in numbers}
+    return assemble(arch or machine(), rules, ENOSYS)
+
+
+def add_seccomp(program: Program, level: Isolation, *, own_uid: bool = False, landlock_abi: int = 0) -> None:
+    """Install the filter: the program's last step. Needs `no_new_privs`, which `add_capability_drop` sets."""
+    code = seccomp_filter(level, own_uid=own_uid, landlock_abi=landlock_abi)
+    instructions = program.blob(code)
+    filter_ = program.blob(struct.pack("<HxxxxxxQ", len(code) // 8, 0))
+    program.reloc(instructions, into=filter_, at=8)
+    program.syscall("seccomp", SET_MODE_FILTER, 0, filter_, step="install the system call filter")
