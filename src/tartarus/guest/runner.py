@@ -34,16 +34,21 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------------------------------------- the kernel
 
-if os.uname().machine in ("aarch64", "arm64"):
-    SYS_CLONE, SYS_CLOSE_RANGE, SYS_EXECVEAT, SYS_PRCTL = 220, 436, 281, 167
+ARM = os.uname().machine in ("aarch64", "arm64")
+if ARM:
+    SYS_CLONE, SYS_EXECVEAT, SYS_PRCTL, SYS_GETTID, SYS_FUTEX, SYS_RSEQ = 220, 281, 167, 178, 98, 293
 else:
-    SYS_CLONE, SYS_CLOSE_RANGE, SYS_EXECVEAT, SYS_PRCTL = 56, 436, 322, 157
+    SYS_CLONE, SYS_EXECVEAT, SYS_PRCTL, SYS_GETTID, SYS_FUTEX, SYS_RSEQ = 56, 322, 157, 186, 202, 334
+SYS_CLOSE_RANGE = 436
 
+CLONE_VM = 0x100
 CLONE_PIDFD = 0x1000
+CLONE_CHILD_SETTID = 0x01000000
 CLONE_NEWPID = 0x20000000
+FUTEX_WAKE_PRIVATE = 129
 AT_EMPTY_PATH = 0x1000
 PR_SET_PDEATHSIG = 1
-PR_SET_NAME = 15
+PR_SET_DUMPABLE = 4
 TIOCSCTTY = 0x540E
 SIGINT, SIGKILL, SIGPIPE, SIGCHLD, SIGXFSZ = 2, 9, 13, 17, 25
 
@@ -130,6 +135,158 @@ def report_failure(step: int, number: int) -> NoReturn:
         os._exit(125)
 
 
+# --------------------------------------------------------------------------------------------------- split
+
+# A clone must become two processes: the agent, which is pid 1, and this interpreter as its child. fork(2)
+# would copy every page table again only for execve(2) to throw one copy away. Instead the child is made to
+# share the memory (CLONE_VM), and the parent calls execveat at once, touching neither stack nor heap: so it
+# can't be C, let alone Python. These are its instructions; `Split.FIELDS` names what they read, 8 bytes each.
+#   clone(flags, 0, 0, child_tid); in the child, or on failure: return
+#   while go == 0: futex(&go, FUTEX_WAIT_PRIVATE, 0, NULL)
+#   execveat(exe, path, argv, envp, AT_EMPTY_PATH); report[16:20] = errno; write(report_fd, report, 20)
+#   exit_group(125)
+SPLIT_X86_64 = (
+    "534889fbb838000000488b3b31f631d24c8b53084531c00f054885c07e5e488d7b40833f007513b8ca000000be8000000031d24531d2"
+    "0f05ebe4b842010000488b7b10488b7318488b53204c8b532841b8001000000f05f7d8488b7330894610488b7b38ba14000000b80100"
+    "00000f05b8e7000000bf7d0000000f055bc3"
+)
+SPLIT_AARCH64 = (
+    "e90300aa881b80d2200140f9010080d2020080d2030080d2240540f9010000d41f0000f16d0300542001019101fcdf88e1000035480c80"
+    "d2011080d2020080d2030080d2010000d4f8ffff17282380d2200940f9210d40f9221140f9231540f9040082d2010000d4e003004b2119"
+    "40f9201000b9201d40f9820280d2080880d2010000d4c80b80d2a00f80d2010000d4c0035fd6"
+)
+AGENT_ARGV0 = b"tartarus-guest"
+
+
+class Split:
+    """Turns one process into agent (parent) and runner (child) without copying page tables."""
+
+    FIELDS = ("flags", "child_tid", "exe", "path", "argv", "envp", "report", "report_fd", "go")
+
+    def __init__(self) -> None:
+        self.usable = False
+        self.fields = (ctypes.c_uint64 * len(self.FIELDS))()
+        self.address = ctypes.addressof(self.fields)
+        self.go = self.address + 8 * self.FIELDS.index("go")
+        self.path = ctypes.create_string_buffer(b"")
+        self.envp = (ctypes.c_void_p * 1)()
+        self.runner_option = ctypes.create_string_buffer(b"--runner=", 32)
+        self.pid_option = ctypes.create_string_buffer(b"--runner-pid=2", 32)
+        self.report = ctypes.create_string_buffer(REPORT.pack(8, BOOT_FAILED, 0, 0, 0, STEP_AGENT, 0), REPORT.size)
+        self.words = [
+            ctypes.create_string_buffer(AGENT_ARGV0), ctypes.create_string_buffer(b"agent"),
+            ctypes.create_string_buffer(b"--channel=3"), self.runner_option, self.pid_option,
+            ctypes.create_string_buffer(b"--shared-pids"),
+        ]  # fmt: skip
+        self.argv = (ctypes.c_void_p * 7)(*[ctypes.addressof(word) for word in self.words])
+        addresses = {name: ctypes.addressof(getattr(self, name)) for name in ("path", "argv", "envp", "report")}
+        for index, name in enumerate(self.FIELDS):
+            self.fields[index] = addresses.get(name, 0)
+        self.before = ctypes.pythonapi.PyOS_BeforeFork
+        self.after = ctypes.pythonapi.PyOS_AfterFork_Child
+        self.undo = ctypes.pythonapi.PyOS_AfterFork_Parent
+        self.before.restype = self.after.restype = self.undo.restype = None
+
+    def prepare(self) -> None:
+        """Map the instructions and try them out; where that fails, fork(2) is used instead."""
+        code = bytes.fromhex(SPLIT_AARCH64 if ARM else SPLIT_X86_64)
+        mmap, mprotect = _libc.mmap, _libc.mprotect
+        mmap.restype = ctypes.c_void_p
+        mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+        mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        page = mmap(None, 4096, 3, 0x22, -1, 0)
+        if page in (None, ctypes.c_void_p(-1).value):
+            return
+        ctypes.memmove(page, code, len(code))
+        if mprotect(page, 4096, 5) != 0:
+            return
+        self.enter = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(page)
+        self.tid = self.find_tid()
+        self.usable = self.tid != 0 and self.works()
+
+    @staticmethod
+    def find_tid() -> int:
+        """The address where the C library keeps this thread's id: the one that fork(2) changed; 0 if in doubt."""
+        pthread_self = _libc.pthread_self
+        pthread_self.restype = ctypes.c_size_t
+        words = (ctypes.c_uint32 * 224).from_address(pthread_self())
+
+        def places() -> List[int]:
+            tid = _syscall(SYS_GETTID, 0, 0, 0, 0, 0, 0)
+            return [index for index, word in enumerate(words) if word == tid]
+
+        before = places()
+        readable, writable = os.pipe()
+        if os.fork() == 0:
+            os.write(writable, bytes(set(before) & set(places())))
+            os._exit(0)
+        os.close(writable)
+        found = os.read(readable, 256)
+        os.close(readable)
+        return ctypes.addressof(words) + 4 * found[0] if len(found) == 1 else 0
+
+    def works(self) -> bool:
+        """Split a throw-away child, whose execveat is made to fail: both halves must say so."""
+        readable, writable = os.pipe()
+        if os.fork() == 0:
+            try:
+                if self.split(2**32 - 1, 0, writable) == 0:
+                    tid = ctypes.c_uint32.from_address(self.tid).value
+                    self.release(2)
+                    os.write(writable, b"y" if tid == _syscall(SYS_GETTID, 0, 0, 0, 0, 0, 0) else b"n")
+            finally:
+                os._exit(0)
+        os.close(writable)
+        said = b""
+        while True:
+            data = os.read(readable, 64)
+            if not data:
+                break
+            said += data
+        os.close(readable)
+        report = REPORT.pack(8, BOOT_FAILED, 0, 0, 0, STEP_AGENT, errno.EBADF)
+        return said in (b"y" + report, report + b"y")
+
+    def split(self, exe: int, go: int, report_fd: int) -> int:
+        """0 in the child; the parent does not return, but becomes `exe` once `go`; a negative errno on failure."""
+        fields = self.fields
+        fields[0], fields[1] = CLONE_VM | CLONE_CHILD_SETTID | SIGCHLD, self.tid
+        fields[2], fields[7], fields[8] = exe, report_fd, go
+        self.before()
+        result = self.enter(self.address)  # type: int
+        if result == 0:
+            self.after()
+        else:
+            self.undo()
+        return result
+
+    def release(self, pid: int) -> None:
+        """In the child: let the parent go on, with `pid` in its arguments."""
+        self.pid_option.value = b"--runner-pid=%d" % pid
+        ctypes.c_uint32.from_address(self.go).value = 1
+        _syscall(SYS_FUTEX, self.go, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0)
+
+    def divide(self, runner_fd: int, own_pids: bool) -> int:
+        """Become the agent, and return 0 in a new child that goes on as the runner."""
+        self.runner_option.value = b"--runner=%d" % runner_fd
+        if own_pids:
+            self.argv[5] = None  # the runner is the second process of its namespace: its number is known
+        if self.usable:
+            result = self.split(FIRST_FD + 1, int(own_pids), FIRST_FD)
+            if result < 0:
+                raise OSError(-result, "clone")
+            if not own_pids:
+                self.release(os.getpid())
+            return result
+        pid = os.fork()
+        if pid:
+            self.pid_option.value = b"--runner-pid=%d" % pid
+            fields = self.fields
+            _syscall(SYS_EXECVEAT, FIRST_FD + 1, fields[3], fields[4], fields[5], AT_EMPTY_PATH, 0)
+            report_failure(STEP_AGENT, ctypes.get_errno())
+        return pid
+
+
 # -------------------------------------------------------------------------------------------------- zygote
 
 REQUEST = struct.Struct("<4sIQI")
@@ -140,7 +297,6 @@ ONE_THREAD = (
     "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS",
     "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS",
 )  # fmt: skip
-AGENT_ARGV0 = b"tartarus-guest"
 
 
 class Zygote:
@@ -156,8 +312,7 @@ class Zygote:
         self.pidfd = ctypes.c_int(-1)
         self.pidfd_address = ctypes.addressof(self.pidfd)
         self.ancillary_space = _socket.CMSG_SPACE(4 * MAX_PASSED_FDS)
-        self.empty_path = ctypes.create_string_buffer(b"")
-        self.no_environment = (ctypes.c_char_p * 1)(None)
+        self.split = Split()
 
     @staticmethod
     def _duplicate_high(control_fd: int) -> int:
@@ -228,36 +383,19 @@ class Zygote:
             for fd in range(FIRST_FD + 2, FIRST_FD + n_fds):
                 os.close(fd)
             step = STEP_RUNNER
-            pid = os.fork()
-            if pid == 0:
-                os.closerange(FIRST_FD, FIRST_FD + 2)
-                agent_side.close()
-                runner_main(runner_side)
-            step = STEP_AGENT
-            self.become_agent(agent_side.fileno(), pid, bool(clone_flags & CLONE_NEWPID))
+            os.set_inheritable(FIRST_FD, True)
+            os.set_inheritable(agent_side.fileno(), True)
+            self.split.divide(agent_side.fileno(), bool(clone_flags & CLONE_NEWPID))
+            agent_side.close()
+            os.close(FIRST_FD)
+            os.close(FIRST_FD + 1)
         except BootFailed as failure:
             report_failure(failure.args[0], failure.args[1])
         except OSError as failure:
             report_failure(step, failure.errno or errno.EIO)
         except BaseException:
             report_failure(step, errno.EINVAL)
-
-    def become_agent(self, runner_fd: int, runner_pid: int, own_pids: bool) -> NoReturn:
-        """Replace this process by the agent, which keeps the channel, the runner's socket and 0 to 2."""
-        argv = [AGENT_ARGV0, b"agent", b"--channel=3", b"--runner=%d" % runner_fd, b"--runner-pid=%d" % runner_pid]
-        if not own_pids:
-            argv.append(b"--shared-pids")
-        arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
-        os.set_inheritable(FIRST_FD, True)
-        os.set_inheritable(runner_fd, True)
-        # Python ignores these two; the agent's children must not inherit that.
-        _signal.signal(SIGPIPE, _signal.SIG_DFL)
-        _signal.signal(SIGXFSZ, _signal.SIG_DFL)
-        _syscall(
-            SYS_EXECVEAT, FIRST_FD + 1, ctypes.addressof(self.empty_path), ctypes.addressof(arguments),
-            ctypes.addressof(self.no_environment), AT_EMPTY_PATH, 0,
-        )  # fmt: skip
-        report_failure(STEP_AGENT, ctypes.get_errno())
+        Runner(runner_side, self.view).serve()
 
 
 def move_fds(fds: List[int]) -> List[int]:
@@ -293,6 +431,9 @@ def zygote_main(control_fd: int, imports: List[str]) -> NoReturn:
         os.dup2(null, fd)
     os.close(null)
     _signal.signal(SIGCHLD, _signal.SIG_IGN)  # the kernel reaps: no zombies, and no work here
+    for number in (SIGINT, SIGPIPE, SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)  # as the agent must find them; programs get Python's own again
+    zygote.split.prepare()
     gc.collect()
     gc.disable()
     gc.freeze()
@@ -774,8 +915,10 @@ def decode_exec(payload: bytes) -> Tuple[int, str, List[str], Dict[str, str]]:
 class Runner:
     """Serves the agent: runs each command line in a child, or, for the last one, in itself."""
 
-    def __init__(self, sock: _socket.socket) -> None:
+    def __init__(self, sock: _socket.socket, buffer: memoryview) -> None:
+        _syscall(SYS_PRCTL, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0, 0)  # it ends with the agent, whatever happens
         self.sock = sock
+        self.buffers = [buffer]
         self.children = {}  # type: Dict[int, int]  # pid by pidfd
         self.fds = []  # type: List[int]
 
@@ -790,7 +933,8 @@ class Runner:
 
     def receive(self) -> bytes:
         """The next request's payload; its three descriptors are kept in `fds`."""
-        data, ancillary, _, _ = self.sock.recvmsg(65536, _socket.CMSG_SPACE(12), _socket.MSG_CMSG_CLOEXEC)
+        size, ancillary, _, _ = self.sock.recvmsg_into(self.buffers, _socket.CMSG_SPACE(12), _socket.MSG_CMSG_CLOEXEC)
+        data = bytes(self.buffers[0][:size])
         self.fds = []
         for level, kind, rights in ancillary:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
@@ -814,6 +958,9 @@ class Runner:
         except Refused as refused:
             self.sock.send(ANSWER.pack(REFUSED, refused.args[0], 0))
             return
+        _signal.signal(SIGINT, _signal.default_int_handler)
+        _signal.signal(SIGPIPE, _signal.SIG_IGN)
+        _signal.signal(SIGXFSZ, _signal.SIG_IGN)
         os.setsid()
         for fd in (0, 1, 2):
             os.dup2(self.fds[fd], fd)
@@ -822,12 +969,6 @@ class Runner:
             os.close(fd)
         self.sock.close()
         run.start()
-
-
-def runner_main(sock: _socket.socket) -> NoReturn:
-    """The half of a clone that runs Python: serve the agent, and end with it."""
-    _syscall(SYS_PRCTL, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0, 0)
-    Runner(sock).serve()
 
 
 def main(argv: List[str]) -> NoReturn:
