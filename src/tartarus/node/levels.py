@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from tartarus.model.errors import IsolationUnavailable, TartarusError
-from tartarus.model.sandbox import Isolation, SandboxRecord
+from tartarus.model.sandbox import Isolation
 from tartarus.model.settings import Settings
 from tartarus.runtimes.base import Capabilities, Runtime
 from tartarus.runtimes.cgroups import Hierarchy, open_hierarchy
@@ -56,11 +56,6 @@ class Levels:
                 self.runtimes[isolation] = make()
             except TartarusError as error:
                 self.unavailable[isolation] = str(error)
-
-    def home(self, record: SandboxRecord) -> str:
-        """HOME inside a sandbox."""
-        runtime = self.runtimes[record.isolation]
-        return str(runtime.home(record.id)) if isinstance(runtime, ProcessRuntime) else "/root"
 
     async def prove(self, start_one: Callable[[Isolation], Awaitable[None]]) -> list[LevelReport]:
         """Start a guest at each level and say how it went."""

@@ -18,12 +18,11 @@ from tartarus.model.sandbox import ExecSpec, ExitStatus, Isolation, Reason, Sand
 from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node.outputlog import OutputLog
-from tartarus.runtimes.base import Guest
+from tartarus.runtimes.base import Guest, Places, base_environment
 from tartarus.store.sandboxes import SandboxStore
 
 _log = structlog.get_logger("tartarus.node.sandbox")
 _STARTED = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING})
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Process(Protocol):
@@ -89,7 +88,7 @@ class Sandbox:
 
     def __init__(
         self, record: SandboxRecord, template: Template, guest: Guest, store: SandboxStore, log: OutputLog,
-        home: str, on_end: Callable[[Sandbox], None],
+        places: Places, on_end: Callable[[Sandbox], None],
     ) -> None:  # fmt: skip
         self.record = record
         self.template = template
@@ -97,7 +96,7 @@ class Sandbox:
         self.log = log
         self.main: MainProcess | None = None
         self._store = store
-        self._home = home
+        self._places = places
         self._on_end = on_end
         self._contexts: dict[str, CodeContext] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -201,14 +200,15 @@ class Sandbox:
         if argv[0] == "tartarus-context" and not warm:
             if warm_up is None:
                 raise GuestFailed(f"template {self.template.id} runs no code contexts", fix="use a template with Python")
-            argv = (warm_up.interpreter, "/opt/tartarus/runner.py", "context")
+            argv = (self._places.localize(warm_up.interpreter), self._places.localize("/opt/tartarus/runner.py"), "context")
         sandbox = self.record.spec
-        env = {"PATH": PATH, "HOME": self._home, "USER": "root", "LANG": "C.UTF-8"}
+        env = base_environment(self._places.home)
         if spec.tty:
             env["TERM"] = "xterm-256color"
-        env |= self.template.env | sandbox.env | spec.env
+        env |= {name: self._places.localize(value) for name, value in self.template.env.items()}
+        env |= sandbox.env | spec.env
         return GuestExec(
-            argv=argv, env=env, cwd=spec.workdir or sandbox.workdir or self.template.workdir, stdin=spec.stdin,
+            argv=argv, env=env, cwd=spec.workdir or sandbox.workdir or self._places.workdir, stdin=spec.stdin,
             tty=spec.tty, rows=spec.rows, cols=spec.cols, warm=warm, once=once and self.record.spec.command is not None,
         )  # fmt: skip
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
+from pathlib import Path
 
-import msgspec
 import structlog
 
 from tartarus.images import catalogue, prepare
-from tartarus.model.errors import GuestFailed, InvalidState, SandboxNotFound, TartarusError, TemplateNotFound
+from tartarus.model.errors import InvalidState, SandboxNotFound, TartarusError, TemplateNotFound
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import Isolation, Reason, SandboxRecord, SandboxSpec
 from tartarus.model.settings import Settings
@@ -101,7 +102,7 @@ class Node:
         )
         guest = await runtime.clone(snapshot, request, warm=warm)
         try:
-            sandbox = await self._run(record, template, guest)
+            sandbox = await self._run(record, rootfs, guest)
         except BaseException:
             await asyncio.shield(guest.destroy())
             raise
@@ -118,12 +119,12 @@ class Node:
         sandbox.supervise()
         return sandbox
 
-    async def _run(self, record: SandboxRecord, template: Template, guest: Guest) -> Sandbox:
-        await guest.channel.open()
-        home = self._levels.home(record)
-        sandbox = Sandbox(record, template, guest, self._store, self._log_of(record.id), home, self._ended)
+    async def _run(self, record: SandboxRecord, rootfs: RootFs, guest: Guest) -> Sandbox:
+        places = self._levels.runtimes[record.isolation].places(rootfs, record.id)
+        log = OutputLog(self._log_path(record.id))
+        sandbox = Sandbox(record, rootfs.template, guest, self._store, log, places, self._ended)
         main = sandbox.start_command(record.spec.command) if record.spec.command is not None else None
-        await guest.channel.ready()
+        await guest.ready()
         if main is not None:
             await main.started()
         return sandbox
@@ -168,11 +169,8 @@ class Node:
         sandbox = self._live.get(record.id)
         return sandbox.log if sandbox is not None else finished(self._log_path(record.id))
 
-    def _log_path(self, sandbox_id: str):  # type: ignore[no-untyped-def]
+    def _log_path(self, sandbox_id: str) -> Path:
         return self._settings.state_dir / "logs" / f"{sandbox_id}.log"
-
-    def _log_of(self, sandbox_id: str) -> OutputLog:
-        return OutputLog(self._log_path(sandbox_id))
 
     def _template(self, name: str) -> Template:
         found = catalogue().get(name)
@@ -218,7 +216,7 @@ def _uid_of(tenant: str) -> int:
     return int(number) if prefix == "uid" and number.isdigit() else os.geteuid()
 
 
-def _progress(template_id: str):  # type: ignore[no-untyped-def]
+def _progress(template_id: str) -> Callable[[str], None]:
     def report(message: str) -> None:
         _log.info("preparing", template=template_id, step=message)
 

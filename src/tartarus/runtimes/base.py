@@ -13,6 +13,10 @@ from tartarus.model.sandbox import Isolation, Mount, Resources, Stats
 from tartarus.model.template import Template
 
 
+GUEST_PREFIX = "/opt/tartarus"
+"""Where a template keeps its runner and virtual environment, in its own root file system."""
+
+
 class Capabilities(msgspec.Struct, frozen=True):
     """What a level can do on this host. `missing` explains, in words, each thing it can't."""
 
@@ -47,6 +51,24 @@ class GuestRequest(msgspec.Struct, frozen=True):
     owner_uid: int = 0
 
 
+class Places(msgspec.Struct, frozen=True):
+    """Where things lie as a guest sees them: HOME, where commands start, and the template's `/opt/tartarus`."""
+
+    home: str
+    workdir: str
+    prefix: str
+
+    def localize(self, text: str) -> str:
+        """Rewrite `/opt/tartarus` to where it lies for this guest."""
+        return text if self.prefix == GUEST_PREFIX else text.replace(GUEST_PREFIX, self.prefix)
+
+
+def base_environment(home: str) -> dict[str, str]:
+    """What every command finds set. The warm interpreter is started with the same, so that its start-up fits."""
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return {"PATH": path, "HOME": home, "USER": "root", "LANG": "C.UTF-8"}
+
+
 class Guest(Protocol):
     """A running guest. `ended` completes when its last process is gone and nothing of it is left."""
 
@@ -54,6 +76,10 @@ class Guest(Protocol):
     pid: int
     warm: bool
     ended: asyncio.Future[None]
+
+    async def ready(self) -> None:
+        """Wait until its agent serves. Raises GuestFailed or NoSpace naming what failed."""
+        ...
 
     async def pause(self) -> None:
         """Stop all its processes until `resume`."""
@@ -115,6 +141,10 @@ class Runtime(Protocol):
 
     async def snapshot(self, rootfs: RootFs) -> Snapshot:
         """Prepare a template for cloning, cold. Raises IsolationUnavailable."""
+        ...
+
+    def places(self, rootfs: RootFs, guest_id: str) -> Places:
+        """Where things lie for a guest of that id."""
         ...
 
     async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
-from tartarus.guest.channel import GuestChannel
+from tartarus.guest.channel import BootFailed, GuestChannel
 from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.model.sandbox import Resources, Stats
 from tartarus.runtimes.cgroups import Cgroup
-from tartarus.runtimes.nursery import Clone
+from tartarus.runtimes.nursery import Clone, step_failed
 
 _REMOVE_ATTEMPTS = 200
 _AGENT_GRACE_S = 2.0
@@ -27,6 +27,7 @@ class HostGuest:
         cgroup: Cgroup | None,
         resources: Resources,
         *,
+        steps: Sequence[str],
         warm: bool,
         shared_pids: bool = False,
         after_end: Callable[[], Awaitable[None]] | None = None,
@@ -34,6 +35,7 @@ class HostGuest:
         self.channel = channel
         self.pid = clone.pid
         self.warm = warm
+        self._steps = steps
         self._pidfd = clone.pidfd
         self._cgroup = cgroup
         self._resources = resources
@@ -45,6 +47,13 @@ class HostGuest:
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._first_process_gone)
         self._cleanup: asyncio.Task[None] | None = None
+
+    async def ready(self) -> None:
+        """Wait until its agent serves. Raises GuestFailed or NoSpace naming the step that failed."""
+        try:
+            await self.channel.ready()
+        except BootFailed as error:
+            raise step_failed("starting the sandbox", self._steps, error.step, error.errno) from None
 
     async def pause(self) -> None:
         """Freeze its cgroup."""

@@ -12,14 +12,12 @@ from tartarus.guest.binary import agent_memfd
 from tartarus.guest.program import Program
 from tartarus.model.errors import GuestFailed, NoSpace, TemplateFailed
 from tartarus.model.template import Template
+from tartarus.runtimes.base import GUEST_PREFIX, base_environment
 from tartarus.runtimes.packets import Answer, ControlSocket
 
 _CLONE = struct.Struct("<QI")
 _ZYGOTE_LOG_BYTES = 8192
 WARM_UP_TIMEOUT_S = 120.0
-GUEST_PREFIX = "/opt/tartarus"
-"""Where a template keeps its runner and virtual environment, as its guests see it."""
-_EXHAUSTED = {11, 12, 23, 24, 28}  # EAGAIN, ENOMEM, ENFILE, EMFILE, ENOSPC
 
 
 class Clone:
@@ -259,7 +257,7 @@ def warm_command(template: Template, prefix: str = GUEST_PREFIX) -> tuple[list[s
     warm_up = template.warm_up
     if warm_up is None:
         raise TemplateFailed(f"template {template.id} has no warm-up")
-    env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8", **template.env}
+    env = base_environment("/root") | template.env
     argv = [warm_up.interpreter, f"{GUEST_PREFIX}/runner.py", "zygote", "--control=3", f"--imports={','.join(warm_up.imports)}"]
     return [word.replace(GUEST_PREFIX, prefix) for word in argv], {
         name: value.replace(GUEST_PREFIX, prefix) for name, value in env.items()

@@ -9,6 +9,7 @@ pid namespace that it shows, so the nursery forks first.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,12 @@ DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "
 SYS_VISIBLE = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 FIRST_PASSED_MOUNT = 2
 """Passed descriptors: 0 the channel, 1 the agent's executable, then the user's mounts."""
+LANDLOCK_RULES = (
+    landlock.PathRule("/", landlock.RUN | landlock.WRITE),
+    *(landlock.PathRule(f"/dev/{device}", landlock.DEVICE, file=True) for device in DEVICES),
+    landlock.PathRule("/dev/pts", landlock.DEVICE | landlock.READ),
+)
+"""The second wall: no device files made, no device commands but on these, signals and abstract sockets kept inside."""
 HOSTNAME_PLACEHOLDER = "sbx-0000000000000000"
 
 
@@ -186,7 +193,7 @@ def box_program(rootfs: RootFs, resources: Resources, mounts: Sequence[Mount], *
     rlimits.add_rlimits(program, resources, Isolation.CONTAINER)
     keyring.add_keyring(program)
     caps.add_capability_drop(program)
-    landlock.add_container_landlock(program, landlock_abi, [mount.target for mount in mounts if not mount.read_only])
+    landlock.add_landlock(program, landlock_abi, LANDLOCK_RULES)
     seccomp.add_seccomp(program, Isolation.CONTAINER)
     return program
 
@@ -206,14 +213,16 @@ def _network(program: Program, root: str) -> None:
 
 
 def _mask(program: Program, root: str, empty: str) -> None:
-    for path in masks.READ_ONLY_PATHS:
-        _bind(program, root + path, root + path, MS_REC, ok=ENOENT)
-        _remount(program, root + path, MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, ok=ENOENT)
-    for path in masks.MASKED_FILES:
-        _bind(program, "/dev/null", root + path, ok=ENOENT)
-    for path in masks.MASKED_DIRECTORIES:
-        _bind(program, empty, root + path, ok=ENOENT)
-        _remount(program, root + path, MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, ok=ENOENT)
+    """Hide what this kernel has of `masks`; the guest's kernel is the host's, so its own /proc tells."""
+    for path in filter(os.path.exists, masks.READ_ONLY_PATHS):
+        _bind(program, root + path, root + path, MS_REC)
+        _remount(program, root + path, MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    for path in filter(os.path.exists, masks.MASKED_FILES):
+        _bind(program, "/dev/null", root + path)
+    for path in filter(os.path.exists, masks.MASKED_DIRECTORIES):
+        if path.startswith("/proc/"):
+            _bind(program, empty, root + path)
+            _remount(program, root + path, MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
 
 def _user_mount(program: Program, mount: Mount, fd_index: int) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from pathlib import Path
 
 from tartarus.guest.binary import agent_memfd
-from tartarus.guest.channel import GuestChannel
+from tartarus.guest.channel import GuestChannel, channel_pair
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
 from tartarus.model.sandbox import Isolation, Resources
-from tartarus.runtimes.base import Capabilities, Guest, GuestRequest, RootFs, Snapshot
+from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy
 from tartarus.runtimes.confine import landlock
 from tartarus.runtimes.container import layout, mounts
@@ -128,12 +127,16 @@ class ContainerRuntime:
             await nursery.run(layout.stage_program(self._stage, rootfs))
         await nursery.run(layout.nursery_program(self._stage, rootfs))
 
+    def places(self, rootfs: RootFs, guest_id: str) -> Places:
+        """As the template's files say."""
+        return Places(home="/root", workdir=rootfs.template.workdir, prefix=GUEST_PREFIX)
+
     async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
         """Fork a guest into its box."""
         assert isinstance(snapshot, ContainerSnapshot)
         program, steps = snapshot.program(request, self._landlock_abi)
         mount_fds = mounts.prepare(request.mounts, request.owner_uid, self._id_map)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = channel_pair()
         cgroup: Cgroup | None = None
         born: Clone | None = None
         try:
@@ -159,8 +162,9 @@ class ContainerRuntime:
             theirs.close()
             for fd in mount_fds:
                 os.close(fd)
-        channel = GuestChannel(ours, steps=steps)
-        return HostGuest(born, channel, cgroup, request.resources, warm=warm)
+        channel = GuestChannel(ours)
+        await channel.open()
+        return HostGuest(born, channel, cgroup, request.resources, steps=steps, warm=warm)
 
     async def close(self) -> None:
         """End every nursery."""

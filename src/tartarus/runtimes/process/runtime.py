@@ -10,20 +10,20 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 from pathlib import Path
 
 from tartarus.guest.binary import agent_memfd
-from tartarus.guest.channel import GuestChannel
+from tartarus.guest.channel import GuestChannel, channel_pair
 from tartarus.guest.program import Fd, Program
-from tartarus.model.errors import GuestFailed, Unsupported
+from tartarus.model.errors import GuestFailed, IsolationUnavailable, Unsupported
 from tartarus.model.sandbox import Isolation
-from tartarus.runtimes.base import Capabilities, Guest, GuestRequest, RootFs, Snapshot
+from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy
 from tartarus.runtimes.confine import caps, keyring, landlock, rlimits, seccomp
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import PRIVILEGED_BASE, SPAN
-from tartarus.runtimes.nursery import GUEST_PREFIX, Clone, Nursery, WarmNursery, warm_command
+from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, warm_command
+from tartarus.runtimes.process import paths
 
 _FIRST_UID = PRIVILEGED_BASE + SPAN
 _UIDS = 32768
@@ -54,10 +54,15 @@ class ProcessRuntime:
     def __init__(self, state_dir: Path, hierarchy: Hierarchy | None) -> None:
         self._base = state_dir / "process"
         self._base.mkdir(parents=True, exist_ok=True)
+        state_dir.chmod(0o711)
         self._base.chmod(0o711)
         self._hierarchy = hierarchy
         self._privileged = os.geteuid() == 0
         self._landlock_abi = landlock.abi()
+        if self._landlock_abi == 0:
+            raise IsolationUnavailable(
+                "the process level needs Landlock", why="this kernel has none", fix="use Linux 5.13 or later with lsm=landlock"
+            )
         self._agent_fd = agent_memfd()
         self._snapshots: set[ProcessSnapshot] = set()
         self._count = 0
@@ -80,7 +85,9 @@ class ProcessRuntime:
         )
 
     async def snapshot(self, rootfs: RootFs) -> Snapshot:
-        """Start a template's nursery."""
+        """Start a template's nursery. Raises IsolationUnavailable where guests could not reach their files."""
+        if self._privileged:
+            paths.require_reachable([self._base, *rootfs.layers])
         nursery = await Nursery.spawn(f"template {rootfs.template.id}", shared_pids=True)
         snapshot = ProcessSnapshot(rootfs, nursery)
         self._snapshots.add(snapshot)
@@ -94,7 +101,7 @@ class ProcessRuntime:
         self._count += 1
         uid = _FIRST_UID + self._count % _UIDS if self._privileged else os.getuid()
         home = self._make_home(request.id, uid)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = channel_pair()
         cgroup: Cgroup | None = None
         born: Clone | None = None
         try:
@@ -125,8 +132,11 @@ class ProcessRuntime:
                 await snapshot.nursery.sweep()
             await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
 
-        channel = GuestChannel(ours, steps=program.steps)
-        return HostGuest(born, channel, cgroup, request.resources, warm=warm, shared_pids=True, after_end=after_end)
+        channel = GuestChannel(ours)
+        await channel.open()
+        return HostGuest(
+            born, channel, cgroup, request.resources, steps=program.steps, warm=warm, shared_pids=True, after_end=after_end
+        )
 
     def _make_home(self, name: str, uid: int) -> Path:
         home = self._base / name
@@ -137,9 +147,10 @@ class ProcessRuntime:
             os.chown(home / "tmp", uid, uid)
         return home
 
-    def home(self, name: str) -> Path:
-        """The directory of a sandbox: its working directory, home and temporary directory."""
-        return self._base / name
+    def places(self, rootfs: RootFs, guest_id: str) -> Places:
+        """The guest's own directory is its home; the template lies where the host has it."""
+        home = str(self._base / guest_id)
+        return Places(home=home, workdir=home, prefix=guest_prefix(rootfs))
 
     def _program(self, rootfs: RootFs, request: GuestRequest, home: Path, uid: int) -> Program:
         program = Program()
@@ -149,13 +160,13 @@ class ProcessRuntime:
         rlimits.add_rlimits(program, request.resources, Isolation.PROCESS)
         keyring.add_keyring(program)
         if self._privileged:
+            caps.add_bounding_drop(program)
             program.syscall("setgroups", 0, 0, step="leave all groups")
             program.syscall("setresgid", uid, uid, uid, step="take a group of its own")
             program.syscall("setresuid", uid, uid, uid, step="take a user of its own")
         caps.add_capability_drop(program)
-        readable = [str(layer) for layer in rootfs.layers]
-        landlock.add_process_landlock(program, self._landlock_abi, readable=readable, writable=[str(home)])
-        seccomp.add_seccomp(program, Isolation.PROCESS)
+        landlock.add_landlock(program, self._landlock_abi, paths.rules(rootfs, home, own_terminals=self._privileged), tcp=False)
+        seccomp.add_seccomp(program, Isolation.PROCESS, own_uid=self._privileged, landlock_abi=self._landlock_abi)
         return program
 
     async def close(self) -> None:
