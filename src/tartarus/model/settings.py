@@ -92,8 +92,3 @@ class Settings(msgspec.Struct, frozen=True):
     def cache_dir(self) -> Path:
         """What can be made again: prepared templates."""
         return self.state_dir / "cache"
-
-    @property
-    def sandboxes_dir(self) -> Path:
-        """One directory per sandbox: its scratch space and its output log."""
-        return self.state_dir / "sandboxes"

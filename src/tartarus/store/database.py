@@ -7,14 +7,16 @@ up-to-date database reads one row instead.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, event, text
-from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
 from tartarus.model.errors import NoSpace, TartarusError, VersionMismatch
 from tartarus.store.schema import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Engine
 
 BUSY_TIMEOUT_MS = 5000
 # Pages of 4 KiB in the write-ahead log before it is folded into the database.

@@ -6,18 +6,20 @@ import base64
 import binascii
 import struct
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import and_, bindparam, delete, exists, literal, or_, select
 from sqlalchemy import insert as insert_into
 from sqlalchemy import update as update_of
-from sqlalchemy.engine import Connection, Row
 
 from tartarus.model.errors import InvalidRequest, InvalidState
 from tartarus.model.sandbox import Isolation, Reason, SandboxRecord, SandboxSpec
 from tartarus.model.states import State
 from tartarus.store.schema import sandbox_labels, sandboxes
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Row
 
 # A prefix shorter than this would fit many sandboxes by chance.
 MIN_PREFIX = len("sbx-") + 4

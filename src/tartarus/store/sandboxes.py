@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,6 +16,10 @@ from tartarus.model.states import TERMINAL, State, check_transition
 from tartarus.store import queries
 from tartarus.store.database import migrate, open_engine, storage_error
 from tartarus.store.writer import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
 
 Records = list[SandboxRecord]
 

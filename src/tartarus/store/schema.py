@@ -65,10 +65,9 @@ Index(
     sandboxes.c.name,
     unique=True,
     sqlite_where=_NAMED_ALIVE,
-    postgresql_where=_NAMED_ALIVE,
 )
 Index("ix_sandboxes_listing", sandboxes.c.tenant, sandboxes.c.created_at, sandboxes.c.id)
 # Few of the many rows are alive: this keeps `alive()` and `ps` independent of history.
-Index("ix_sandboxes_alive", sandboxes.c.created_at, sqlite_where=_ALIVE, postgresql_where=_ALIVE)
-Index("ix_sandboxes_ended", sandboxes.c.ended_at, sqlite_where=_ENDED, postgresql_where=_ENDED)
+Index("ix_sandboxes_alive", sandboxes.c.created_at, sqlite_where=_ALIVE)
+Index("ix_sandboxes_ended", sandboxes.c.ended_at, sqlite_where=_ENDED)
 Index("ix_sandbox_labels_pair", sandbox_labels.c.key, sandbox_labels.c.value)

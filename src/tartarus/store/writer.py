@@ -62,7 +62,7 @@ class Worker:
                 try:
                     connection = connection or self._engine.connect()
                     outcomes = self._commit(connection, batch)
-                except Exception as error:  # the connection itself failed: every waiter must hear of it
+                except Exception as error:  # noqa: BLE001 - every waiter must hear of it, and the thread go on
                     outcomes = [(False, self._explain(error))] * len(batch)
                 self._answer(batch, outcomes)
             elif self._closing:
@@ -111,5 +111,5 @@ def _attempt(job: Job, connection: Connection) -> tuple[bool, Any]:
         return True, job(connection)
     except SQLAlchemyError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - it is its caller's, and raised there
         return False, error

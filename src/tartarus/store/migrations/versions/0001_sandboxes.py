@@ -49,11 +49,10 @@ def upgrade() -> None:
         ["tenant", "name"],
         unique=True,
         sqlite_where=named_alive,
-        postgresql_where=named_alive,
     )
     op.create_index("ix_sandboxes_listing", "sandboxes", ["tenant", "created_at", "id"])
-    op.create_index("ix_sandboxes_alive", "sandboxes", ["created_at"], sqlite_where=alive, postgresql_where=alive)
-    op.create_index("ix_sandboxes_ended", "sandboxes", ["ended_at"], sqlite_where=ended, postgresql_where=ended)
+    op.create_index("ix_sandboxes_alive", "sandboxes", ["created_at"], sqlite_where=alive)
+    op.create_index("ix_sandboxes_ended", "sandboxes", ["ended_at"], sqlite_where=ended)
     op.create_index("ix_sandbox_labels_pair", "sandbox_labels", ["key", "value"])
 
 

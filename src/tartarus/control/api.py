@@ -1,0 +1,139 @@
+"""What every handler is given: the node, the store, the caller, and the way from a name to a live sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TypeVar, cast
+
+from litestar import Request, WebSocket
+from litestar.datastructures import State
+from litestar.handlers import HTTPRouteHandler
+
+from tartarus.control.decode import nearest
+from tartarus.control.hangups import HangupWatcher
+from tartarus.control.peers import Peer, peer_of
+from tartarus.control.ports import Node, Sandbox
+from tartarus.model.errors import InvalidRequest, InvalidState
+from tartarus.model.settings import Settings
+from tartarus.store import SandboxStore
+from tartarus.telemetry.metrics import Metrics
+
+T = TypeVar("T")
+
+
+class Api:
+    """One daemon's services, for the handlers of one application."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: SandboxStore,
+        node: Node,
+        metrics: Metrics,
+        hangups: HangupWatcher,
+        *,
+        started_at: float,
+        shut_down: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.node = node
+        self.metrics = metrics
+        self.hangups = hangups
+        self.started_at = started_at
+        self.shut_down = shut_down
+        self._background: set[asyncio.Task[None]] = set()
+        self._default_contexts: weakref.WeakKeyDictionary[Sandbox, asyncio.Task[str]] = weakref.WeakKeyDictionary()
+
+    async def find_live(self, tenant: str, id_or_name: str) -> Sandbox:
+        """The tenant's live sandbox of that id, name or id prefix. Raises SandboxNotFound or InvalidState."""
+        record = await self.store.get(tenant, id_or_name)
+        if record.ended_at is not None:
+            raise InvalidState(
+                f"sandbox {record.name or record.id} has ended ({record.state.value})",
+                fix=f"see its output with: tartarus logs {record.name or record.id}",
+            )
+        return self.node.live(tenant, record.id)
+
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Run something that outlives its request; it must not raise."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def default_context(self, sandbox: Sandbox) -> str:
+        """The id of the code context that calls without one share; made on first use."""
+        task = self._default_contexts.get(sandbox)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._default_contexts[sandbox] = asyncio.create_task(sandbox.open_context())
+        return await asyncio.shield(task)
+
+    def forget_default_context(self, sandbox: Sandbox, context_id: str) -> None:
+        """The context was closed: the next call without one gets a new one."""
+        task = self._default_contexts.get(sandbox)
+        if task is not None and task.done() and not task.cancelled() and not task.exception():
+            if task.result() != context_id:
+                return
+            del self._default_contexts[sandbox]
+
+
+class ApiRequest(Request[None, None, State]):
+    """A request that knows its caller."""
+
+    @property
+    def api(self) -> Api:
+        """The daemon's services."""
+        return cast("Api", self.app.state["api"])
+
+    @property
+    def peer(self) -> Peer:
+        """Who is calling, by the kernel's word."""
+        return peer_of(self.scope["client"])
+
+    async def live(self, id_or_name: str) -> Sandbox:
+        """The caller's live sandbox of that id, name or id prefix."""
+        return await self.api.find_live(self.peer.tenant, id_or_name)
+
+    async def unless_gone(self, work: Awaitable[T]) -> T:
+        """Await `work`, but cancel it, and so this request, as soon as the client hangs up."""
+        task = asyncio.ensure_future(work)
+
+        def hung_up() -> None:
+            task.cancel()
+
+        with self.api.hangups.watching(self.peer.fd, hung_up):
+            return await task
+
+
+class ApiSocket(WebSocket[None, None, State]):
+    """A WebSocket that knows its caller."""
+
+    @property
+    def api(self) -> Api:
+        """The daemon's services."""
+        return cast("Api", self.app.state["api"])
+
+    @property
+    def peer(self) -> Peer:
+        """Who is calling, by the kernel's word."""
+        return peer_of(self.scope["client"])
+
+
+def refuse_unknown_parameters(request: Request[None, None, State]) -> None:
+    """Refuse query parameters that the handler does not have: a misspelt filter must not list everything."""
+    if not request.scope["query_string"]:
+        return
+    known = _query_names(request.route_handler)
+    for key in request.query_params:
+        if key not in known:
+            raise InvalidRequest(f"unknown query parameter {key!r}", fix=nearest(key, known) if known else "remove it")
+
+
+@functools.cache
+def _query_names(handler: HTTPRouteHandler) -> frozenset[str]:
+    parameters = handler.parsed_fn_signature.parameters
+    names = {getattr(field.kwarg_definition, "name", None) or name for name, field in parameters.items()}
+    return frozenset(names - {"request", "data", "sandbox_id", "context_id"})

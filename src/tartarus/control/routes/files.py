@@ -1,0 +1,112 @@
+"""The sandbox's files: raw bytes both ways, and JSON for everything else."""
+
+from __future__ import annotations
+
+import msgspec
+from litestar import delete, get, post, put
+from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.response import Stream
+
+from tartarus.control.api import ApiRequest
+from tartarus.control.decode import Strict
+from tartarus.control.streaming import ndjson, primed
+from tartarus.model.checks import no_nul, require
+from tartarus.model.sandbox import FileInfo
+
+_ROOT = "/v1/sandboxes/{sandbox_id:str}/files"
+
+
+def _checked(path: str) -> str:
+    no_nul(path, "the path")
+    require(path.startswith("/"), f"path {path!r} is not absolute", "begin it with /")
+    return path
+
+
+class MakeDirectory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A directory to make; with `parents`, those above it too, and an existing one is fine."""
+
+    path: str
+    parents: bool = False
+
+    def __post_init__(self) -> None:
+        _checked(self.path)
+
+
+class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rename inside the sandbox."""
+
+    source: str
+    target: str
+
+    def __post_init__(self) -> None:
+        _checked(self.source)
+        _checked(self.target)
+
+
+@get(_ROOT)
+async def read(request: ApiRequest, sandbox_id: FromPath[str], path: FromQuery[str]) -> Stream:
+    """A file's bytes."""
+    sandbox = await request.live(sandbox_id)
+    return Stream(await primed(sandbox.files.read(_checked(path))), media_type="application/octet-stream")
+
+
+@put(_ROOT, status_code=204, request_max_body_size=None)
+async def write(
+    request: ApiRequest,
+    sandbox_id: FromPath[str],
+    path: FromQuery[str],
+    mode: FromQuery[str] = "0644",
+    parents: FromQuery[bool] = False,
+) -> None:
+    """Write the body to a file: all of it appears at once, or nothing. `mode` is octal; the disk limit is the cap."""
+    try:
+        permissions = int(mode, 8)
+    except ValueError:
+        permissions = -1
+    require(0 <= permissions <= 0o7777, f"mode {mode!r} is not a file mode", "write it in octal, such as 0644")
+    sandbox = await request.live(sandbox_id)
+    await sandbox.files.write(_checked(path), request.stream(), mode=permissions, parents=parents)
+
+
+@delete(_ROOT)
+async def remove(
+    request: ApiRequest, sandbox_id: FromPath[str], path: FromQuery[str], recursive: FromQuery[bool] = False
+) -> None:
+    """Remove a file, or a directory (with `recursive` also what is in it)."""
+    await (await request.live(sandbox_id)).files.remove(_checked(path), recursive=recursive)
+
+
+@get(_ROOT + "/stat")
+async def stat(request: ApiRequest, sandbox_id: FromPath[str], path: FromQuery[str]) -> FileInfo:
+    """One file's attributes; a symbolic link's own."""
+    return await (await request.live(sandbox_id)).files.stat(_checked(path))
+
+
+@get(_ROOT + "/list")
+async def listing(request: ApiRequest, sandbox_id: FromPath[str], path: FromQuery[str]) -> list[FileInfo]:
+    """A directory's entries."""
+    return await (await request.live(sandbox_id)).files.list(_checked(path))
+
+
+@post(_ROOT + "/mkdir", dto=Strict[MakeDirectory], return_dto=None, status_code=204)
+async def mkdir(request: ApiRequest, sandbox_id: FromPath[str], data: JSONBody[MakeDirectory]) -> None:
+    """Make a directory."""
+    await (await request.live(sandbox_id)).files.mkdir(data.path, parents=data.parents)
+
+
+@post(_ROOT + "/move", dto=Strict[Move], return_dto=None, status_code=204)
+async def move(request: ApiRequest, sandbox_id: FromPath[str], data: JSONBody[Move]) -> None:
+    """Rename a file or directory."""
+    await (await request.live(sandbox_id)).files.move(data.source, data.target)
+
+
+@get(_ROOT + "/watch")
+async def watch(
+    request: ApiRequest, sandbox_id: FromPath[str], path: FromQuery[str], recursive: FromQuery[bool] = False
+) -> Stream:
+    """Changes below a path as JSON lines, until the client goes away or the sandbox ends."""
+    sandbox = await request.live(sandbox_id)
+    return await ndjson(sandbox.files.watch(_checked(path), recursive=recursive))
+
+
+ROUTES = [read, write, remove, stat, listing, mkdir, move, watch]

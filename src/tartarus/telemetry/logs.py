@@ -1,0 +1,70 @@
+"""The daemon's log: one JSON object a line, rotated by size; the libraries' own records go the same way."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from logging.handlers import RotatingFileHandler
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_encode = msgspec.json.Encoder(enc_hook=repr, order="deterministic").encode
+
+
+def _to_json(event: Any, **_: Any) -> str:
+    return _encode(event).decode()
+
+
+def configure(path: Path | None, *, max_bytes: int, files: int, level: int = logging.INFO) -> None:
+    """Send every log record to `path` (None: standard error) as JSON lines.
+
+    At `max_bytes` the file becomes ``path.1`` and so on; at most `files` files exist, the current one included.
+    """
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.processors.format_exc_info,
+    ]
+    handler: logging.Handler
+    if path is None:
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = RotatingFileHandler(
+            path, maxBytes=max_bytes, backupCount=max(files - 1, 1), encoding="utf-8", errors="backslashreplace"
+        )
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(serializer=_to_json),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(level)
+    # A line per connection would cost more than the request; the sandboxes' own events say more.
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "litestar"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,71 @@
+"""The metrics of the user's roadmap that exist so far, under their names there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+if TYPE_CHECKING:
+    from tartarus.model.sandbox import SandboxRecord
+
+# The framework adds the character set to every text answer itself.
+CONTENT_TYPE = CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")
+# Seconds: warm starts take a few milliseconds, cold ones tens, a template's first one many seconds.
+_LAUNCH_BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
+
+
+class Metrics:
+    """One node's metrics, in a registry of their own (so that two in one process don't mix)."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self.registry = CollectorRegistry()
+        self._launch = Histogram(
+            "tartarus_sandbox_launch_duration_seconds",
+            "From the request for a sandbox to its command running",
+            ("template", "node"),
+            registry=self.registry,
+            buckets=_LAUNCH_BUCKETS,
+        )
+        self._active = Gauge(
+            "tartarus_sandbox_active_count",
+            "Sandboxes that have started and not ended",
+            ("template", "node"),
+            registry=self.registry,
+        )
+        self._total = Counter(
+            "tartarus_sandbox_total",
+            "Sandboxes that ended, by the state they ended in",
+            ("template", "status"),
+            registry=self.registry,
+        )
+        self._hits = Counter(
+            "tartarus_snapshot_cache_hits_total",
+            "Launches cloned from a warm snapshot",
+            ("template",),
+            registry=self.registry,
+        )
+        self._misses = Counter(
+            "tartarus_snapshot_cache_misses_total",
+            "Launches that found no warm snapshot",
+            ("template",),
+            registry=self.registry,
+        )
+
+    def launched(self, template: str, seconds: float, *, warm: bool) -> None:
+        """A sandbox of `template` began to run, `seconds` after it was asked for."""
+        self._launch.labels(template, self._node).observe(seconds)
+        self._active.labels(template, self._node).inc()
+        (self._hits if warm else self._misses).labels(template).inc()
+
+    def ended(self, record: SandboxRecord) -> None:
+        """A sandbox reached the terminal state that `record` has."""
+        if record.started_at is not None:
+            self._active.labels(record.template, self._node).dec()
+        self._total.labels(record.template, record.state.value).inc()
+
+    def render(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
