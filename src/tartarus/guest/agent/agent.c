@@ -97,7 +97,7 @@ static int on_hello(struct session *session, struct cursor *payload)
 	session->greeted = true;
 	put_u32(ready, PROTOCOL_VERSION);
 	put_u32(ready + 4, (uint32_t)getpid());
-	put_u32(ready + 8, (session->runner != NULL ? FEATURE_RUNNER : 0) |
+	put_u32(ready + 8, (runner_present(session) ? FEATURE_RUNNER : 0) |
 				   (session->config.own_pid_namespace ? FEATURE_OWN_PIDS : 0));
 	out_frame(session, F_READY, 0, ready, sizeof ready);
 	return 0;
@@ -236,12 +236,9 @@ static void reap(struct session *session)
 
 	session->child_ended = false;
 	/* What the runner said before it or a child of its ended must be known first. */
-	runner_drain(session);
-	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
+	runner_pump(session);
+	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0)
 		exec_reaped(session, pid, status, &usage);
-		if (pid == session->config.runner_pid)
-			runner_reaped(session);
-	}
 	if (pid < 0 && errno == ECHILD && session->deadline_ms != 0)
 		session->over = true;
 }
@@ -279,6 +276,7 @@ static void serve(struct session *session)
 		}
 		if (session->channel_readable && !out_busy(session))
 			read_channel(session);
+		runner_pump(session);
 		if (session->child_ended)
 			reap(session);
 		bool was_busy = out_busy(session);

@@ -121,7 +121,6 @@ int exec_open(struct session *session, uint32_t id, const uint8_t *payload, uint
 	}
 	exec->tty = (request.flags & EXEC_TTY) != 0;
 	exec->has_input = (request.flags & EXEC_STDIN) != 0 || exec->tty;
-	exec->once = (request.flags & EXEC_ONCE) != 0;
 	exec->credit = request.window < WINDOW_MAX ? request.window : WINDOW_MAX;
 	exec->child_fds[0] = exec->child_fds[1] = exec->child_fds[2] = -1;
 	output_init(&exec->out, -1, F_STDOUT, true);
@@ -190,6 +189,7 @@ void exec_started(struct session *session, struct exec *exec, pid_t pid, bool wa
 	free(exec->request);
 	exec->request = NULL;
 	exec->pid = pid;
+	exec->warm = warm;
 	put_u32(payload, (uint32_t)pid);
 	put_u32(payload + 4, warm);
 	out_frame(session, F_STARTED, exec->stream.id, payload, sizeof payload);
@@ -197,7 +197,7 @@ void exec_started(struct session *session, struct exec *exec, pid_t pid, bool wa
 		send_signal(exec, exec->early_signals[i], exec->early_signals[i + 1]);
 }
 
-static int on_signal(struct exec *exec, struct cursor *payload)
+static int on_signal(struct session *session, struct exec *exec, struct cursor *payload)
 {
 	uint32_t signo = get_u32(payload);
 	uint32_t scope = get_u32(payload);
@@ -206,6 +206,7 @@ static int on_signal(struct exec *exec, struct cursor *payload)
 		return -EPROTO;
 	if (exec->exited)
 		return 0;
+	runner_pump(session);
 	if (exec->pid != 0) {
 		send_signal(exec, signo, scope);
 	} else if (exec->n_early + 2 <= sizeof exec->early_signals / sizeof exec->early_signals[0]) {
@@ -257,10 +258,9 @@ static int exec_control(struct session *session, struct stream *stream, const st
 {
 	struct exec *exec = exec_of(stream);
 
-	(void)session;
 	switch (frame->type) {
 	case F_SIGNAL:
-		return on_signal(exec, payload);
+		return on_signal(session, exec, payload);
 	case F_RESIZE:
 		return on_resize(exec, payload);
 	case F_CREDIT:
@@ -342,7 +342,8 @@ void exec_reaped(struct session *session, pid_t pid, int status, const struct ru
 	for (struct stream *stream = session->streams; stream != NULL; stream = stream->next) {
 		struct exec *exec = exec_of(stream);
 
-		if (stream->kind == &exec_kind && !stream->ended && exec->pid == pid && !exec->exited) {
+		if (stream->kind == &exec_kind && !stream->ended && exec->pid == pid && !exec->exited &&
+		    (usage != NULL || exec->warm)) {
 			exec_exited(session, exec, status, usage);
 			return;
 		}

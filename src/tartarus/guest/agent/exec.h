@@ -13,14 +13,15 @@ struct exec {
 	uint64_t credit;
 	bool tty;
 	bool has_input;
-	bool once;
 	pid_t pid; /* 0: not started yet */
+	bool warm;
 	bool exited;
 	uint8_t exit_payload[32];
 	/* Kept until it has started. */
 	int child_fds[3];
 	uint8_t *request; /* the EXEC payload, for the runner and for falling back */
 	uint32_t request_size;
+	struct exec *next_waiting; /* in the runner's queue */
 	uint32_t early_signals[8]; /* signals that came before the start, and their scopes */
 	uint32_t n_early;
 };
@@ -30,7 +31,7 @@ int exec_open(struct session *session, uint32_t id, const uint8_t *payload, uint
 void exec_start_cold(struct session *session, struct exec *exec);
 /* It runs, as `pid`. */
 void exec_started(struct session *session, struct exec *exec, pid_t pid, bool warm);
-/* A process ended: was it one of ours? `usage` may be NULL. */
+/* A process ended: was it one of ours? `usage` is NULL when the runner says so: then only its own are meant. */
 void exec_reaped(struct session *session, pid_t pid, int status, const struct rusage *usage);
 
 /* pty.c: a new terminal; fds[0] for us, fds[1] for the program. 0 or -errno. */

@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { STOP_ROUNDS = 64, KILL_ROUNDS = 5000, TABLE_MAX = 1 << 16 };
+enum { DEPTH_MAX = 256, STOP_ROUNDS = 64, KILL_ROUNDS = 5000, TABLE_MAX = 1 << 16 };
 
 struct process {
 	pid_t pid, parent;
@@ -29,12 +29,12 @@ struct table {
 };
 
 /* The parent of a process, from /proc/PID/stat; 0 when it is gone. */
-static pid_t parent_of(const char *name)
+static pid_t parent_of(pid_t pid)
 {
 	char path[64], text[512];
 	int parent = 0;
 
-	snprintf(path, sizeof path, "/proc/%s/stat", name);
+	snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return 0;
@@ -48,6 +48,21 @@ static pid_t parent_of(const char *name)
 	return after_name != NULL && sscanf(after_name + 1, " %*c %d", &parent) == 1 ? parent : 0;
 }
 
+bool is_descendant(pid_t pid)
+{
+	pid_t self = getpid();
+
+	/* Confined without /proc there is no telling, and no reason to distrust. */
+	if (parent_of(self) == 0)
+		return true;
+	for (int depth = 0; depth < DEPTH_MAX && pid > 1; depth++) {
+		pid = parent_of(pid);
+		if (pid == self)
+			return true;
+	}
+	return false;
+}
+
 static bool add_process(struct table *table, const char *name)
 {
 	if (table->count % 256 == 0) {
@@ -56,7 +71,7 @@ static bool add_process(struct table *table, const char *name)
 			return false;
 		table->items = items;
 	}
-	table->items[table->count++] = (struct process){atoi(name), parent_of(name), false};
+	table->items[table->count++] = (struct process){atoi(name), parent_of(atoi(name)), false};
 	return true;
 }
 

@@ -4,6 +4,8 @@
 
 #include "session.h"
 
+/* Is it a process of the sandbox, where there is no pid namespace to tell? */
+bool is_descendant(pid_t pid);
 void signal_everybody(struct session *session, int signo);
 /* Returns when no descendant is left (or, as pid 1, at once: the kernel does it when we exit). */
 void kill_everybody(struct session *session);
