@@ -1,0 +1,51 @@
+"""The built-in templates, as data."""
+
+from __future__ import annotations
+
+import functools
+
+from tartarus.images.interpreter import find_interpreter
+from tartarus.images.paths import OWN_BIN, SYSTEM_PATH, VENV
+from tartarus.model.sandbox import Resources
+from tartarus.model.template import Template, WarmUp
+
+
+def _host(interpreter: str, path: str) -> Template:
+    return Template(
+        id="host",
+        name="Host base",
+        env={"PATH": path},
+        warm_up=WarmUp(interpreter=interpreter),
+        description="This host's own programs, read-only, under a fresh root. Needs no download.",
+    )
+
+
+def _python_ds(path: str) -> Template:
+    return Template(
+        id="python-ds",
+        name="Python Data Science",
+        base="host",
+        python_packages=("numpy", "pandas", "scipy", "matplotlib"),
+        env={
+            "PATH": f"{VENV}/bin:{path}",
+            "VIRTUAL_ENV": VENV,
+            # No display in a sandbox: the backend that draws into memory, without a search for others.
+            "MPLBACKEND": "Agg",
+        },
+        resources=Resources(memory_bytes=4 * 1024**3, cpu_milli=2000),
+        warm_up=WarmUp(
+            interpreter=f"{VENV}/bin/python3",
+            imports=("numpy", "pandas", "scipy", "matplotlib"),
+        ),
+        description="The host base with numpy, pandas, scipy and matplotlib, imported before the sandbox starts.",
+    )
+
+
+@functools.cache
+def catalogue() -> dict[str, Template]:
+    """Every template that can be asked for, by id. Looks for the host's Python the first time."""
+    interpreter = find_interpreter()
+    # A Python from outside /usr is on nobody's PATH until ours leads to it.
+    path = f"{OWN_BIN}:{SYSTEM_PATH}" if interpreter.bind else SYSTEM_PATH
+    templates = (_host(interpreter.path, path), _python_ds(path))
+    return {template.id: template for template in templates}

@@ -1,0 +1,9 @@
+"""Where things are inside a sandbox: the one place that names them."""
+
+from __future__ import annotations
+
+OWN = "/opt/tartarus"
+OWN_BIN = f"{OWN}/bin"
+RUNNER = f"{OWN}/runner.py"
+VENV = f"{OWN}/venv"
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
