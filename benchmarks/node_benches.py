@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.measure import Row, Timed, alternate
-from tartarus.model.sandbox import ExecSpec, Isolation, Reason, Resources, SandboxSpec
+from tartarus.model.sandbox import ExecSpec, Isolation, Reason, ResourceRequest, SandboxSpec
 from tartarus.model.settings import Settings
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.service import Node
@@ -253,7 +253,7 @@ async def density(_home: Path) -> list[Row]:
         code = PANDAS + "; import sys, time; sys.stdout.flush(); time.sleep(3600)"
         spec = SandboxSpec(
             template="python-ds", isolation=Isolation.CONTAINER, command=ExecSpec(argv=("python3", "-c", code)),
-            resources=Resources(disk_bytes=16 * 1024**2),
+            resources=ResourceRequest(disk_bytes=16 * 1024**2),
         )  # fmt: skip
 
         async def one() -> None:

@@ -63,6 +63,23 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         require(self.disk_bytes >= 1024**2, "disk is below 1MiB", "give at least 1MiB")
 
 
+class ResourceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The limits that a caller asks for; what is left out is the template's."""
+
+    memory_bytes: int | None = None
+    cpu_milli: int | None = None
+    pids: int | None = None
+    disk_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        self.over(Resources())
+
+    def over(self, defaults: Resources) -> Resources:
+        """The limits that hold: these, and `defaults` where nothing was asked. Raises InvalidRequest."""
+        asked = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+        return msgspec.structs.replace(defaults, **asked)
+
+
 class ExecSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A command. `workdir` and `user` default to the template's; `window_bytes` bounds unread output."""
 
@@ -86,13 +103,13 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that a caller may ask of a new sandbox.
 
     With `command`, the sandbox lives as long as that command; without, until it is killed or its
-    `timeout_s` (seconds, wall clock, from start) passes.
+    `timeout_s` (seconds, wall clock, from start) passes. In a record, `resources` are the limits that hold.
     """
 
     template: str = "host"
     isolation: Isolation = Isolation.AUTO
     command: ExecSpec | None = None
-    resources: Resources = Resources()
+    resources: ResourceRequest = ResourceRequest()
     timeout_s: float | None = None
     env: dict[str, str] = {}
     workdir: str = ""

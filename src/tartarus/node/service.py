@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from tartarus.images import catalogue, prepare
 from tartarus.model.errors import InvalidState, SandboxNotFound, TartarusError, TemplateNotFound
 from tartarus.model.ids import new_id
-from tartarus.model.sandbox import Isolation, Reason, SandboxRecord, SandboxSpec
+from tartarus.model.sandbox import Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec
 from tartarus.model.settings import Settings
 from tartarus.model.states import TERMINAL, State
 from tartarus.model.template import Template
@@ -72,6 +73,8 @@ class Node:
         began = time.time()
         clock = time.perf_counter()
         template = self._template(spec.template)
+        limits = spec.resources.over(template.resources)
+        spec = msgspec.structs.replace(spec, resources=ResourceRequest(**msgspec.structs.asdict(limits)))
         isolation, why = selection.choose(spec, self._levels.unavailable)
         record = SandboxRecord(
             id=new_id("sbx"), tenant=tenant, name=spec.name, template=template.id, isolation=isolation,
@@ -98,7 +101,7 @@ class Node:
         snapshot, ready = await self._pool.get(rootfs, record.isolation, warm=warm)
         runtime = self._levels.runtimes[record.isolation]
         request = GuestRequest(
-            id=record.id, hostname=record.id, resources=spec.resources, mounts=spec.mounts, owner_uid=_uid_of(record.tenant)
+            id=record.id, hostname=record.id, resources=spec.resources.over(template.resources), mounts=spec.mounts, owner_uid=_uid_of(record.tenant)
         )
         guest = await runtime.clone(snapshot, request, warm=warm)
         try:

@@ -115,7 +115,7 @@ class HostGuest:
     async def _clean_up(self) -> None:
         try:
             if self._cgroup is not None:
-                self._final_stats = self._cgroup.stats(self._resources.memory_bytes)
+                self._final_stats = Stats(memory_limit_bytes=self._resources.memory_bytes, oom_kills=self._cgroup.oom_kills())
                 await self._remove(self._cgroup)
             if self._after_end is not None:
                 await self._after_end()

@@ -35,7 +35,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Match:
     """Whether an argument's low 32 bits, under `mask`, are one of `values`.
 
     Most of the kernel's integer arguments are 32 bits wide and their upper half is ignored, so a test
@@ -57,7 +57,7 @@ class Test:
 class Branch:
     """`then` where the test holds, `otherwise` elsewhere."""
 
-    test: Test
+    test: Match
     then: Rule
     otherwise: Rule
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from tartarus.guest.syscalls import machine, table
 from tartarus.model.sandbox import Isolation
 from tartarus.runtimes.confine import calls
-from tartarus.runtimes.confine.bpf import ALLOW, Branch, Rule, Test, assemble, refuse
+from tartarus.runtimes.confine.bpf import ALLOW, Branch, Match, Rule, assemble, refuse
 
 if TYPE_CHECKING:
     from tartarus.guest.program import Program
@@ -47,16 +47,16 @@ _ATTACH_FILTERS = (26, 50, 51, 52)  # SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH
 
 def _unless(arg: int, values: tuple[int, ...], verdict: Rule, *, mask: int = 0xFFFF_FFFF, other: Rule = ALLOW) -> Rule:
     """`verdict` for these values of an argument, `other` for the rest."""
-    return Branch(Test(arg, values, mask), verdict, other)
+    return Branch(Match(arg, values, mask), verdict, other)
 
 
 def _only(arg: int, values: tuple[int, ...], verdict: Rule, *, mask: int = 0xFFFF_FFFF, then: Rule = ALLOW) -> Rule:
     """`then` for these values of an argument, `verdict` for the rest."""
-    return Branch(Test(arg, values, mask), then, verdict)
+    return Branch(Match(arg, values, mask), then, verdict)
 
 
 def _null(arg: int, then: Rule, otherwise: Rule) -> Rule:
-    return Branch(Test(arg, (0,), wide=True), then, otherwise)
+    return Branch(Match(arg, (0,), wide=True), then, otherwise)
 
 
 def _no_set_id(mode_arg: int) -> Rule:
