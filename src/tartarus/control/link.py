@@ -16,7 +16,7 @@ import contextlib
 import struct
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio
 import msgspec
@@ -28,6 +28,8 @@ from tartarus.model.errors import InvalidRequest, TartarusError
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from litestar.types.asgi_types import WebSocketSendEvent
 
     from tartarus.control.api import ApiSocket
     from tartarus.control.ports import OutputLog, Process
@@ -113,7 +115,7 @@ class Link:
             return
         body = _encode({"event": name, **fields})
         try:
-            await self._send({"type": "websocket.send", "bytes": EVENT + body, "text": None})
+            await self._send_parts(EVENT, body)
         except ClientDisconnected:
             self._client_left()
 
@@ -132,7 +134,11 @@ class Link:
             raise self.violation
 
     async def _output(self, stream: int, data: bytes) -> None:
-        await self._send({"type": "websocket.send", "bytes": _OUTPUT[stream] + data, "text": None})
+        await self._send_parts(_OUTPUT[stream], data)
+
+    async def _send_parts(self, *parts: bytes) -> None:
+        # Beyond ASGI, and understood by our own server: the kind and the data need not be joined here.
+        await self._send(cast("WebSocketSendEvent", {"type": "websocket.send", "parts": parts}))
 
     def _client_left(self) -> None:
         self.gone = True

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from tartarus.control.framing import StreamProtocol
+
 if TYPE_CHECKING:
     from litestar import Litestar
 
@@ -31,7 +33,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http="httptools",
-                ws="websockets-sansio",
+                ws=StreamProtocol,
                 ws_max_size=MAX_MESSAGE_BYTES,
                 ws_per_message_deflate=False,
                 # A Unix socket tells when its peer is gone; nothing on the way needs to be kept alive.
