@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import struct
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,8 @@ def live_name_taken(connection: Connection, tenant: str, name: str) -> bool:
 
 def find(connection: Connection, tenant: str, id_or_name: str) -> SandboxRecord | None:
     """By id, then name (live before ended, then newest), then unique id prefix."""
+    if not id_or_name:  # what a sandbox without a name would match
+        return None
     if not id_or_name.startswith("sbx-"):
         return _record(connection.execute(_by_name, {"tenant": tenant, "name": id_or_name}).first())
     record = by_id(connection, id_or_name)
@@ -171,6 +174,9 @@ def _make_cursor(last: SandboxRecord) -> str:
 def _read_cursor(cursor: str) -> tuple[float, str]:
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        return struct.unpack("<d", raw[:8])[0], raw[8:].decode("ascii")
-    except (binascii.Error, struct.error, UnicodeDecodeError, ValueError) as error:
-        raise InvalidRequest("the cursor is not one that a listing gave", fix="begin again without it") from error
+        created_at, last_id = struct.unpack("<d", raw[:8])[0], raw[8:].decode("ascii")
+    except (binascii.Error, struct.error, ValueError):
+        created_at, last_id = math.nan, ""
+    if not math.isfinite(created_at) or not last_id.startswith("sbx-"):
+        raise InvalidRequest("the cursor is not one that a listing gave", fix="begin again without it")
+    return created_at, last_id
