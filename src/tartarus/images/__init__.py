@@ -7,7 +7,7 @@ directories that overlayfs can stack, made once per content and shared by every 
 from __future__ import annotations
 
 from tartarus.images.catalogue import catalogue
-from tartarus.images.prepare import PreparedTemplate, prepare
+from tartarus.images.preparing import PreparedTemplate, prepare
 from tartarus.images.store import LayerStore
 
 __all__ = ["LayerStore", "PreparedTemplate", "catalogue", "prepare"]

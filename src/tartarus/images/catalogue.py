@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from tartarus.images.interpreter import find_interpreter
+from tartarus.images.interpreter import Interpreter, find_interpreter
 from tartarus.images.paths import OWN_BIN, SYSTEM_PATH, VENV
 from tartarus.model.sandbox import Resources
 from tartarus.model.template import Template, WarmUp
@@ -44,7 +44,11 @@ def _python_ds(path: str) -> Template:
 @functools.cache
 def catalogue() -> dict[str, Template]:
     """Every template that can be asked for, by id. Looks for the host's Python the first time."""
-    interpreter = find_interpreter()
+    return templates_for(find_interpreter())
+
+
+def templates_for(interpreter: Interpreter) -> dict[str, Template]:
+    """The templates as they are with this Python."""
     # A Python from outside /usr is on nobody's PATH until ours leads to it.
     path = f"{OWN_BIN}:{SYSTEM_PATH}" if interpreter.bind else SYSTEM_PATH
     templates = (_host(interpreter.path, path), _python_ds(path))

@@ -38,16 +38,24 @@ class PreparedTemplate(msgspec.Struct, frozen=True):
     digest: str
 
 
-async def prepare(template: Template, settings: Settings, uid_base: int | None, progress: Progress) -> PreparedTemplate:
+async def prepare(
+    template: Template,
+    settings: Settings,
+    uid_base: int | None,
+    progress: Progress,
+    *,
+    interpreter: Interpreter | None = None,
+) -> PreparedTemplate:
     """Make the template's root file system unless it is there, and say where it is.
 
     `uid_base`: the host id that is the sandbox's root, when ids are mapped; the files become its own.
-    `progress` is called with one line for each step that takes time. Raises TemplateFailed or NoSpace.
+    `progress` is called with one line for each step that takes time. `interpreter`: the Python that the
+    template was described with; the host's unless given. Raises TemplateFailed or NoSpace.
     """
-    interpreter = await asyncio.to_thread(find_interpreter)
+    python = interpreter or await asyncio.to_thread(find_interpreter)
     store = await asyncio.to_thread(LayerStore, settings.cache_dir / "templates")
-    environment = await _environment(template, interpreter, store, uid_base, progress)
-    entries, binds = await asyncio.to_thread(skeleton, interpreter)
+    environment = await _environment(template, python, store, uid_base, progress)
+    entries, binds = await asyncio.to_thread(skeleton, python)
     digest = _digest(entries, binds, environment[0] if environment else "", uid_base)
     name = f"rootfs-{digest}"
 
@@ -55,7 +63,7 @@ async def prepare(template: Template, settings: Settings, uid_base: int | None, 
         del lock
         progress(f"making the root file system of {template.id}")
         await asyncio.to_thread(_write_rootfs, tree, entries, environment[1] if environment else None, uid_base)
-        return {"template": template.id, "interpreter": interpreter.path, "environment": environment and environment[0]}
+        return {"template": template.id, "interpreter": python.path, "environment": environment and environment[0]}
 
     layer = await store.get(name, build)
     return PreparedTemplate(template=template, layers=(layer,), binds=binds, digest=digest)
