@@ -1,0 +1,79 @@
+"""The Python client: `Sandbox` and its async twin `AsyncSandbox`.
+
+Everything it does goes through the daemon's API, so what works here works over the network. Names are imported when
+they are first used: the command line's hot path takes single modules and must not pay for the rest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tartarus.sdk.async_client import AsyncClient
+    from tartarus.sdk.async_contexts import AsyncCodeContext
+    from tartarus.sdk.async_files import AsyncFiles
+    from tartarus.sdk.async_process import AsyncProcess
+    from tartarus.sdk.async_sandbox import AsyncSandbox
+    from tartarus.sdk.client import Client
+    from tartarus.sdk.contexts import CodeContext
+    from tartarus.sdk.files import Files
+    from tartarus.sdk.process import Process
+    from tartarus.sdk.results import (
+        CellError,
+        CellResult,
+        CodeFailed,
+        CodeResult,
+        CommandFailed,
+        CommandResult,
+        CommandTimedOut,
+        LevelReport,
+        LogEntry,
+        OutputChunk,
+        Version,
+    )
+    from tartarus.sdk.sandbox import Sandbox
+
+__all__ = [
+    "AsyncClient",
+    "AsyncCodeContext",
+    "AsyncFiles",
+    "AsyncProcess",
+    "AsyncSandbox",
+    "CellError",
+    "CellResult",
+    "Client",
+    "CodeContext",
+    "CodeFailed",
+    "CodeResult",
+    "CommandFailed",
+    "CommandResult",
+    "CommandTimedOut",
+    "Files",
+    "LevelReport",
+    "LogEntry",
+    "OutputChunk",
+    "Process",
+    "Sandbox",
+    "Version",
+]
+_MODULES = {
+    "AsyncClient": "async_client",
+    "AsyncCodeContext": "async_contexts",
+    "AsyncFiles": "async_files",
+    "AsyncProcess": "async_process",
+    "AsyncSandbox": "async_sandbox",
+    "Client": "client",
+    "CodeContext": "contexts",
+    "Files": "files",
+    "Process": "process",
+    "Sandbox": "sandbox",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module 'tartarus.sdk' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"tartarus.sdk.{_MODULES.get(name, 'results')}"), name)

@@ -1,0 +1,40 @@
+"""The async twin of `client`."""
+
+from __future__ import annotations
+
+import os
+
+from tartarus.model.template import Template
+from tartarus.sdk import calls
+from tartarus.sdk.async_transport import AsyncTransport
+from tartarus.sdk.places import Places
+from tartarus.sdk.results import LevelReport, Version
+
+
+class AsyncClient:
+    """The way to one daemon; see `Client`. It holds no connection, so any event loop may use it."""
+
+    def __init__(self, home: str | None = None, *, start: bool = True, any_version: bool = False) -> None:
+        places = Places.at(home) if home is not None else Places.from_environment(os.environ, os.geteuid())
+        self.transport = AsyncTransport(places, start=start, any_version=any_version)
+
+    @property
+    def places(self) -> Places:
+        """Where the daemon keeps its state and listens."""
+        return self.transport.places
+
+    async def version(self) -> Version:
+        """The daemon's version, process id and start."""
+        return await self.transport.call(calls.version())
+
+    async def templates(self) -> list[Template]:
+        """The templates that sandboxes can be made from."""
+        return await self.transport.call(calls.templates())
+
+    async def levels(self) -> list[LevelReport]:
+        """What this host can give: each isolation level is tried with a small guest."""
+        return await self.transport.call(calls.levels())
+
+    async def shutdown(self) -> None:
+        """Stop the daemon; its sandboxes are killed. Returns once it has agreed, not once it is gone."""
+        await self.transport.call(calls.shutdown())

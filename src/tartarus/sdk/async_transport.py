@@ -1,0 +1,154 @@
+"""The async transport (anyio: asyncio or trio): the twin of `transport`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from typing import Any, TypeVar
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from tartarus.model.errors import DaemonUnavailable, PermissionRefused
+from tartarus.sdk import daemon
+from tartarus.sdk.http import Call, Exchange
+from tartarus.sdk.places import Places
+from tartarus.sdk.progress import opening_error
+from tartarus.sdk.streams import Refused, StreamProtocol, check_version
+
+T = TypeVar("T")
+_CHUNK = 256 * 1024
+_HUNG_UP = (anyio.BrokenResourceError, anyio.ClosedResourceError)
+
+
+class AsyncTransport:
+    """Talks to one daemon, from any number of tasks."""
+
+    def __init__(self, places: Places, *, start: bool = True, any_version: bool = False) -> None:
+        self.places = places
+        self._start = start
+        self._known = any_version
+
+    async def connect(self) -> anyio.abc.SocketStream:
+        """A connection to a daemon of our version, started if need be."""
+        if not self._known:
+            await self._greet()
+        try:
+            return await anyio.connect_unix(self.places.socket)
+        except OSError:
+            # Not there, or not ours: the blocking way starts it, or knows what is wrong.
+            await self._greet()
+        try:
+            return await anyio.connect_unix(self.places.socket)
+        except PermissionError as error:
+            raise PermissionRefused(f"you may not use the daemon at {self.places.socket}") from error
+        except OSError as error:
+            raise DaemonUnavailable(f"can't connect to {self.places.socket}", why=str(error)) from error
+
+    async def _greet(self) -> None:
+        """Reach the daemon once in a thread (starting it may take a while) and compare versions."""
+        skip_version = self._known
+
+        def greet() -> None:
+            with daemon.connect(self.places, start=self._start) as connection:
+                if not skip_version:
+                    check_version(daemon.version_of(connection))
+
+        await anyio.to_thread.run_sync(greet)
+        self._known = True
+
+    async def call(self, call: Call[T], body: AsyncIterable[bytes] | None = None) -> T:
+        """Make a call; `body` is sent as it is produced."""
+        async with self.stream(call, body) as answer:
+            return call.decode(b"".join([part async for part in answer]))
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, call: Call[Any], body: AsyncIterable[bytes] | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Make a call and read its answer's body as it comes. Leaving the block hangs up."""
+        async with await self.connect() as connection:
+            exchange = Exchange()
+            # A daemon that refuses a body hangs up before it has read all: its answer says why.
+            with contextlib.suppress(*_HUNG_UP):
+                await connection.send(exchange.request(call, streamed=body is not None))
+                if body is not None:
+                    async for part in body:
+                        if part:
+                            await connection.send(exchange.body_part(part))
+                    await connection.send(exchange.body_end())
+            async with contextlib.aclosing(_answer(connection, exchange, call)) as answer:
+                yield answer
+
+    async def open(self, path: str, opening: bytes) -> AsyncStreamConnection:
+        """Open a process stream."""
+        return AsyncStreamConnection(await self.connect(), StreamProtocol(path, opening))
+
+
+async def _answer(
+    connection: anyio.abc.SocketStream, exchange: Exchange, call: Call[Any]
+) -> AsyncGenerator[bytes, None]:
+    while not exchange.done:
+        try:
+            with anyio.fail_after(call.patience_s):
+                data = await connection.receive(_CHUNK)
+        except TimeoutError as error:
+            raise DaemonUnavailable(
+                f"the daemon did not answer within {call.patience_s:g} s", fix="see its log, daemon.log"
+            ) from error
+        except (anyio.EndOfStream, *_HUNG_UP):
+            data = b""
+        for part in exchange.receive(data):
+            yield part
+
+
+class AsyncStreamConnection:
+    """A process stream. One task may receive while another sends."""
+
+    def __init__(self, connection: anyio.abc.SocketStream, protocol: StreamProtocol) -> None:
+        self._socket = connection
+        self._protocol = protocol
+        self._received: deque[tuple[int, memoryview]] = deque()
+        self._receiving = anyio.Lock()
+        self._sending = anyio.Lock()
+
+    @property
+    def protocol(self) -> StreamProtocol:
+        """What queues messages; `flush` sends them."""
+        return self._protocol
+
+    async def next(self) -> tuple[int, memoryview] | None:
+        """The next message, or None after the goodbye."""
+        while True:
+            async with self._receiving:
+                if self._received:
+                    return self._received.popleft()
+                if self._protocol.closed:
+                    return None
+                await self._take()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Send what is queued."""
+        async with self._sending:
+            data = self._protocol.outgoing()
+            if data:
+                with contextlib.suppress(*_HUNG_UP):  # it hung up: what it said last is still to be read
+                    await self._socket.send(data)
+
+    async def close(self) -> None:
+        """Hang up; idempotent."""
+        with anyio.CancelScope(shield=True):
+            await self._socket.aclose()
+
+    async def _take(self) -> None:
+        try:
+            data = await self._socket.receive(_CHUNK)
+        except (anyio.EndOfStream, *_HUNG_UP):
+            data = b""
+        try:
+            self._received.extend(self._protocol.receive(data))
+        except Refused as refused:
+            raise opening_error(refused) from None

@@ -1,0 +1,44 @@
+"""The daemon as a whole: what it offers, and its end. `Sandbox` uses one for its calls."""
+
+from __future__ import annotations
+
+import os
+
+from tartarus.model.template import Template
+from tartarus.sdk import calls
+from tartarus.sdk.places import Places
+from tartarus.sdk.results import LevelReport, Version
+from tartarus.sdk.transport import Transport
+
+
+class Client:
+    """The way to one daemon.
+
+    `home`: its directory, as in TARTARUS_HOME (the default comes from the environment); `start`: start the
+    daemon when it is not running; `any_version`: don't insist on a daemon of this client's version.
+    """
+
+    def __init__(self, home: str | None = None, *, start: bool = True, any_version: bool = False) -> None:
+        places = Places.at(home) if home is not None else Places.from_environment(os.environ, os.geteuid())
+        self.transport = Transport(places, start=start, any_version=any_version)
+
+    @property
+    def places(self) -> Places:
+        """Where the daemon keeps its state and listens."""
+        return self.transport.places
+
+    def version(self) -> Version:
+        """The daemon's version, process id and start."""
+        return self.transport.call(calls.version())
+
+    def templates(self) -> list[Template]:
+        """The templates that sandboxes can be made from."""
+        return self.transport.call(calls.templates())
+
+    def levels(self) -> list[LevelReport]:
+        """What this host can give: each isolation level is tried with a small guest."""
+        return self.transport.call(calls.levels())
+
+    def shutdown(self) -> None:
+        """Stop the daemon; its sandboxes are killed. Returns once it has agreed, not once it is gone."""
+        self.transport.call(calls.shutdown())

@@ -1,0 +1,295 @@
+"""`Sandbox`: one sandbox, its commands, code, files and end."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+
+from tartarus.model.errors import TimeLimit
+from tartarus.model.sandbox import Mount, SandboxRecord, Stats
+from tartarus.model.states import TERMINAL, State
+from tartarus.sdk import calls
+from tartarus.sdk.client import Client
+from tartarus.sdk.contexts import MAX_OUTPUT_BYTES, CodeContext, OnOutput, run_cell
+from tartarus.sdk.decoding import LogDecoder
+from tartarus.sdk.files import Files
+from tartarus.sdk.places import Places
+from tartarus.sdk.process import Process
+from tartarus.sdk.progress import Progress
+from tartarus.sdk.results import CodeResult, CommandResult, LogEntry
+from tartarus.sdk.specs import exec_spec, sandbox_spec
+from tartarus.sdk.waiting import Deadline
+
+
+class Sandbox:
+    """A sandbox. Make one with `Sandbox.create`, or find one with `Sandbox.connect` and `Sandbox.list`.
+
+    Used as a context manager, a sandbox that was created is killed at the block's end, and one
+    that was connected to is left alone. Every method may be called from any thread. Errors are subclasses of
+    `tartarus.TartarusError`, each with a stable `code`, what happened, why, and what to do.
+    """
+
+    def __init__(self, record: SandboxRecord, client: Client, *, owned: bool = False) -> None:
+        self._record = record
+        self._client = client
+        self._owned = owned
+        self.files = Files(client.transport, record.id)
+
+    @classmethod
+    def create(
+        cls,
+        template: str = "host",
+        *,
+        isolation: str = "auto",
+        command: Sequence[str] | None = None,
+        timeout_s: float | str | None = None,
+        memory: int | str | None = None,
+        cpus: float | str | None = None,
+        pids: int | None = None,
+        disk: int | str | None = None,
+        env: Mapping[str, str] | None = None,
+        workdir: str = "",
+        mounts: Iterable[str | Mount] = (),
+        network: str = "none",
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        client: Client | None = None,
+    ) -> Sandbox:
+        """Make a sandbox; limits that are not given are the template's.
+
+        Args:
+            template: what it is made from; `Client().templates()` lists them.
+            isolation: ``process``, ``container``, or ``auto`` for the strongest this host can give.
+            command: its main command; the sandbox then ends with it. Read its output with `attach` or `logs`.
+            timeout_s: how long it may live, in seconds or as in ``"10m"``; for ever if not given.
+            memory: bytes, or as in ``"512MiB"``.
+            cpus: how many CPUs' time, as in 2, 0.5 or ``"250m"``.
+            pids: how many processes and threads.
+            disk: how much it may write, in bytes or as in ``"1GiB"``.
+            env: variables for everything that runs in it.
+            workdir: the directory commands start in; the template's if not given.
+            mounts: host files or directories to show in it, as ``source:target[:ro]``.
+            network: what it may reach; ``none`` is all there is.
+            name: a name to find it by; no other live sandbox of yours may have it.
+            labels: your own keys and values, to find it by.
+            client: which daemon; the one of your environment if not given.
+
+        Raises:
+            InvalidRequest, TemplateNotFound, IsolationUnavailable, NameTaken, NoSpace, and other TartarusErrors;
+            nothing is left behind then.
+        """
+        spec = sandbox_spec(
+            template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
+            pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
+        )  # fmt: skip
+        client = client or default_client()
+        return cls(client.transport.call(calls.create(spec)), client, owned=True)
+
+    @classmethod
+    def connect(cls, sandbox: str, *, client: Client | None = None) -> Sandbox:
+        """The sandbox of that id, name or unique id prefix, alive or ended. Raises SandboxNotFound."""
+        client = client or default_client()
+        return cls(client.transport.call(calls.show(sandbox)), client)
+
+    @classmethod
+    def list(
+        cls,
+        *,
+        states: Iterable[State | str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        name: str = "",
+        limit: int | None = None,
+        client: Client | None = None,
+    ) -> builtins.list[Sandbox]:
+        """Your sandboxes, newest first: the live ones, or those in the given `states`."""
+        client = client or default_client()
+        wanted = state_names(states)
+        found: list[SandboxRecord] = []
+        cursor = None
+        while limit is None or len(found) < limit:
+            size = 1000 if limit is None else min(1000, limit - len(found))
+            page = client.transport.call(calls.page(wanted, dict(labels or {}), name, size, cursor))
+            found += page.items
+            cursor = page.next
+            if cursor is None:
+                break
+        return [cls(record, client) for record in found]
+
+    @property
+    def id(self) -> str:
+        """Its id, such as ``sbx-3kq9…``."""
+        return self._record.id
+
+    @property
+    def info(self) -> SandboxRecord:
+        """What was last heard of it; `refresh` asks again."""
+        return self._record
+
+    def refresh(self) -> SandboxRecord:
+        """Ask for its record now."""
+        self._record = self._client.transport.call(calls.show(self.id))
+        return self._record
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes | str | None = None,  # noqa: A002 - the name that subprocess.run gave it
+        env: Mapping[str, str] | None = None,
+        workdir: str = "",
+        timeout_s: float | str | None = None,
+        check: bool = False,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+    ) -> CommandResult:
+        """Run a command to its end.
+
+        Args:
+            argv: the command and its arguments; no shell reads them.
+            input: its standard input; empty if not given.
+            env: further variables.
+            workdir: where it starts; the sandbox's if not given.
+            timeout_s: how long it may run; CommandTimedOut is raised after that.
+            check: raise CommandFailed unless it exits with status 0.
+            max_output_bytes: output beyond this is dropped, and the result says so.
+        """
+        process = self.start(
+            argv, env=env, workdir=workdir, timeout_s=timeout_s, stdin=input is not None,
+            max_output_bytes=max_output_bytes,
+        )  # fmt: skip
+        with process:
+            if input is not None:
+                process.feed(input)
+            return process.wait(check=check)
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bool = False,
+        tty: bool = False,
+        rows: int = 24,
+        cols: int = 80,
+        env: Mapping[str, str] | None = None,
+        workdir: str = "",
+        timeout_s: float | str | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+    ) -> Process:
+        """Start a command and return while it runs.
+
+        With `stdin` it reads what you `write`; with `tty` it has a terminal of `rows` and `cols`. Raises
+        CommandNotFound and NotExecutable. It is killed when its `Process` is closed.
+        """
+        spec = exec_spec(
+            argv, env=env, workdir=workdir, stdin=stdin, tty=tty, rows=rows, cols=cols, timeout_s=timeout_s
+        )
+        connection = self._client.transport.open(f"/v1/sandboxes/{self.id}/exec", calls.encode(spec))
+        return Process.opened(connection, Progress(spec.argv, spec.timeout_s), max_output_bytes)
+
+    def attach(self, *, max_output_bytes: int = MAX_OUTPUT_BYTES) -> Process:
+        """Follow the main command's output from now on. Closing the returned `Process` leaves it running."""
+        argv = self._record.spec.command.argv if self._record.spec.command is not None else ("main command",)
+        connection = self._client.transport.open(f"/v1/sandboxes/{self.id}/attach", b"{}")
+        return Process.opened(connection, Progress(argv, None), max_output_bytes)
+
+    def run_code(
+        self,
+        code: str,
+        *,
+        timeout_s: float | None = None,
+        check: bool = False,
+        on_stdout: OnOutput | None = None,
+        on_stderr: OnOutput | None = None,
+    ) -> CodeResult:
+        """Run Python code that keeps its variables from call to call, with rich results.
+
+        The result has `text`, `html` and `png` of what was shown, `stdout`, `stderr`, and `error` when the
+        code raised (with `check`, CodeFailed is raised instead). The callbacks get output while it runs. After
+        `timeout_s` the cell is interrupted.
+        """
+        return run_cell(
+            self._client.transport, self.id, None, code, timeout_s=timeout_s, check=check, on_stdout=on_stdout,
+            on_stderr=on_stderr,
+        )  # fmt: skip
+
+    def open_context(self) -> CodeContext:
+        """A fresh interpreter beside the one that `run_code` uses."""
+        return CodeContext(self._client.transport, self.id, self._client.transport.call(calls.open_context(self.id)))
+
+    def logs(self, *, follow: bool = False) -> Iterator[LogEntry]:
+        """The main command's recorded output; with `follow` also what still comes, until its end."""
+        decoder = LogDecoder()
+        with self._client.transport.stream(calls.logs(self.id, follow=follow)) as answer:
+            for part in answer:
+                yield from decoder.receive(part)
+
+    def stats(self) -> Stats:
+        """What it uses now."""
+        return self._client.transport.call(calls.stats(self.id))
+
+    def pause(self) -> None:
+        """Freeze every process in it. Its time limit goes on."""
+        self._record = self._client.transport.call(calls.pause(self.id))
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._record = self._client.transport.call(calls.resume(self.id))
+
+    def signal(self, signal: int) -> None:
+        """Send its main command a signal."""
+        self._client.transport.call(calls.send_signal(self.id, signal))
+
+    def kill(self: Sandbox | str, *, client: Client | None = None) -> None:
+        """End it and everything in it; one that has ended is fine.
+
+        Also ``Sandbox.kill("sbx-…")``, without connecting first.
+        """
+        if isinstance(self, str):
+            (client or default_client()).transport.call(calls.end(self))
+        else:
+            (client or self._client).transport.call(calls.end(self.id))
+
+    def wait(self, timeout_s: float | None = None) -> SandboxRecord:
+        """Wait for its end and return its last record. Raises TimeLimit when `timeout_s` passes first."""
+        deadline = Deadline(timeout_s)
+        while self._record.state not in TERMINAL:
+            left_s = deadline.left_s(calls.WAIT_S)
+            if left_s < 0:
+                raise TimeLimit(f"sandbox {self.id} did not end within {timeout_s:g} s", fix="kill it, or wait longer")
+            self._record = self._client.transport.call(calls.wait(self.id, left_s))
+        return self._record
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._owned:
+            self.kill()
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.id} {self._record.template} {self._record.state.value}>"
+
+
+def state_names(states: Iterable[State | str] | None) -> list[str]:
+    """States for a listing; without any, those that are alive."""
+    if states is None:
+        return [state.value for state in State if state not in TERMINAL]
+    return [State(state).value for state in states]
+
+
+_clients: dict[Places, Client] = {}
+_clients_lock = threading.Lock()
+
+
+def default_client() -> Client:
+    """The client of the environment's daemon. It is kept, since it remembers that the versions agree."""
+    places = Places.from_environment(os.environ, os.geteuid())
+    with _clients_lock:
+        client = _clients.get(places)
+        if client is None:
+            client = _clients[places] = Client()
+        return client

@@ -1,0 +1,98 @@
+"""From friendly arguments (``memory="512MiB"``, ``mounts=["/data:/data:ro"]``) to the model's specs, checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from tartarus.model.errors import InvalidRequest
+from tartarus.model.sandbox import ExecSpec, Isolation, Mount, Network, ResourceRequest, SandboxSpec
+from tartarus.model.units import parse_cpus, parse_duration, parse_size
+
+Choice = TypeVar("Choice", Isolation, Network)
+
+
+def sandbox_spec(
+    *,
+    template: str = "host",
+    isolation: str = "auto",
+    command: Sequence[str] | None = None,
+    timeout_s: float | str | None = None,
+    memory: int | str | None = None,
+    cpus: float | str | None = None,
+    pids: int | None = None,
+    disk: int | str | None = None,
+    env: Mapping[str, str] | None = None,
+    workdir: str = "",
+    mounts: Iterable[str | Mount] = (),
+    network: str = "none",
+    name: str = "",
+    labels: Mapping[str, str] | None = None,
+) -> SandboxSpec:
+    """A whole spec. Raises InvalidRequest, naming what is wrong, before anything is asked of the daemon."""
+    return SandboxSpec(
+        template=template,
+        isolation=_choice(Isolation, isolation, "isolation level"),
+        command=None if command is None else exec_spec(command),
+        resources=ResourceRequest(
+            memory_bytes=None if memory is None else parse_size(memory),
+            cpu_milli=None if cpus is None else parse_cpus(cpus),
+            pids=pids,
+            disk_bytes=None if disk is None else parse_size(disk),
+        ),
+        timeout_s=None if timeout_s is None else parse_duration(timeout_s),
+        env=dict(env or {}),
+        workdir=workdir,
+        mounts=tuple(parse_mount(mount) if isinstance(mount, str) else mount for mount in mounts),
+        network=_choice(Network, network, "network"),
+        name=name,
+        labels=dict(labels or {}),
+    )
+
+
+def exec_spec(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    workdir: str = "",
+    stdin: bool = False,
+    tty: bool = False,
+    rows: int = 24,
+    cols: int = 80,
+    timeout_s: float | str | None = None,
+) -> ExecSpec:
+    """A command's spec. A string is refused: there is no shell between you and the sandbox."""
+    if isinstance(argv, str):
+        raise InvalidRequest(
+            "the command is one string",
+            fix='give a list, as in ["echo", "hello"], or ["sh", "-c", "echo hello | wc"] for a shell',
+        )
+    return ExecSpec(
+        argv=tuple(argv), env=dict(env or {}), workdir=workdir, stdin=stdin, tty=tty, rows=rows, cols=cols,
+        timeout_s=None if timeout_s is None else parse_duration(timeout_s),
+    )  # fmt: skip
+
+
+def parse_mount(text: str) -> Mount:
+    """Read ``source:target[:ro|rw]``; a relative source is below the current directory."""
+    return msgspec.convert(mount_fields(text), Mount)
+
+
+def mount_fields(text: str) -> dict[str, str | bool]:
+    """The same as plain JSON, for the command line's hot path."""
+    parts = text.split(":")
+    mode = parts.pop() if len(parts) == 3 else "rw"
+    if len(parts) != 2 or mode not in {"ro", "rw"} or not all(parts):
+        raise InvalidRequest(f"{text!r} is not a mount", fix="write it like /on/host:/in/sandbox[:ro]")
+    return {"source": os.path.abspath(parts[0]), "target": parts[1], "read_only": mode == "ro"}
+
+
+def _choice(kind: type[Choice], text: str, what: str) -> Choice:
+    try:
+        return kind(text)
+    except ValueError:
+        known = ", ".join(member.value for member in kind)
+        raise InvalidRequest(f"{text!r} is no {what} of this version", fix=f"use one of: {known}") from None
