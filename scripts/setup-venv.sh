@@ -26,5 +26,5 @@ fi
 
 echo "Installing Tartarus with its '$extra' tools into $venv …"
 # A package mirror's hiccup should not end a setup: once more, aloud.
-install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$extra]")
+install=("$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable ".[$extra]")
 "${install[@]}" || { echo "Retrying …" >&2; sleep 3; "${install[@]}"; }

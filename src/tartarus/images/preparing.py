@@ -52,7 +52,7 @@ async def prepare(
     `progress` is called with one line for each step that takes time. `interpreter`: the Python that the
     template was described with; the host's unless given. Raises TemplateFailed or NoSpace.
     """
-    python = interpreter or await asyncio.to_thread(find_interpreter)
+    python = await asyncio.to_thread(find_interpreter) if interpreter is None else interpreter
     store = await asyncio.to_thread(LayerStore, settings.cache_dir / "templates")
     environment = await _environment(template, python, store, uid_base, progress)
     entries, binds = await asyncio.to_thread(skeleton, python)
