@@ -6,11 +6,16 @@ template's root file system and runs there, never on the host's side of a sandbo
 ``python3 runner.py zygote --control=FD --imports=numpy,pandas`` imports, parks, and answers CLONE requests.
 Each clone enters fresh namespaces, runs the confinement program it was handed, and splits in two: one half
 becomes the guest agent, the other the sandbox's runner, which executes `python3 ...` command lines as the
-real interpreter would, without its start-up and imports.
+real interpreter would, without its start-up and imports. What it can't do exactly, it refuses, and the agent
+starts a real interpreter.
 
 ``python3 runner.py context`` runs code cells: JSON lines in, JSON lines out.
 
-Nothing here may be trusted by the host: once user code runs, this process is the user's.
+Two things shape the code. A clone shares its memory with the parked interpreter until it writes, and each
+page first written costs 2 microseconds and 4 KiB: so what a run needs is made before parking, and the way
+to the user's first bytecode is short. And user code must find a fresh interpreter: no frames, modules,
+descriptors, signals or random numbers of ours. Nothing here is trusted by the host: once user code runs,
+this process is the user's.
 """
 
 from __future__ import annotations
@@ -19,27 +24,38 @@ import sys
 
 STARTUP_MODULES = frozenset(sys.modules)  # what any python3 has loaded before its script directory counts
 
-import _signal  # noqa: E402  (the modules above this line must be exactly the interpreter's own)
+import _signal  # noqa: E402  (the line above must come first)
 import _socket  # noqa: E402
+import atexit  # noqa: E402
 import ctypes  # noqa: E402
 import errno  # noqa: E402
 import gc  # noqa: E402
 import os  # noqa: E402
+import posix  # noqa: E402
+import select  # noqa: E402
+import stat  # noqa: E402
 import struct  # noqa: E402
+from _frozen_importlib import BuiltinImporter  # noqa: E402
+from _frozen_importlib_external import SourceFileLoader  # noqa: E402
+from _io import BufferedRandom, BufferedWriter, TextIOWrapper  # noqa: E402
+from _io import open as open_file  # noqa: E402
+from _locale import CODESET, LC_CTYPE, nl_langinfo, setlocale  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import CodeType
-    from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
+    from types import CodeType, TracebackType
+    from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
+
+VERSION = sys.version_info[:2]
 
 # ---------------------------------------------------------------------------------------------- the kernel
 
 ARM = os.uname().machine in ("aarch64", "arm64")
 if ARM:
-    SYS_CLONE, SYS_EXECVEAT, SYS_PRCTL, SYS_GETTID, SYS_FUTEX, SYS_RSEQ = 220, 281, 167, 178, 98, 293
+    SYS_CLONE, SYS_EXECVEAT, SYS_PRCTL, SYS_GETTID, SYS_FUTEX, SYS_IOCTL = 220, 281, 167, 178, 98, 29
 else:
-    SYS_CLONE, SYS_EXECVEAT, SYS_PRCTL, SYS_GETTID, SYS_FUTEX, SYS_RSEQ = 56, 322, 157, 186, 202, 334
-SYS_CLOSE_RANGE = 436
+    SYS_CLONE, SYS_EXECVEAT, SYS_PRCTL, SYS_GETTID, SYS_FUTEX, SYS_IOCTL = 56, 322, 157, 186, 202, 16
+SYS_CLOSE_RANGE, SYS_PIDFD_OPEN = 436, 434
 
 CLONE_VM = 0x100
 CLONE_PIDFD = 0x1000
@@ -50,6 +66,7 @@ AT_EMPTY_PATH = 0x1000
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 TIOCSCTTY = 0x540E
+BUFFERING = (BufferedRandom, BufferedWriter, TextIOWrapper)
 SIGINT, SIGKILL, SIGPIPE, SIGCHLD, SIGXFSZ = 2, 9, 13, 17, 25
 
 # PyDLL: the GIL stays held, so a call costs a fraction of a microsecond and no other state is touched.
@@ -61,6 +78,7 @@ _fflush = _libc.fflush
 _fflush.argtypes = [ctypes.c_void_p]
 _clearenv = _libc.clearenv
 _clearenv.argtypes = []
+_memmove = ctypes.memmove
 
 
 def close_fds_from(first: int) -> None:
@@ -73,6 +91,15 @@ def close_fds_from(first: int) -> None:
                 os.close(int(name))
             except OSError:
                 pass  # the descriptor listdir itself used
+
+
+def rights_in(ancillary: Sequence[Tuple[int, int, bytes]]) -> List[int]:
+    """The descriptors that came with a message."""
+    fds = []  # type: List[int]
+    for level, kind, data in ancillary:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            fds.extend(struct.unpack("<%di" % (len(data) // 4), data[: len(data) & ~3]))
+    return fds
 
 
 # ------------------------------------------------------------------------------------ confinement programs
@@ -182,10 +209,6 @@ class Split:
         addresses = {name: ctypes.addressof(getattr(self, name)) for name in ("path", "argv", "envp", "report")}
         for index, name in enumerate(self.FIELDS):
             self.fields[index] = addresses.get(name, 0)
-        self.before = ctypes.pythonapi.PyOS_BeforeFork
-        self.after = ctypes.pythonapi.PyOS_AfterFork_Child
-        self.undo = ctypes.pythonapi.PyOS_AfterFork_Parent
-        self.before.restype = self.after.restype = self.undo.restype = None
 
     def prepare(self) -> None:
         """Map the instructions and try them out; where that fails, fork(2) is used instead."""
@@ -252,13 +275,7 @@ class Split:
         fields = self.fields
         fields[0], fields[1] = CLONE_VM | CLONE_CHILD_SETTID | SIGCHLD, self.tid
         fields[2], fields[7], fields[8] = exe, report_fd, go
-        self.before()
-        result = self.enter(self.address)  # type: int
-        if result == 0:
-            self.after()
-        else:
-            self.undo()
-        return result
+        return self.enter(self.address)  # type: ignore[no-any-return]
 
     def release(self, pid: int) -> None:
         """In the child: let the parent go on, with `pid` in its arguments."""
@@ -277,7 +294,9 @@ class Split:
                 raise OSError(-result, "clone")
             if not own_pids:
                 self.release(os.getpid())
-            return result
+            for hook in prepared.fork_hooks:
+                hook()
+            return 0
         pid = os.fork()
         if pid:
             self.pid_option.value = b"--runner-pid=%d" % pid
@@ -293,34 +312,44 @@ REQUEST = struct.Struct("<4sIQI")
 REPLY = struct.Struct("<4sIIi")
 MAX_REQUEST = 192 * 1024
 MAX_PASSED_FDS = 64
+HIGH_FD = 900
+SPARE_DELAY_MS = 2
 ONE_THREAD = (
     "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS",
     "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS",
 )  # fmt: skip
 
 
+class Spare:
+    """A clone made ahead of its request: in its namespaces, its memory warm, waiting for its program."""
+
+    def __init__(self, flags: int, pid: int, pidfd: int, link: _socket.socket) -> None:
+        self.flags = flags
+        self.pid = pid
+        self.pidfd = pidfd
+        self.link = link
+
+
 class Zygote:
     """The parked interpreter. Everything a clone needs on its way is made here, before parking."""
 
     def __init__(self, control_fd: int) -> None:
+        import fcntl
+
         # High up, so that received descriptors land exactly on 3, 4, 5, ... and need no moving.
-        high = self._duplicate_high(control_fd)
-        self.control = _socket.socket(fileno=high)
+        control = fcntl.fcntl(control_fd, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
+        os.close(control_fd)
+        self.duplicate = fcntl.fcntl
+        self.above = fcntl.F_DUPFD_CLOEXEC
+        self.control = _socket.socket(fileno=control)
         self.buffer = ctypes.create_string_buffer(MAX_REQUEST)
         self.address = ctypes.addressof(self.buffer)
         self.view = memoryview(self.buffer).cast("B")
         self.pidfd = ctypes.c_int(-1)
-        self.pidfd_address = ctypes.addressof(self.pidfd)
-        self.ancillary_space = _socket.CMSG_SPACE(4 * MAX_PASSED_FDS)
         self.split = Split()
-
-    @staticmethod
-    def _duplicate_high(control_fd: int) -> int:
-        import fcntl
-
-        high = fcntl.fcntl(control_fd, fcntl.F_DUPFD_CLOEXEC, 900)
-        os.close(control_fd)
-        return high
+        self.spare = None  # type: Optional[Spare]
+        self.poll = select.poll()
+        self.poll.register(control, select.POLLIN)
 
     def fail(self, message: str) -> NoReturn:
         """Refuse to park, with a reason for people."""
@@ -329,52 +358,103 @@ class Zygote:
         os._exit(1)
 
     def serve(self) -> NoReturn:
-        """Answer CLONE requests until the control socket is closed."""
-        receive = self.control.recvmsg_into
-        buffers = [self.view]
-        space = self.ancillary_space
-        flags = _socket.MSG_CMSG_CLOEXEC
+        """Answer CLONE requests until the control socket is closed; when idle, make the next clone ahead."""
+        flags = -1
         while True:
-            size, ancillary, message_flags, _ = receive(buffers, space, flags)
+            if flags >= 0 and self.spare is None and not self.poll.poll(SPARE_DELAY_MS):
+                self.make_spare(flags)
+            size, fds, whole = self.receive()
             if size == 0:
                 os._exit(0)
-            fds: List[int] = []
-            for level, kind, data in ancillary:
-                if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                    fds += struct.unpack("<%di" % (len(data) // 4), data[: len(data) & ~3])
-            magic, sequence, clone_flags, program_len = REQUEST.unpack_from(self.view)
-            if (
-                size < REQUEST.size
-                or magic != b"TCLN"
-                or program_len != size - REQUEST.size
-                or len(fds) < 2
-                or message_flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC)
-            ):
+            magic, sequence, flags, program_len = REQUEST.unpack_from(self.view)
+            well_formed = size >= REQUEST.size and magic == b"TCLN" and program_len == size - REQUEST.size
+            if not (well_formed and whole and len(fds) >= 2):
                 self.control.send(REPLY.pack(b"TCLD", sequence, errno.EINVAL, 0))
-            else:
-                pid = _syscall(SYS_CLONE, clone_flags | SIGCHLD | CLONE_PIDFD, 0, self.pidfd_address, 0, 0, 0)
+                flags = -1
+            elif not self.hand_over(sequence, flags, size, fds):
+                pid = self.clone(flags)
                 if pid == 0:
-                    self.become_guest(fds, clone_flags, program_len)
-                self.reply(sequence, pid)
+                    try:
+                        self.become_guest(fds, flags, program_len)
+                    finally:
+                        os._exit(125)
+                self.reply(sequence, pid, self.pidfd.value)
             for fd in fds:
                 os.close(fd)
 
-    def reply(self, sequence: int, pid: int) -> None:
+    def receive(self) -> Tuple[int, List[int], bool]:
+        """One packet into the buffer: its size, the descriptors that came along, and whether it is whole."""
+        size, ancillary, flags, _ = self.control.recvmsg_into(
+            [self.view], _socket.CMSG_SPACE(4 * MAX_PASSED_FDS), _socket.MSG_CMSG_CLOEXEC
+        )
+        return size, rights_in(ancillary), not flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC)
+
+    def clone(self, flags: int) -> int:
+        """clone(2) with a pidfd: 0 in the child, -1 on failure."""
+        pidfd = ctypes.addressof(self.pidfd)
+        return _syscall(SYS_CLONE, flags | SIGCHLD | CLONE_PIDFD, 0, pidfd, 0, 0, 0)  # type: ignore[no-any-return]
+
+    def reply(self, sequence: int, pid: int, pidfd: int) -> None:
         """Answer one request: the child's pid and pidfd, or why there is none."""
         if pid < 0:
             self.control.send(REPLY.pack(b"TCLD", sequence, ctypes.get_errno(), 0))
             return
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("<i", self.pidfd.value))]
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("<i", pidfd))]
         self.control.sendmsg([REPLY.pack(b"TCLD", sequence, 0, pid)], rights)
-        os.close(self.pidfd.value)
+        os.close(pidfd)
+
+    def make_spare(self, flags: int) -> None:
+        """Clone ahead, in quiet moments: the next request of this kind then waits for neither fork nor faults."""
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        link = _socket.socket(fileno=self.duplicate(ours.fileno(), self.above, HIGH_FD))
+        ours.close()
+        pid = self.clone(flags)
+        if pid == 0:
+            try:
+                os.dup2(theirs.fileno(), self.control.fileno(), False)
+                theirs.close()
+                link.close()
+                self.become_spare(flags)
+            finally:
+                os._exit(125)
+        theirs.close()
+        if pid > 0:
+            self.spare = Spare(flags, pid, self.pidfd.value, link)
+        else:
+            link.close()
+
+    def become_spare(self, flags: int) -> NoReturn:
+        """In the spare: write to every page that the way to a program writes to, then wait for the program."""
+        rehearse()
+        size, fds, _ = self.receive()
+        if size == 0:
+            os._exit(0)
+        self.become_guest(fds, flags, size - REQUEST.size)
+
+    def hand_over(self, sequence: int, flags: int, size: int, fds: List[int]) -> bool:
+        """Give a request to the spare, if there is one that fits and lives."""
+        spare, self.spare = self.spare, None
+        if spare is None:
+            return False
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("<%di" % len(fds), *fds))]
+        try:
+            if spare.flags == flags and spare.link.sendmsg([self.view[:size]], rights, _socket.MSG_NOSIGNAL) == size:
+                self.reply(sequence, spare.pid, spare.pidfd)
+                return True
+        except OSError:
+            pass  # it was killed: clone anew
+        finally:
+            spare.link.close()
+        os.close(spare.pidfd)
+        return False
 
     def become_guest(self, fds: List[int], clone_flags: int, program_len: int) -> NoReturn:
         """In the clone: confine, then split into agent (this process) and runner (its child)."""
         step = STEP_PROGRAM
         try:
             n_fds = len(fds)
-            if fds != list(range(FIRST_FD, FIRST_FD + n_fds)):
-                fds = move_fds(fds)
+            if fds[0] != FIRST_FD or fds[-1] != FIRST_FD + n_fds - 1:
+                self.move(fds)
             close_fds_from(FIRST_FD + n_fds)
             agent_side, runner_side = _socket.socketpair()
             _signal.signal(SIGCHLD, _signal.SIG_DFL)
@@ -397,16 +477,12 @@ class Zygote:
             report_failure(step, errno.EINVAL)
         Runner(runner_side, self.view).serve()
 
-
-def move_fds(fds: List[int]) -> List[int]:
-    """Move descriptors to 3, 4, 5, ... whatever their numbers are; the rest is closed by the caller."""
-    import fcntl
-
-    top = FIRST_FD + len(fds)
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, top) for fd in fds]
-    for index, fd in enumerate(high):
-        os.dup2(fd, FIRST_FD + index, False)
-    return list(range(FIRST_FD, top))
+    def move(self, fds: List[int]) -> None:
+        """Move descriptors to 3, 4, 5, ... whatever their numbers are; the caller closes the rest."""
+        top = FIRST_FD + len(fds)
+        high = [self.duplicate(fd, self.above, top) for fd in fds]
+        for index, fd in enumerate(high):
+            os.dup2(fd, FIRST_FD + index, False)
 
 
 def zygote_main(control_fd: int, imports: List[str]) -> NoReturn:
@@ -414,6 +490,7 @@ def zygote_main(control_fd: int, imports: List[str]) -> NoReturn:
     zygote = Zygote(control_fd)
     for name in ONE_THREAD:
         os.environ[name] = "1"
+    hooks = record_fork_hooks()
     for module in imports:
         try:
             __import__(module)
@@ -422,10 +499,10 @@ def zygote_main(control_fd: int, imports: List[str]) -> NoReturn:
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         zygote.fail(
-            "the warm-up left %d threads running; a clone can't carry them over: drop the import that starts them, "
+            "the warm-up left %d threads running, which a clone can't carry over: drop the import that starts them, "
             "or make it start them later" % (threads - 1)
         )
-    prepare()
+    prepare(hooks())
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -434,6 +511,7 @@ def zygote_main(control_fd: int, imports: List[str]) -> NoReturn:
     for number in (SIGINT, SIGPIPE, SIGXFSZ):
         _signal.signal(number, _signal.SIG_DFL)  # as the agent must find them; programs get Python's own again
     zygote.split.prepare()
+    rehearse()
     gc.collect()
     gc.disable()
     gc.freeze()
@@ -441,140 +519,108 @@ def zygote_main(control_fd: int, imports: List[str]) -> NoReturn:
     zygote.serve()
 
 
-# ---------------------------------------------------------------------------------------- command lines
+# ------------------------------------------------------------------------------------------- command lines
 
 
 class Refused(Exception):
     """This command line is better served by a real, cold interpreter; the argument is an errno."""
 
 
-class Plan:
-    """What a `python3 ...` command line asks for."""
-
-    def __init__(self) -> None:
-        self.mode = ""  # "command", "module", "script", "stdin" or "context"
-        self.target = ""
-        self.args: List[str] = []
-        self.flags: Dict[str, int] = {}  # by name of sys.flags
-        self.executable = ""
-
-
-SIMPLE_OPTIONS = {
-    "u": (), "B": ("dont_write_bytecode",), "E": ("ignore_environment",), "s": ("no_user_site",), "q": ("quiet",),
-    "I": ("isolated", "ignore_environment", "no_user_site", "safe_path"), "P": ("safe_path",),
+# The options that can be granted after start-up, and the fields of sys.flags they set.
+OPTIONS = {
+    "u": ("unbuffered",), "B": ("dont_write_bytecode",), "E": ("ignore_environment",), "s": ("no_user_site",),
+    "q": ("quiet",), "I": ("isolated", "ignore_environment", "no_user_site", "safe_path"), "P": ("safe_path",),
 }  # fmt: skip
-SAFE_PATH = sys.version_info >= (3, 11)
+if VERSION < (3, 11):
+    del OPTIONS["P"]
 
 
-def parse_command(argv: List[str]) -> Plan:
-    """Read a command line as CPython's getopt does; Refused for every option that start-up would have to see."""
-    plan = Plan()
-    index = 1
-    while index < len(argv) and not plan.mode:
-        word = argv[index]
-        if word == "-" or not word.startswith("-"):
-            break
-        index += 1
-        if word == "--":
-            break
-        at = 1
-        while at < len(word):
-            letter = word[at]
-            at += 1
+class Plan:
+    """What a `python3 ...` command line asks for: how the program is found, its sys.argv, and flags."""
+
+    __slots__ = ("args", "flags", "mode", "target")
+
+    def __init__(self, argv: List[str]) -> None:
+        self.mode = ""  # "command", "module", "script" or "stdin"
+        self.target = ""
+        self.flags = {}  # type: Dict[str, int]
+        index = 1
+        while index < len(argv) and not self.mode:
+            word = argv[index]
+            if word == "-" or not word.startswith("-"):
+                break
+            index += 1
+            if word == "--":
+                break
+            index = self._options(argv, word, index)
+        if self.mode:
+            self.args = ["-" + self.mode[0]] + argv[index:]
+        elif index < len(argv):
+            self.target = argv[index]
+            self.mode = "stdin" if self.target == "-" else "script"
+            self.args = argv[index:]
+        else:
+            self.mode, self.args = "stdin", [""]
+
+    def _options(self, argv: List[str], word: str, index: int) -> int:
+        """Read one word of options as CPython's getopt does; Refused for those that start-up has to see."""
+        for at, letter in enumerate(word[1:], 2):
             if letter in "cm":
-                plan.mode = "command" if letter == "c" else "module"
-                if at == len(word):
+                self.mode = "command" if letter == "c" else "module"
+                self.target = word[at:]
+                if not self.target:
                     if index == len(argv):
                         raise Refused(errno.EINVAL)
-                    plan.target = argv[index]
+                    self.target = argv[index]
                     index += 1
-                else:
-                    plan.target = word[at:]
                 break
-            if letter not in SIMPLE_OPTIONS or (letter == "P" and not SAFE_PATH):
+            if letter not in OPTIONS:
                 raise Refused(errno.EINVAL)
-            for flag in SIMPLE_OPTIONS[letter]:
-                if flag != "safe_path" or SAFE_PATH:
-                    plan.flags[flag] = 1
-            if letter == "u":
-                plan.flags["unbuffered"] = 1
-    if plan.mode:
-        plan.args = ["-" + plan.mode[0]] + argv[index:]
-    elif index < len(argv):
-        plan.target = argv[index]
-        plan.mode = "stdin" if plan.target == "-" else "script"
-        plan.args = argv[index:]
-    else:
-        plan.mode, plan.args = "stdin", [""]
-    return plan
+            for flag in OPTIONS[letter]:
+                self.flags[flag] = 1
+        return index
 
 
-# ------------------------------------------------------------------------------- a fresh-looking interpreter
-
-# Variables start-up would have read and that can be honoured afterwards, or that only matter later on.
+# Variables that are read at start-up. The first kind can be honoured after it, or only matters later; the
+# second has an underscore in its name, as have many of other people's making that mean nothing to Python.
 HONOURED = frozenset(
-    (
-        "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONNOUSERSITE", "PYTHONUSERBASE", "PYTHONSTARTUP",
-        "PYTHONBREAKPOINT", "PYTHONPATH",
-    )
+    ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONNOUSERSITE", "PYTHONUSERBASE", "PYTHONSTARTUP",
+     "PYTHONBREAKPOINT", "PYTHONPATH")
 )  # fmt: skip
 START_UP_ONLY = frozenset(
     ("PYTHON_GIL", "PYTHON_CPU_COUNT", "PYTHON_FROZEN_MODULES", "PYTHON_JIT", "PYTHON_PRESITE", "PYTHON_TLBC",
      "PYTHON_PERF_JIT_SUPPORT", "PYTHON_CONTEXT_AWARE_WARNINGS", "PYTHON_THREAD_INHERIT_CONTEXT",
      "PYTHON_DISABLE_REMOTE_DEBUG")
 )  # fmt: skip
-
-
-class Prepared:
-    """What is worked out once, before parking, for every command line to come."""
-
-    def __init__(self) -> None:
-        self.environ = dict(os.environ)
-        self.real_executable = os.path.realpath(sys.executable)
-        self.bin = os.path.realpath(os.path.dirname(sys.executable))
-        self.path = list(sys.path[1:])
-        self.shadowable = frozenset()  # type: frozenset[str]
-        self.flag_index = {}  # type: Dict[str, int]
-
-
-prepared = None  # type: Optional[Prepared]
-
-
-def prepare() -> Prepared:
-    """Make everything that a run needs; called once, before parking (or at start-up of a cold context)."""
-    global prepared
-    prepared = Prepared()
-    names = [name for name, kind in vars(type(sys.flags)).items() if type(kind).__name__ == "member_descriptor"]
-    prepared.flag_index = {name: index for index, name in enumerate(names)}
-    import _imp
-
-    always = STARTUP_MODULES | frozenset(sys.builtin_module_names)
-    loaded = frozenset(name.partition(".")[0] for name in sys.modules)
-    prepared.shadowable = frozenset(name for name in loaded - always if not _imp.is_frozen(name))
-    sys.path[:] = prepared.path
-    return prepared
+# Variables that a preloaded module read when it was imported: with another value, it must be imported anew.
+READ_AT_IMPORT = {"MPLBACKEND": "matplotlib", "MATPLOTLIBRC": "matplotlib", "MPLCONFIGDIR": "matplotlib"}
 
 
 def check_environment(environ: Dict[str, str], plan: Plan) -> None:
-    """Refused when a variable asks for something only a start-up can give."""
-    assert prepared is not None
-    if "ignore_environment" in plan.flags:
-        return
-    for name, value in environ.items():
-        if name.startswith("PYTHON") and value and prepared.environ.get(name) != value:
+    """Take flags from variables; Refused when one asks for what only a start-up can give."""
+    ours = prepared.environ
+    flags = plan.flags
+    for name in environ:
+        if name.startswith("PYTHON"):
+            value = environ[name]
+            if not value or ours.get(name) == value or "ignore_environment" in flags:
+                continue
             if name in START_UP_ONLY or ("_" not in name and name not in HONOURED):
                 raise Refused(errno.ENOTSUP)
-    if environ.get("PYTHONUNBUFFERED"):
-        plan.flags["unbuffered"] = 1
-    if environ.get("PYTHONDONTWRITEBYTECODE"):
-        plan.flags["dont_write_bytecode"] = 1
-    if environ.get("PYTHONNOUSERSITE"):
-        plan.flags["no_user_site"] = 1
+        elif name in READ_AT_IMPORT and READ_AT_IMPORT[name] in sys.modules and ours.get(name) != environ[name]:
+            raise Refused(errno.ENOTSUP)
+    if "ignore_environment" not in flags:
+        if environ.get("PYTHONUNBUFFERED"):
+            flags["unbuffered"] = 1
+        if environ.get("PYTHONDONTWRITEBYTECODE"):
+            flags["dont_write_bytecode"] = 1
+        if environ.get("PYTHONNOUSERSITE"):
+            flags["no_user_site"] = 1
 
 
 def find_executable(name: str, environ: Dict[str, str]) -> str:
-    """The absolute path a shell would run for `name`; Refused unless it is the interpreter that runs this."""
-    assert prepared is not None
+    """The path a shell would run for `name`; Refused unless it is, under any name, the interpreter that runs this."""
+    ours = sys.executable
     candidate = name
     if "/" not in name:
         for directory in environ.get("PATH", os.defpath).split(":"):
@@ -583,35 +629,31 @@ def find_executable(name: str, environ: Dict[str, str]) -> str:
                 break
         else:
             raise Refused(errno.ENOENT)
-    if candidate == sys.executable:
+    if candidate == ours:
         return candidate
     if not candidate.startswith("/"):
         raise Refused(errno.ENOENT)
-    here, there = os.path.dirname(sys.executable), os.path.dirname(candidate)
-    if not (os.path.samefile(candidate, sys.executable) and os.path.samefile(here, there)):
+    same = os.path.samefile
+    if not (same(candidate, ours) and same(os.path.dirname(candidate), os.path.dirname(ours))):
         raise Refused(errno.ENOEXEC)
     return candidate
 
 
-def set_locale(environ: Dict[str, str]) -> Tuple[int, str]:
+def choose_locale(environ: Dict[str, str]) -> Tuple[int, str]:
     """Choose the character set as start-up does: (utf8_mode, error handler of stdin and stdout)."""
-    from _locale import CODESET, LC_CTYPE, Error, nl_langinfo, setlocale
-
-    lc_all = environ.get("LC_ALL")
-    wanted = lc_all or environ.get("LC_CTYPE") or environ.get("LANG") or "C"
-    if wanted in ("C.UTF-8", "C.utf8"):
-        setlocale(LC_CTYPE, wanted)
-        return 0, "surrogateescape"
+    wanted = environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG") or "C"
     if wanted not in ("C", "POSIX"):
+        if wanted == prepared.locale:
+            return 0, prepared.locale_errors
         try:
             setlocale(LC_CTYPE, wanted)
-        except Error:
-            wanted = "C"
+        except Exception:
+            pass  # start-up then goes on in C
         else:
             if nl_langinfo(CODESET) != "UTF-8":
                 raise Refused(errno.EILSEQ)
-            return 0, "strict"
-    if lc_all:
+            return 0, "surrogateescape" if wanted in COERCED else "strict"
+    if environ.get("LC_ALL"):
         setlocale(LC_CTYPE, "C")
     else:
         environ["LC_CTYPE"] = "C.UTF-8"
@@ -619,9 +661,11 @@ def set_locale(environ: Dict[str, str]) -> Tuple[int, str]:
     return 1, "surrogateescape"
 
 
+COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
+
+
 def check_shadows(directories: List[str]) -> None:
-    """Refused when a directory that comes first on sys.path has a module of a name we hold already."""
-    assert prepared is not None
+    """Refused when a directory that goes first on sys.path has a module of a name that is loaded already."""
     shadowable = prepared.shadowable
     for directory in directories:
         try:
@@ -633,22 +677,35 @@ def check_shadows(directories: List[str]) -> None:
                 raise Refused(errno.EEXIST)
 
 
+def check_user_site(environ: Dict[str, str], plan: Plan) -> None:
+    """Refused when this user's own site-packages exist: start-up would have put them on sys.path."""
+    if not prepared.user_site or "no_user_site" in plan.flags:
+        return
+    base = environ.get("PYTHONUSERBASE") or environ.get("HOME", "") + "/.local"
+    if os.path.isdir(base + prepared.user_site):
+        raise Refused(errno.EEXIST)
+
+
 def load_script(path: str) -> CodeType:
     """Read and compile a script; Refused for whatever the real interpreter would treat specially or fail at."""
-    import stat
-
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode):
-                raise Refused(errno.EISDIR)
-            with open(fd, "rb", buffering=0, closefd=False) as file:
-                source = file.read()
-        finally:
-            os.close(fd)
     except OSError as failure:
-        raise Refused(failure.errno or errno.EIO) from None
+        raise Refused(failure.errno) from None
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise Refused(errno.EISDIR)
+        source = b""
+        while True:
+            data = os.read(fd, info.st_size + 1)
+            if not data:
+                break
+            source += data
+    except OSError as failure:
+        raise Refused(failure.errno) from None
+    finally:
+        os.close(fd)
     if path.endswith(".pyc") or b"PK\5\6" in source[-65557:]:
         raise Refused(errno.ENOEXEC)
     return compile_or_refuse(source, path)
@@ -657,53 +714,214 @@ def load_script(path: str) -> CodeType:
 def compile_or_refuse(source: Any, name: str) -> CodeType:
     """Compile; errors are left to the real interpreter, which words and shows them best."""
     try:
-        code = compile(source, name, "exec", 0, True)  # type: CodeType
+        return compile(source, name, "exec", 0, True)  # type: ignore[no-any-return]
     except BaseException:
         raise Refused(errno.EINVAL) from None
-    return code
+
+
+# ------------------------------------------------------------------------------- a fresh-looking interpreter
+
+
+class Prepared:
+    """What is worked out once, before parking, for every command line to come."""
+
+    def __init__(self) -> None:
+        self.environ = dict(os.environ)
+        self.path = list(sys.path[0 if getattr(sys.flags, "safe_path", False) else 1 :])
+        self.locale = setlocale(LC_CTYPE, None)
+        self.locale_errors = "surrogateescape" if self.locale in COERCED else "strict"
+        names = [name for name, kind in vars(type(sys.flags)).items() if type(kind).__name__ == "member_descriptor"]
+        self.flag_index = {name: index for index, name in enumerate(names)}
+        self.user_site = self._user_site()
+        self.frames = Frames()
+        self.fork_hooks = []  # type: List[Callable[[], object]]
+        self.random = None  # type: Any
+        self.numpy_state = 0
+        self.blas = []  # type: List[ctypes.c_int]
+        self.thread_setters = []  # type: List[Any]
+        self.threads = 0
+        self.modules = frozenset()  # type: frozenset[int]
+        self.shadowable = frozenset()  # type: frozenset[str]
+
+    @staticmethod
+    def _user_site() -> str:
+        """Where a user's own packages are, below their base directory; empty when start-up does not look there."""
+        import site
+
+        return "/lib/python%d.%d/site-packages" % VERSION if site.ENABLE_USER_SITE is not False else ""
+
+    def look_at_modules(self) -> None:
+        """Note what the warm-up loaded."""
+        import _imp
+
+        always = STARTUP_MODULES | frozenset(sys.builtin_module_names)
+        loaded = frozenset(name.partition(".")[0] for name in sys.modules)
+        self.shadowable = frozenset(name for name in loaded - always if not _imp.is_frozen(name))
+        self.modules = frozenset(id(module) for name, module in sys.modules.items() if name != "__main__")
+
+
+prepared = None  # type: Any
+
+
+def prepare(fork_hooks: List[Callable[[], object]]) -> None:
+    """Make everything that a run needs; called once, before parking."""
+    global prepared
+    prepared = Prepared()
+    sys.path[:] = prepared.path
+    prepared.fork_hooks = fork_hooks
+    prepare_random()
+    prepare_threads()
+    os.chdir("/")
+    prepared.look_at_modules()
+
+
+# At a fork, these modules renew locks that can't be held here, or random numbers, which `renew_secrets` does.
+NEEDLESS_HOOKS = frozenset(("random", "logging", "threading", "concurrent.futures.thread", "asyncio.events", "weakref"))
+
+
+def record_fork_hooks() -> Callable[[], List[Callable[[], object]]]:
+    """Note what warm-up modules want done in a forked child; the split, which is no fork(2), does it for them."""
+    wanted = []  # type: List[Callable[[], object]]
+    original = os.register_at_fork
+
+    def register_at_fork(**hooks: Any) -> None:
+        original(**hooks)
+        hook = hooks.get("after_in_child")
+        if hook is not None and getattr(hook, "__module__", None) not in NEEDLESS_HOOKS:
+            wanted.append(hook)
+
+    os.register_at_fork = register_at_fork  # type: ignore[assignment]
+
+    def stop() -> List[Callable[[], object]]:
+        os.register_at_fork = original
+        return wanted
+
+    return stop
+
+
+def prepare_random() -> None:
+    """Find the generators that were seeded at import."""
+    random = sys.modules.get("random")
+    if random is not None:
+        prepared.random = random._inst
+    mtrand = sys.modules.get("numpy.random.mtrand")
+    if mtrand is not None:
+        try:
+            generator = mtrand._rand._bit_generator
+            address = generator.ctypes.state_address
+            if generator.state["state"]["pos"] == ctypes.c_int.from_address(address + 4 * 624).value:
+                prepared.numpy_state = address
+        except Exception:
+            pass  # another layout: seeded the slow way
+
+
+def renew_secrets() -> None:
+    """Give this process random numbers of its own: nothing that was drawn before parking may repeat here."""
+    modules = sys.modules
+    if prepared.random is not None:
+        prepared.random.seed()
+    if prepared.numpy_state:
+        # The Mersenne Twister's 624 words, and a position that says all of them have been used up.
+        _memmove(prepared.numpy_state, os.urandom(4 * 624) + b"\x70\2\0\0", 4 * 625)
+    elif "numpy.random.mtrand" in modules:
+        modules["numpy.random.mtrand"].seed()
+    process = modules.get("multiprocessing.process")
+    if process is not None:
+        process.current_process().authkey = os.urandom(32)
+        process.ORIGINAL_DIR = os.getcwd()
+    tempfile = modules.get("tempfile")
+    if tempfile is not None:
+        tempfile._name_sequence = tempfile.tempdir = None
+    if "_ssl" in modules:
+        modules["_ssl"].RAND_add(os.urandom(48), 48.0)
+
+
+def prepare_threads() -> None:
+    """Give numeric libraries this machine's CPU count back, without starting their threads.
+
+    OpenBLAS starts them at once, but stops them before a fork(2) and starts them again when they are first
+    needed: the split's own trial fork is such a fork. OpenMP's only start when needed.
+    """
+    count = len(os.sched_getaffinity(0))
+    with open("/proc/self/maps") as maps:
+        paths = {line.split(None, 5)[-1].strip() for line in maps if "/" in line}
+    for path in paths:
+        name = os.path.basename(path)
+        if not any(part in name for part in ("openblas", "libgomp", "libomp", "libmkl_rt", "libiomp")):
+            continue
+        library = ctypes.PyDLL(path)
+        for symbol in ("omp_set_num_threads", "MKL_Set_Num_Threads"):
+            if hasattr(library, symbol):
+                prepared.thread_setters.append(getattr(library, symbol))
+        for symbol in ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads",
+                       "openblas_set_num_threads64_", "openblas_set_num_threads"):  # fmt: skip
+            setter = getattr(library, symbol, None)
+            if setter is None:
+                continue
+            setter(count)
+            if hasattr(library, "blas_cpu_number") and hasattr(library, "blas_num_threads"):
+                for variable in ("blas_cpu_number", "blas_num_threads"):
+                    prepared.blas.append(ctypes.c_int.in_dll(library, variable))
+            else:
+                prepared.thread_setters.append(setter)
+            break
+    for setter in prepared.thread_setters:
+        setter(count)
+    prepared.threads = count
+
+
+def restore_threads(environ: Dict[str, str]) -> None:
+    """Let numeric libraries use as many threads as the environment says, or as there are CPUs for this process."""
+    if not prepared.blas and not prepared.thread_setters:
+        return
+    wanted = environ.get("OPENBLAS_NUM_THREADS") or environ.get("OMP_NUM_THREADS") or ""
+    count = int(wanted) if wanted.isdigit() and wanted != "0" else len(os.sched_getaffinity(0))
+    if count != prepared.threads:
+        for number in prepared.blas:
+            number.value = min(count, prepared.threads)
+        for setter in prepared.thread_setters:
+            setter(count)
 
 
 def set_flags(flags: Dict[str, int]) -> None:
-    """Make sys.flags, a read-only tuple, say what the command line asked for."""
-    assert prepared is not None
+    """Make sys.flags, which Python code can't write, say what the command line asked for."""
     for name, value in flags.items():
         index = prepared.flag_index.get(name)
         if index is not None and getattr(sys.flags, name) != value:
-            boxed = bool(value) if name == "safe_path" else value
-            reference = ctypes.py_object(boxed)
-            ctypes.pythonapi.Py_IncRef(reference)
-            ctypes.pythonapi.PyStructSequence_SetItem(ctypes.py_object(sys.flags), ctypes.c_ssize_t(index), reference)
-    if flags.get("dont_write_bytecode"):
+            boxed = ctypes.py_object(bool(value) if name == "safe_path" else value)
+            ctypes.pythonapi.Py_IncRef(boxed)
+            ctypes.pythonapi.PyStructSequence_SetItem(ctypes.py_object(sys.flags), ctypes.c_ssize_t(index), boxed)
+    if "dont_write_bytecode" in flags:
         sys.dont_write_bytecode = True
 
 
 def set_environment(environ: Dict[str, str]) -> None:
     """Replace the environment, both Python's and the C library's."""
-    import posix
-
     _clearenv()
+    encode, put = os.fsencode, posix.putenv
     data = {}
-    for name, value in environ.items():
-        key, content = os.fsencode(name), os.fsencode(value)
-        os.putenv(key, content)
-        data[key] = content
-    for mapping in (os.environ._data, posix.environ):
-        mapping.clear()
-        mapping.update(data)
+    for name in environ:
+        key, value = encode(name), encode(environ[name])
+        put(key, value)
+        data[key] = value
+    ours = os.environ._data  # type: ignore[attr-defined]
+    ours.clear()
+    ours.update(data)
+    posix.environ.clear()
+    posix.environ.update(data)
+    if environ.get("TZ") != prepared.environ.get("TZ") and "time" in sys.modules:
+        sys.modules["time"].tzset()
 
 
 def open_stream(fd: int, name: str, errors: str, unbuffered: bool) -> Any:
     """One of sys.stdin, stdout and stderr, made as start-up makes them."""
-    import _io
-
     write = fd != 0
-    buffer = _io.open(fd, "wb" if write else "rb", 0 if unbuffered and write else -1, None, None, None, False)
-    raw = buffer if unbuffered and write else buffer.raw
+    bare = unbuffered and write
+    buffer = open_file(fd, "wb" if write else "rb", 0 if bare else -1, None, None, None, False)  # type: Any
+    raw = buffer if bare else buffer.raw
     raw.name = name
-    line_buffering = fd == 2 and sys.version_info >= (3, 9)
-    if not line_buffering:
-        line_buffering = not unbuffered and raw.isatty()
-    text = _io.TextIOWrapper(buffer, "utf-8", errors, "\n", line_buffering, unbuffered)
+    line_buffering = (fd == 2 and VERSION >= (3, 9)) or (not unbuffered and raw.isatty())
+    text = TextIOWrapper(buffer, "utf-8", errors, "\n", line_buffering, unbuffered)  # type: Any
     text.mode = "w" if write else "r"
     return text
 
@@ -715,260 +933,568 @@ def open_streams(errors: str, unbuffered: bool) -> None:
     sys.stderr = sys.__stderr__ = open_stream(2, "<stderr>", "backslashreplace", unbuffered)  # type: ignore[misc]
 
 
-def renew_secrets() -> None:
-    """Give this process random numbers of its own: nothing that was drawn before parking may repeat here."""
-    modules = sys.modules
-    process = modules.get("multiprocessing.process")
-    if process is not None:
-        process.current_process().authkey = os.urandom(32)
-        process.ORIGINAL_DIR = os.getcwd()
-    tempfile = modules.get("tempfile")
-    if tempfile is not None:
-        tempfile._name_sequence = tempfile.tempdir = None
-    mtrand = modules.get("numpy.random.mtrand")
-    if mtrand is not None:
-        mtrand.seed()
-    if "_ssl" in modules:
-        modules["_ssl"].RAND_add(os.urandom(48), 48.0)
-
-
-def new_main(loader: Any) -> Dict[str, Any]:
-    """A fresh __main__, with what start-up puts in it; returns its namespace."""
-    import builtins
-
+def new_main(file: str) -> Dict[str, Any]:
+    """A fresh __main__ with what start-up puts in it; returns its namespace."""
     module = type(sys)("__main__")
     names = module.__dict__
-    names["__loader__"] = loader
-    if sys.version_info < (3, 14):
+    names["__loader__"] = SourceFileLoader("__main__", file) if file else BuiltinImporter
+    if VERSION < (3, 14):
         names["__annotations__"] = {}
-    names["__builtins__"] = builtins
+    names["__builtins__"] = sys.modules["builtins"]
+    if file:
+        names["__file__"] = file
+        if VERSION < (3, 15):
+            names["__cached__"] = None
     sys.modules["__main__"] = module
     return names
+
+
+class Frames:
+    """Hides our frames from the program, which start-up would have called with none below.
+
+    The interpreter keeps the current frame in its thread state; with that pointer cleared just before the
+    program is called, walks up the stack end where they would in a cold start. The same for the recursion depth.
+    Where they are is measured, and whatever does not look as expected is left alone: then, only f_back shows.
+    """
+
+    def __init__(self) -> None:
+        self.indirect = -1
+        self.current = 0  # address of the pointer to the current frame; by way of `indirect` in 3.11 and 3.12
+        self.depth = 0  # address of the recursion counter
+        self.counts_down = VERSION >= (3, 11)
+        if sys.implementation.name != "cpython" or hasattr(sys, "gettotalrefcount") or VERSION > (3, 14) or "t" in sys.abiflags:
+            return
+        get = ctypes.pythonapi.PyThreadState_Get
+        get.restype = ctypes.c_void_p
+        self.tstate = get()
+        self._measure()
+
+    def _measure(self) -> None:
+        words = (ctypes.c_size_t * 32).from_address(self.tstate)
+        if VERSION < (3, 11):
+            if words[3] == id(sys._getframe()):
+                self.current = self.tstate + 24
+                depth = ctypes.c_int.from_address(self.tstate + 32).value
+                self.depth = self.tstate + 32 if 0 < depth < 50 else 0
+            return
+        if VERSION < (3, 13):
+            self.indirect = 8 if VERSION == (3, 11) else 0
+        else:
+            frame = ctypes.c_size_t.from_address(id(sys._getframe()) + 24).value
+            places = [index for index, word in enumerate(words) if word == frame]
+            self.current = self.tstate + 8 * places[0] if len(places) == 1 else 0
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(51_239)
+        numbers = list((ctypes.c_int * 64).from_address(self.tstate))
+        sys.setrecursionlimit(limit)
+        places = [index for index, number in enumerate(numbers) if number == 51_239]
+        if len(places) == 1 and 51_000 < numbers[places[0] - 1] < 51_239:
+            self.depth = self.tstate + 4 * (places[0] - 1)
+
+    def slot(self) -> Any:
+        """The pointer to clear, valid in the caller's frame only; something harmless where it was not found."""
+        address = self.current
+        if self.indirect >= 0:
+            address = ctypes.c_size_t.from_address(self.tstate + 56).value + self.indirect
+        if address:
+            slot = ctypes.c_size_t.from_address(address)
+            if VERSION < (3, 11):
+                expected = id(sys._getframe())
+            else:
+                expected = ctypes.c_size_t.from_address(id(sys._getframe()) + 24).value
+            if slot.value == expected:
+                return slot
+        return ctypes.c_size_t()
+
+    def depth_counter(self) -> Any:
+        """The recursion counter, and what it holds when nothing is running."""
+        start = sys.getrecursionlimit() if self.counts_down else 0
+        return (ctypes.c_int.from_address(self.depth) if self.depth else ctypes.c_int()), start
 
 
 # ------------------------------------------------------------------------------------------------- running
 
 
 class Run:
-    """One command line, checked and compiled: everything that can still be refused is behind it."""
+    """One command line, checked and compiled: whatever can be refused is refused in here."""
 
-    def __init__(self, argv: List[str], environ: Dict[str, str], cwd: str) -> None:
-        assert prepared is not None
+    def __init__(self, argv: List[str], environ: Dict[str, str], cwd: str, stdin: int) -> None:
         self.argv = argv
         self.environ = environ
-        self.plan = plan = parse_command(argv)
+        self.plan = plan = Plan(argv)
         check_environment(environ, plan)
         try:
             os.chdir(cwd)
         except OSError as failure:
             raise Refused(failure.errno) from None
-        plan.executable = find_executable(argv[0], environ)
-        self.utf8_mode, self.errors = set_locale(environ)
+        self.executable = find_executable(argv[0], environ)
+        self.utf8_mode, self.errors = choose_locale(environ)
+        check_user_site(environ, plan)
         self.path = self._path()
         self.code = None  # type: Optional[CodeType]
         self.file = ""
         if plan.mode == "command":
-            self.code = compile_or_refuse(plan.target + "\n", "<string>")
+            source = plan.target + "\n"
+            if VERSION >= (3, 14):
+                source = dedent(source)
+            self.code = compile_or_refuse(source, "<string>")
         elif plan.mode == "script":
-            self.file = os.path.join(os.getcwd(), plan.target) if sys.version_info >= (3, 9) else plan.target
+            self.file = os.path.join(os.getcwd(), plan.target) if VERSION >= (3, 9) else plan.target
             self.code = load_script(self.file)
-        elif os.isatty(0):
+        elif plan.mode == "stdin" and os.isatty(stdin):
             raise Refused(errno.ENOTTY)
 
     def _path(self) -> List[str]:
         """sys.path as this command line gets it."""
-        assert prepared is not None
         plan = self.plan
-        first = [] if "isolated" in plan.flags or "safe_path" in plan.flags else [self._first_entry()]
+        first = []  # type: List[str]
+        if "isolated" not in plan.flags and "safe_path" not in plan.flags:
+            if plan.mode == "module":
+                first = [os.getcwd()]
+            elif plan.mode == "script":
+                first = [os.path.dirname(os.path.realpath(plan.target))]
+            else:
+                first = [""]
         extra = "" if "ignore_environment" in plan.flags else self.environ.get("PYTHONPATH", "")
-        more = [os.path.abspath(entry) for entry in extra.split(":")] if extra else []
-        check_shadows(first + more)
+        if not extra:
+            check_shadows(first)
+            return first + prepared.path
         path = []  # type: List[str]
-        for entry in more + prepared.path:
+        for entry in [os.path.abspath(entry) for entry in extra.split(":")] + prepared.path:
             if entry not in path:
                 path.append(entry)
+        check_shadows(first + path[: len(path) - len(prepared.path)])
         return first + path
 
-    def _first_entry(self) -> str:
-        plan = self.plan
-        if plan.mode == "module":
-            return os.getcwd()
-        return os.path.dirname(os.path.realpath(plan.target)) if plan.mode == "script" else ""
-
-    def start(self) -> NoReturn:
-        """Become the program. Descriptors 0 to 2 are already its own."""
+    def enter(self) -> Dict[str, Any]:
+        """Make the interpreter look freshly started for this command line; returns __main__'s namespace."""
         plan = self.plan
         set_environment(self.environ)
-        flags = dict(plan.flags)
-        unbuffered = bool(flags.pop("unbuffered", 0))
+        flags = plan.flags
         flags["utf8_mode"] = self.utf8_mode
         set_flags(flags)
         sys.argv = plan.args
-        if sys.version_info >= (3, 10):
+        if VERSION >= (3, 10):
             sys.orig_argv = self.argv
-        if sys.executable == sys._base_executable:  # type: ignore[attr-defined]
-            sys._base_executable = plan.executable  # type: ignore[attr-defined]
-        sys.executable = plan.executable
+        if sys.executable != self.executable:
+            if sys.executable == sys._base_executable:  # type: ignore[attr-defined]
+                sys._base_executable = self.executable  # type: ignore[attr-defined]
+            sys.executable = self.executable
         sys.path[:] = self.path
-        if plan.mode == "script":
-            from importlib.machinery import SourceFileLoader
-
-            names = new_main(SourceFileLoader("__main__", self.file))
-            names["__file__"] = self.file
-            names["__cached__"] = None
-        else:
-            from importlib.machinery import BuiltinImporter
-
-            names = new_main(BuiltinImporter)
+        names = new_main(self.file)
         renew_secrets()
-        open_streams(self.errors, unbuffered)
-        gc.enable()
-        execute(self, names)
+        restore_threads(self.environ)
+        open_streams(self.errors, "unbuffered" in flags)
+        threading = sys.modules.get("threading")
+        if threading is not None:
+            threading.main_thread()._set_native_id()
+        return names
 
 
-def execute(run: Run, names: Dict[str, Any]) -> NoReturn:
-    """Run the program to its end, as CPython's own main function does, and exit."""
-    status = 0
+def dedent(source: str) -> str:
+    """Remove the indentation that all lines of a -c program share, as Python 3.14 does."""
+    lines = source.split("\n")
+    full = [line for line in lines if line.strip(" \t\f")]
+    margin = os.path.commonprefix([line[: len(line) - len(line.lstrip(" \t"))] for line in full])
+    return "\n".join(line[len(margin) :] if line.strip(" \t\f") else "" for line in lines)
+
+
+def read_all(fd: int) -> bytes:
+    """Everything up to end of file."""
+    parts = []
+    while True:
+        data = os.read(fd, 65536)
+        if not data:
+            return b"".join(parts)
+        parts.append(data)
+
+
+def compile_stdin(run: Run) -> CodeType:
+    """Read and compile a program from standard input; one with errors is given to a real interpreter whole."""
+    source = read_all(0)
     try:
-        if run.code is not None:
-            exec(run.code, names)
-        elif run.plan.mode == "module":
-            import runpy
+        return compile(source, "<stdin>", "exec", 0, True)  # type: ignore[no-any-return]
+    except BaseException:
+        memory = os.memfd_create("stdin") if hasattr(os, "memfd_create") else os.open("/tmp", os.O_TMPFILE | os.O_RDWR)
+        os.write(memory, source)
+        os.lseek(memory, 0, os.SEEK_SET)
+        os.dup2(memory, 0)
+        _signal.signal(SIGPIPE, _signal.SIG_DFL)
+        _signal.signal(SIGXFSZ, _signal.SIG_DFL)
+        os.execv(run.executable, run.argv)
 
-            runpy._run_module_as_main(run.plan.target, True)  # type: ignore[attr-defined]
+
+def execute(run: Run) -> NoReturn:
+    """Run the program to its end and exit, as CPython's own main function does. Descriptors 0 to 2 are its own."""
+    _syscall(SYS_PRCTL, PR_SET_DUMPABLE, 1, 0, 0, 0, 0)  # as execve would: confinement may have cleared it
+    names = run.enter()
+    gc.enable()
+    status = 0
+    mode = run.plan.mode
+    code = run.code
+    module = None  # type: Any
+    if mode == "stdin":
+        code = compile_stdin(run)
+    elif mode == "module":
+        import runpy
+
+        module = map(runpy._run_module_as_main, (run.plan.target,))  # type: ignore[attr-defined]
+    frames = prepared.frames
+    counter, start = frames.depth_counter()
+    del run
+    slot = frames.slot()
+    slot.value = 0
+    counter.value = start
+    try:
+        # Called from C, both ways: a Python function called from here would see this frame below its own.
+        if module is not None:
+            next(module)
         else:
-            exec(compile(sys.stdin.buffer.read(), "<stdin>", "exec", 0, True), names)
+            exec(code, names)
     except BaseException as failure:
+        del code, names, module
+        slot.value = 0
         trace = failure.__traceback__
         failure.__traceback__ = trace.tb_next if trace is not None else None
-        status = handle_exception(failure)
-    finish(status)
+        del trace
+        status = next(map(handle_exception, (failure,), (mode,)))
+    else:
+        del code, names, module
+    slot.value = 0
+    next(map(finish, (status,)))
+    os._exit(70)  # not reached: finish does not return
 
 
-def handle_exception(failure: BaseException) -> int:
-    """Show an exception that ended the program; the exit status, or -signal."""
+def handle_exception(failure: BaseException, mode: str) -> int:
+    """Show the exception that ended the program, and return the exit status, negative for a signal."""
     if isinstance(failure, SystemExit):
-        code = failure.code
-        if code is None:
-            return 0
-        if isinstance(code, int):
-            return code & 0xFF
-        print(code, file=sys.stderr)
-        return 1
-    sys.last_type, sys.last_value, sys.last_traceback = type(failure), failure, failure.__traceback__
-    sys.excepthook(type(failure), failure, failure.__traceback__)
-    return -SIGINT if isinstance(failure, KeyboardInterrupt) else 1
+        return exit_status(failure)
+    if mode in ("script", "stdin"):
+        for stream in (sys.stderr, sys.stdout):
+            try:
+                stream.flush()
+            except BaseException:
+                pass
+    kind, trace = type(failure), failure.__traceback__
+    sys.last_type, sys.last_value, sys.last_traceback = kind, failure, trace
+    if VERSION >= (3, 12):
+        sys.last_exc = failure
+    status = -SIGINT if kind is KeyboardInterrupt else 1
+    hook = getattr(sys, "excepthook", None)
+    if hook is None:
+        sys.stderr.write("sys.excepthook is missing\n")
+        hook = sys.__excepthook__
+    try:
+        next(map(hook, (kind,), (failure,), (trace,)))
+    except SystemExit as another:
+        return exit_status(another)
+    except BaseException as another:
+        ours = another.__traceback__
+        another.__traceback__ = ours.tb_next if ours is not None else None
+        another.__context__ = None if another.__context__ is failure else another.__context__
+        sys.stderr.write("Error in sys.excepthook:\n")
+        sys.__excepthook__(type(another), another, another.__traceback__)
+        sys.stderr.write("\nOriginal exception was:\n")
+        sys.__excepthook__(kind, failure, trace)
+    return status
+
+
+def exit_status(failure: SystemExit) -> int:
+    """What SystemExit asks for: a status, or a last word on stderr."""
+    code = failure.code
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF if -(2**63) <= code < 2**63 else 255
+    if sys.stderr is not None:
+        try:
+            sys.stderr.write(str(code))
+        except BaseException:
+            pass
+        try:
+            sys.stderr.write("\n")
+        except BaseException:
+            pass
+    return 1
 
 
 def finish(status: int) -> NoReturn:
-    """End the process as the interpreter's finalisation would, without tearing down what was preloaded."""
+    """End as the interpreter's finalisation would, but without tearing down what was loaded before parking."""
     threading = sys.modules.get("threading")
     if threading is not None:
-        threading._shutdown()
-    import atexit
-
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        try:
+            threading._shutdown()
+        except BaseException as failure:
+            unraisable(failure, threading)
+    try:
+        atexit._run_exitfuncs()
+    except BaseException:
+        pass  # it has shown it
+    broken = not flush_streams(True)
+    tear_down()
+    flush_files()
     _fflush(None)
     if status < 0:
         _signal.signal(-status, _signal.SIG_DFL)
         os.kill(os.getpid(), -status)
-    os._exit(status)
+    os._exit(120 if broken else status)
+
+
+def flush_streams(speak: bool) -> bool:
+    """Flush sys.stdout and sys.stderr; False when one of them could not be."""
+    fine = True
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name, None)
+        try:
+            if stream is not None and not getattr(stream, "closed", False):
+                stream.flush()
+        except BaseException as failure:
+            fine = False
+            if speak and name == "stdout":
+                failure.__traceback__ = failure.__traceback__ and failure.__traceback__.tb_next
+                unraisable(failure, stream)
+    return fine
+
+
+def unraisable(failure: BaseException, where: object) -> None:
+    """Report an exception that nobody can catch, as the interpreter does."""
+    caught = []  # type: List[Any]
+
+    class Probe:
+        def __del__(self) -> None:
+            raise ValueError
+
+    hook, sys.unraisablehook = sys.unraisablehook, caught.append
+    Probe()
+    sys.unraisablehook = hook
+    message = "Exception ignored while flushing sys.stdout" if VERSION >= (3, 14) else None
+    hook(type(caught[0])((type(failure), failure, failure.__traceback__, message, where)))
+
+
+def tear_down() -> None:
+    """Let go of what the program made, so that its destructors run and its files are written.
+
+    The order is finalisation's: forget the modules; collect; then empty those that something still holds.
+    """
+    import _weakref
+
+    for name in ("path", "argv", "ps1", "ps2", "last_exc", "last_type", "last_value", "last_traceback", "path_hooks",
+                 "path_importer_cache", "meta_path", "__interactivehook__"):  # fmt: skip
+        if hasattr(sys, name):
+            setattr(sys, name, None)
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    known = prepared.modules
+    modules = sys.modules
+    weak = []
+    for name in [name for name, module in modules.items() if module is not None and id(module) not in known]:
+        module = modules.pop(name)
+        try:
+            weak.append(_weakref.ref(module))
+        except TypeError:
+            pass  # not a module at all
+    module = None
+    if len(sys._current_frames()) > 1:
+        return  # daemon threads still use all this
+    gc.collect()
+    for reference in reversed(weak):
+        module = reference()
+        if module is not None:
+            names = module.__dict__
+            for private in (True, False):
+                for name in list(names):
+                    if (name[:1] == "_" and name[1:2] != "_") == private and name != "__builtins__":
+                        names[name] = None
+            del names
+        module = None
+    gc.collect()
+
+
+def flush_files() -> None:
+    """Write what is still buffered in files that outlived the program: finalisation would have closed them."""
+    for found in gc.get_objects():
+        if type(found) in BUFFERING:
+            try:
+                found.flush()
+            except BaseException:
+                pass  # as a file's destructor does
 
 
 # -------------------------------------------------------------------------------------------------- runner
 
 EXEC_TTY, EXEC_STDIN, EXEC_WARM, EXEC_ONCE = 1, 2, 4, 8
 EXEC_HEAD = struct.Struct("<IHHI")
+LENGTH = struct.Struct("<I")
 ANSWER = struct.Struct("<IiI")
 STARTED, EXITED, REFUSED = 1, 2, 3
+CONTEXT_ARGV0 = "tartarus-context"
+
+
+def take_texts(payload: bytes, at: int, count: int) -> Tuple[List[str], int]:
+    """`count` strings, each with its length before it, and where they end."""
+    texts = []
+    for _ in range(count):
+        size = LENGTH.unpack_from(payload, at)[0]
+        at += 4 + size
+        texts.append(os.fsdecode(payload[at - size : at]))
+    return texts, at
 
 
 def decode_exec(payload: bytes) -> Tuple[int, str, List[str], Dict[str, str]]:
     """(flags, cwd, argv, env) of an EXEC payload."""
-    flags = EXEC_HEAD.unpack_from(payload)[0]
-    at = EXEC_HEAD.size
-    length = struct.Struct("<I").unpack_from
-
-    def text() -> str:
-        nonlocal at
-        size = length(payload, at)[0]
-        at += 4 + size
-        return os.fsdecode(payload[at - size : at])
-
-    def texts() -> List[str]:
-        nonlocal at
-        count = length(payload, at)[0]
-        at += 4
-        return [text() for _ in range(count)]
-
-    cwd, argv = text(), texts()
-    environ = {}
-    for item in texts():
+    cwd, at = take_texts(payload, EXEC_HEAD.size, 1)
+    argv, at = take_texts(payload, at + 4, LENGTH.unpack_from(payload, at)[0])
+    items, at = take_texts(payload, at + 4, LENGTH.unpack_from(payload, at)[0])
+    environ = {}  # type: Dict[str, str]
+    for item in items:
         name, equals, value = item.partition("=")
         if equals and name:
             environ.setdefault(name, value)
-    return flags, cwd, argv, environ
+    return EXEC_HEAD.unpack_from(payload)[0], cwd[0], argv, environ
+
+
+def encode_exec(flags: int, cwd: str, argv: List[str], environ: Dict[str, str]) -> bytes:
+    """The other way round."""
+    parts = [EXEC_HEAD.pack(flags, 24, 80, 1 << 20)]
+    items = [name + "=" + value for name, value in environ.items()]
+    for count, texts in ((None, [cwd]), (len(argv), argv), (len(items), items)):
+        if count is not None:
+            parts.append(LENGTH.pack(count))
+        for text in texts:
+            data = os.fsencode(text)
+            parts += [LENGTH.pack(len(data)), data]
+    return b"".join(parts)
 
 
 class Runner:
-    """Serves the agent: runs each command line in a child, or, for the last one, in itself."""
+    """Serves the agent: runs each command line in a child of its own or, asked for ONCE, in this very process."""
 
     def __init__(self, sock: _socket.socket, buffer: memoryview) -> None:
         _syscall(SYS_PRCTL, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0, 0)  # it ends with the agent, whatever happens
         self.sock = sock
         self.buffers = [buffer]
         self.children = {}  # type: Dict[int, int]  # pid by pidfd
-        self.fds = []  # type: List[int]
+        self.poll = None  # type: Any
+        self.verdicts = None  # type: Any
 
     def serve(self) -> NoReturn:
         """Answer requests until the agent is gone."""
         while True:
-            payload = self.receive()
+            if self.children:
+                self.wait()
+            payload, fds = self.receive()
             flags, cwd, argv, environ = decode_exec(payload)
-            self.run(flags, cwd, argv, environ)
-            for fd in self.fds:
+            if flags & EXEC_ONCE:
+                self.run(flags, cwd, argv, environ, fds)
+            else:
+                self.run_in_child(flags, cwd, argv, environ, fds)
+            for fd in fds:
                 os.close(fd)
 
-    def receive(self) -> bytes:
-        """The next request's payload; its three descriptors are kept in `fds`."""
+    def receive(self) -> Tuple[bytes, List[int]]:
+        """The next request's payload and its three descriptors."""
         size, ancillary, _, _ = self.sock.recvmsg_into(self.buffers, _socket.CMSG_SPACE(12), _socket.MSG_CMSG_CLOEXEC)
-        data = bytes(self.buffers[0][:size])
-        self.fds = []
-        for level, kind, rights in ancillary:
-            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                self.fds += struct.unpack("<%di" % (len(rights) // 4), rights)
+        data = self.buffers[0][:size].tobytes() or self.more()
         while len(data) < 4:
             data += self.more()
-        size = struct.unpack_from("<I", data)[0] + 4
+        size = LENGTH.unpack_from(data)[0] + 4
         while len(data) < size:
             data += self.more()
-        return data[4:]
+        return data[4:], rights_in(ancillary)
 
     def more(self) -> bytes:
+        """More of a request that came in pieces; ends the process when the agent is gone."""
         data = self.sock.recv(65536)
         if not data:
             os._exit(0)
         return data
 
-    def run(self, flags: int, cwd: str, argv: List[str], environ: Dict[str, str]) -> None:
+    def run(self, flags: int, cwd: str, argv: List[str], environ: Dict[str, str], fds: List[int]) -> None:
+        """Run a command line in this process; returns only when it is refused."""
         try:
-            run = Run(argv, environ, cwd)
+            run = Run(argv, environ, cwd, fds[0])
         except Refused as refused:
-            self.sock.send(ANSWER.pack(REFUSED, refused.args[0], 0))
+            if self.verdicts is not None:
+                self.verdicts[os.getpid() % len(self.verdicts)] = 1
+            self.sock.send(ANSWER.pack(REFUSED, refused.args[0] or errno.EINVAL, 0))
             return
         _signal.signal(SIGINT, _signal.default_int_handler)
         _signal.signal(SIGPIPE, _signal.SIG_IGN)
         _signal.signal(SIGXFSZ, _signal.SIG_IGN)
         os.setsid()
         for fd in (0, 1, 2):
-            os.dup2(self.fds[fd], fd)
+            os.dup2(fds[fd], fd)
+        if flags & EXEC_TTY:
+            _syscall(SYS_IOCTL, 0, TIOCSCTTY, 0, 0, 0, 0)
         self.sock.send(ANSWER.pack(STARTED, os.getpid(), 0))
-        for fd in self.fds:
+        for fd in fds:
             os.close(fd)
         self.sock.close()
-        run.start()
+        execute(run)
+
+    def run_in_child(self, flags: int, cwd: str, argv: List[str], environ: Dict[str, str], fds: List[int]) -> None:
+        """Fork, and run a command line there."""
+        if self.poll is None:
+            self.poll = select.poll()
+            self.poll.register(self.sock.fileno(), select.POLLIN)
+            # Shared with the children: one that refused says so here, since no EXITED must follow a REFUSED.
+            self.verdicts = shared_bytes(65536)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                for pidfd in self.children:
+                    os.close(pidfd)
+                self.run(flags, cwd, argv, environ, fds)
+            finally:
+                os._exit(0)
+        pidfd = _syscall(SYS_PIDFD_OPEN, pid, 0, 0, 0, 0, 0)
+        self.children[pidfd] = pid
+        self.poll.register(pidfd, select.POLLIN)
+
+    def wait(self) -> None:
+        """Wait for the next request; meanwhile reap children, and tell."""
+        while True:
+            ready = [fd for fd, _ in self.poll.poll()]
+            for pidfd in ready:
+                pid = self.children.pop(pidfd, 0)
+                if not pid:
+                    continue
+                self.poll.unregister(pidfd)
+                os.close(pidfd)
+                status = os.waitpid(pid, 0)[1]
+                if self.verdicts[pid % len(self.verdicts)]:
+                    self.verdicts[pid % len(self.verdicts)] = 0
+                else:
+                    self.sock.send(ANSWER.pack(EXITED, pid, status))
+            if self.sock.fileno() in ready or not self.children:
+                return
+
+
+def shared_bytes(size: int) -> Any:
+    """Memory that children share with this process."""
+    address = _libc.mmap(None, size, 3, 0x21, -1, 0)
+    return (ctypes.c_ubyte * size).from_address(address)
+
+
+# ----------------------------------------------------------------------------------------------- rehearsal
+
+
+def rehearse() -> None:
+    """Walk the way of a run once, up to the program itself, so that its code and its memory are warm.
+
+    Done before parking, it specialises bytecode and fills caches; done in a spare, it takes the page faults.
+    """
+    main, path = sys.modules["__main__"], list(sys.path)
+    payload = encode_exec(EXEC_ONCE, "/", [sys.executable, "-c", "pass"], prepared.environ)
+    _, cwd, argv, environ = decode_exec(payload)
+    run = Run(argv, environ, cwd, 0)
+    names = run.enter()
+    frames = prepared.frames
+    frames.depth_counter()
+    frames.slot()
+    exec(run.code, names)
+    flush_streams(True)
+    sys.modules["__main__"] = main
+    sys.path[:] = path
 
 
 def main(argv: List[str]) -> NoReturn:
