@@ -13,7 +13,9 @@ from tartarus.model.errors import InvalidRequest
 
 
 def _respond(problem: Problem) -> Response[Problem]:
-    return Response(problem, status_code=problem.status, media_type=MEDIA_TYPE)
+    # What is left of an oversized body is not worth reading: closing tells the sender to stop.
+    headers = {"connection": "close"} if problem.status == http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE else {}
+    return Response(problem, status_code=problem.status, media_type=MEDIA_TYPE, headers=headers)
 
 
 def on_error(_: Request[Any, Any, Any], error: Exception) -> Response[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, Protocol
 
 from tartarus.model.sandbox import ExecSpec, ExitStatus, FileEvent, FileInfo, Reason, SandboxRecord, SandboxSpec, Stats
@@ -57,6 +57,18 @@ class OutputLog(Protocol):
         """What was recorded, and with `follow` what still comes until the command ends."""
 
 
+class Watch(Protocol):
+    """Changes of a path, as they come."""
+
+    async def ready(self) -> None:
+        """Returns once every change will be seen; raises FileFailed."""
+
+    def __aiter__(self) -> AsyncIterator[FileEvent]: ...
+
+    async def aclose(self) -> None:
+        """Stop watching."""
+
+
 class Files(Protocol):
     """The sandbox's files, through its guest. Failures are FileFailed."""
 
@@ -70,9 +82,9 @@ class Files(Protocol):
         """A file's bytes."""
 
     async def write(
-        self, path: str, data: AsyncIterator[bytes] | bytes, *, mode: int = 0o644, parents: bool = False
-    ) -> None:
-        """Write a file: all of it appears at once, or nothing."""
+        self, path: str, data: AsyncIterable[bytes] | bytes, *, mode: int | None = None, parents: bool = False
+    ) -> int:
+        """Write a file (all of it appears at once, or nothing) and return its size in bytes."""
 
     async def mkdir(self, path: str, *, parents: bool = False) -> None:
         """Make a directory."""
@@ -83,7 +95,7 @@ class Files(Protocol):
     async def remove(self, path: str, *, recursive: bool = False) -> None:
         """Remove."""
 
-    def watch(self, path: str, *, recursive: bool = False) -> AsyncIterator[FileEvent]:
+    def watch(self, path: str, *, recursive: bool = False) -> Watch:
         """Changes from now on."""
 
 

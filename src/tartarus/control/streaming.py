@@ -1,8 +1,8 @@
-"""HTTP streams: their first item is awaited before the answer begins, so that a refusal is still a problem document."""
+"""HTTP streams. What can be refused is refused before the answer begins, so that it is still a problem document."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -32,20 +32,26 @@ async def _chain(first: list[T], rest: AsyncIterator[T]) -> AsyncIterator[T]:
         async for item in rest:
             yield item
     finally:
-        close = getattr(rest, "aclose", None)
-        if close is not None:
-            await close()
+        await _close(rest)
 
 
-async def _lines(items: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+async def _lines(items: AsyncIterable[Any]) -> AsyncIterator[bytes]:
     try:
         async for item in items:
             yield _encode(item) + b"\n"
     except Exception as error:  # noqa: BLE001 - whatever it is, the client must not take a cut stream for a whole one
         # The answer has begun: the problem is its last line.
         yield _encode({"type": "problem", "problem": problem_of(as_tartarus_error(error))}) + b"\n"
+    finally:
+        await _close(items)
 
 
-async def ndjson(items: AsyncIterator[Any]) -> Stream:
+async def _close(items: object) -> None:
+    close = getattr(items, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def ndjson(items: AsyncIterable[Any]) -> Stream:
     """Answer with one JSON object a line; a later failure is a last line ``{"type": "problem", …}``."""
-    return Stream(_lines(await primed(items)), media_type=NDJSON)
+    return Stream(_lines(items), media_type=NDJSON)

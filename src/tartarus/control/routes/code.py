@@ -11,7 +11,7 @@ from litestar.response import Stream
 
 from tartarus.control.api import ApiRequest
 from tartarus.control.decode import Strict
-from tartarus.control.streaming import ndjson
+from tartarus.control.streaming import ndjson, primed
 from tartarus.model.checks import no_nul
 from tartarus.model.errors import InvalidRequest
 
@@ -69,7 +69,7 @@ async def run_code(request: ApiRequest, sandbox_id: FromPath[str], data: JSONBod
     sandbox = await request.live(sandbox_id)
     context_id = data.context if data.context is not None else await request.api.default_context(sandbox)
     events: Any = sandbox.context(context_id).run(data.code, data.timeout_s)
-    return await ndjson(events)
+    return ndjson(await primed(events))
 
 
 ROUTES = [open_context, close_context, interrupt, run_code]

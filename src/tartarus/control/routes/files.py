@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from litestar import delete, get, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
@@ -20,6 +22,11 @@ def _checked(path: str) -> str:
     no_nul(path, "the path")
     require(path.startswith("/"), f"path {path!r} is not absolute", "begin it with /")
     return path
+
+
+def _mode(text: str) -> int:
+    require(re.fullmatch("[0-7]{1,4}", text) is not None, f"{text!r} is not a file mode", "write it in octal: 0644")
+    return int(text, 8)
 
 
 class MakeDirectory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,15 +62,11 @@ async def write(
     request: ApiRequest,
     sandbox_id: FromPath[str],
     path: FromQuery[str],
-    mode: FromQuery[str] = "0644",
+    mode: FromQuery[str | None] = None,
     parents: FromQuery[bool] = False,
 ) -> None:
-    """Write the body to a file: all of it appears at once, or nothing. `mode` is octal; the disk limit is the cap."""
-    try:
-        permissions = int(mode, 8)
-    except ValueError:
-        permissions = -1
-    require(0 <= permissions <= 0o7777, f"mode {mode!r} is not a file mode", "write it in octal, such as 0644")
+    """Write the body to a file: all of it appears at once, or nothing. `mode`: octal; without it the old file's."""
+    permissions = None if mode is None else _mode(mode)
     sandbox = await request.live(sandbox_id)
     await sandbox.files.write(_checked(path), request.stream(), mode=permissions, parents=parents)
 
@@ -106,7 +109,9 @@ async def watch(
 ) -> Stream:
     """Changes below a path as JSON lines, until the client goes away or the sandbox ends."""
     sandbox = await request.live(sandbox_id)
-    return await ndjson(sandbox.files.watch(_checked(path), recursive=recursive))
+    changes = sandbox.files.watch(_checked(path), recursive=recursive)
+    await changes.ready()
+    return ndjson(changes)
 
 
 ROUTES = [read, write, remove, stat, listing, mkdir, move, watch]
