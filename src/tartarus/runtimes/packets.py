@@ -35,6 +35,7 @@ class ControlSocket:
         self._next_seq = 1
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._loop = asyncio.get_running_loop()
+        self._sending = asyncio.Lock()
         self.banner: asyncio.Future[bytes] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         sock.setblocking(False)
@@ -49,7 +50,8 @@ class ControlSocket:
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[seq] = answer
         try:
-            await self._send(magic + _SEQ.pack(seq) + body, fds)
+            async with self._sending:  # one waits for room at a time: a socket has one writer callback
+                await self._send(magic + _SEQ.pack(seq) + body, fds)
             return await answer
         except BaseException:
             if answer.done() and not answer.cancelled() and answer.exception() is None:

@@ -164,12 +164,11 @@ def _process(*, own_uid: bool, landlock_abi: int) -> dict[str, Rule]:
 def _shared_files() -> dict[str, Rule]:
     """No change of a file's metadata by its path, because Landlock would allow it for every file of the user.
 
-    Such calls appear to succeed and change nothing, as on a file system without modes: refused, they
-    would stop git, tar and pip. Changes through an open descriptor work, for Landlock allowed the opening.
+    Changes through an open descriptor work, for Landlock allowed the opening.
     """
     by_path = "chmod fchmodat fchmodat2 chown lchown fchownat utime utimes futimesat"
     by_path += " setxattr lsetxattr removexattr lremovexattr"
-    return {**dict.fromkeys(by_path.split(), PRETEND), "utimensat": _null(1, ALLOW, PRETEND)}
+    return {**dict.fromkeys(by_path.split(), EPERM), "utimensat": _null(1, ALLOW, EPERM)}
 
 
 def rules_by_name(level: Isolation, *, own_uid: bool = False, landlock_abi: int = 0) -> dict[str, Rule]:
