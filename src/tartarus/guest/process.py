@@ -6,21 +6,33 @@ import asyncio
 import errno
 import os
 from collections import deque
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from tartarus.guest.connection import Connection, Signal, Stream, fail, settle
 from tartarus.guest.protocol import (
-    EXIT, INPUT_WINDOW, MAX_DATA, U16_U16, U32, U32_U32, BadFrame, ExecFlag, Reader, ToGuest, ToHost, exec_payload,
-)  # fmt: skip
-from tartarus.guest.stream import Stream, fail, settle
+    EXIT,
+    INPUT_WINDOW,
+    MAX_DATA,
+    U16_U16,
+    U32,
+    U32_U32,
+    BadFrame,
+    ExecFlag,
+    Reader,
+    ToGuest,
+    ToHost,
+    exec_payload,
+)
 from tartarus.model.errors import (
-    CommandNotFound, GuestFailed, InvalidRequest, NoSpace, NotExecutable, TartarusError,
-)  # fmt: skip
+    CommandNotFound,
+    GuestFailed,
+    InvalidRequest,
+    NoSpace,
+    NotExecutable,
+    TartarusError,
+)
 from tartarus.model.sandbox import ExitStatus
-
-if TYPE_CHECKING:
-    from tartarus.guest.channel import GuestChannel
 
 DEFAULT_WINDOW = 1024 * 1024
 _EXHAUSTED = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC})
@@ -53,7 +65,9 @@ def start_error(spec: GuestExec, number: int, what: str) -> TartarusError:
     why = os.strerror(number)
     if what == "workdir":
         return InvalidRequest(
-            f"the working directory {spec.cwd!r} can't be entered", why=why, fix="make it first, or give another workdir"
+            f"the working directory {spec.cwd!r} can't be entered",
+            why=why,
+            fix="make it first, or give another workdir",
         )
     if what == "interpreter":
         return NotExecutable(
@@ -74,21 +88,30 @@ class GuestProcess(Stream):
     """Returned by `GuestChannel.exec` at once; the command may not have started yet."""
 
     __slots__ = (
-        "_allowed", "_consumed", "_exit", "_input_ended", "_output", "_reader", "_room", "_sendable", "_started", "spec",
-    )  # fmt: skip
+        "_allowed",
+        "_consumed",
+        "_exit",
+        "_input_ended",
+        "_more",
+        "_output",
+        "_room",
+        "_sendable",
+        "_started",
+        "spec",
+    )
 
-    def __init__(self, channel: GuestChannel, spec: GuestExec) -> None:
-        super().__init__(channel)
+    def __init__(self, connection: Connection, spec: GuestExec) -> None:
+        super().__init__(connection)
         self.spec = spec
-        loop = channel.loop
+        loop = connection.loop
         self._started: asyncio.Future[tuple[int, bool]] = loop.create_future()
         self._exit: asyncio.Future[ExitStatus] = loop.create_future()
         self._output: deque[tuple[int, bytes]] = deque()
-        self._reader: asyncio.Future[None] | None = None
+        self._more = Signal(loop)
         self._allowed = spec.window
         self._consumed = 0
         self._sendable = INPUT_WINDOW
-        self._room: asyncio.Future[None] | None = None
+        self._room = Signal(loop)
         self._input_ended = not (spec.stdin or spec.tty)
 
     async def started(self) -> tuple[int, bool]:
@@ -110,16 +133,12 @@ class GuestProcess(Stream):
                 if error is not None:
                     raise error
                 return None
-            self._reader = self.channel.loop.create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
+            await self._more.wait()
         piece = self._output.popleft()
         self._consumed += len(piece[1])
         if self._consumed * 4 >= self.spec.window and not self._exit.done():
             self._allowed += self._consumed
-            self.channel.send(ToGuest.CREDIT, self.id, U32.pack(self._consumed))
+            self.connection.send(ToGuest.CREDIT, self.id, U32.pack(self._consumed))
             self._consumed = 0
         return piece
 
@@ -128,14 +147,15 @@ class GuestProcess(Stream):
         view = memoryview(data)
         while view and not self._exit.done():
             if self._input_ended:
-                raise InvalidRequest("this command takes no more input", fix="start it with stdin, and write before closing")
+                raise InvalidRequest(
+                    "this command takes no more input", fix="start it with stdin, and write before closing"
+                )
             if not self._sendable:
-                self._room = self.channel.loop.create_future()
-                await self._room
+                await self._room.wait()
                 continue
             piece = view[: min(self._sendable, MAX_DATA)]
             self._sendable -= len(piece)
-            self.channel.send(ToGuest.STDIN, self.id, piece)
+            self.connection.send(ToGuest.STDIN, self.id, piece)
             view = view[len(piece) :]
 
     def close_stdin(self) -> None:
@@ -143,17 +163,17 @@ class GuestProcess(Stream):
         if not self._input_ended:
             self._input_ended = True
             if not self._exit.done():
-                self.channel.send(ToGuest.STDIN_EOF, self.id)
+                self.connection.send(ToGuest.STDIN_EOF, self.id)
 
     def signal(self, number: int, group: bool = False) -> None:
         """Send a signal to the process, or to its whole process group. A process that ended gets none."""
         if not self._exit.done():
-            self.channel.send(ToGuest.SIGNAL, self.id, U32_U32.pack(number, group))
+            self.connection.send(ToGuest.SIGNAL, self.id, U32_U32.pack(number, group))
 
     def resize(self, rows: int, cols: int) -> None:
         """Tell its terminal's new size."""
         if self.spec.tty and not self._exit.done():
-            self.channel.send(ToGuest.RESIZE, self.id, U16_U16.pack(rows, cols))
+            self.connection.send(ToGuest.RESIZE, self.id, U16_U16.pack(rows, cols))
 
     async def wait(self) -> ExitStatus:
         """How it ended. Does not read its output, which must be read for it to get that far."""
@@ -172,7 +192,7 @@ class GuestProcess(Stream):
             self._sendable += U32.unpack(payload)[0]
             if self._sendable > INPUT_WINDOW:
                 raise BadFrame("the guest grants more input than its window")
-            self._wake(self._room)
+            self._room.wake()
         elif kind == ToHost.ERROR:
             self._on_error(payload)
         else:
@@ -189,17 +209,17 @@ class GuestProcess(Stream):
             raise BadFrame("output beyond what was granted, or before the start")
         if payload:
             self._output.append((stream, payload))
-            self._wake(self._reader)
+            self._more.wake()
 
     def _on_exit(self, payload: bytes) -> None:
         code, signal, user_us, system_us, peak = EXIT.unpack(payload)
         if not self._started.done() or code > 255 or signal > 64 or (code and signal):
             raise BadFrame("an exit that can't be")
         status = ExitStatus(code, signal, user_us / 1000, system_us / 1000, peak)
-        self.channel.forget(self)
+        self.connection.forget(self)
         settle(self._exit, status)
-        self._wake(self._reader)
-        self._wake(self._room)
+        self._more.wake()
+        self._room.wake()
 
     def _on_error(self, payload: bytes) -> None:
         reader = Reader(payload)
@@ -208,16 +228,11 @@ class GuestProcess(Stream):
         reader.done()
         if self._started.done():
             raise BadFrame("a start that failed after it succeeded")
-        self.channel.forget(self)
+        self.connection.forget(self)
         fail(self._started, error)
         self._end(error)
 
     def _end(self, error: TartarusError) -> None:
         fail(self._exit, error)
-        self._wake(self._reader)
-        self._wake(self._room)
-
-    @staticmethod
-    def _wake(waiter: asyncio.Future[None] | None) -> None:
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self._more.wake()
+        self._room.wake()

@@ -185,7 +185,7 @@ class Reader:
         return values
 
     def text(self) -> str:
-        """The next string. Bytes that are no UTF-8 are shown as ``\\xNN``: JSON can't carry them."""
+        r"""The next string. Bytes that are no UTF-8 are shown as ``\xNN``: JSON can't carry them."""
         (size,) = self.take(U32)
         if len(self._data) - self._at < size:
             raise BadFrame("a payload ends too early")

@@ -2,6 +2,9 @@
 #include "session.h"
 
 #include "exec.h"
+#include "files.h"
+#include "fixup.h"
+#include "forward.h"
 #include "kill.h"
 #include "runner.h"
 
@@ -39,6 +42,15 @@ bool session_watch(struct session *session, int fd, struct source *source, uint3
 	struct epoll_event event = {.events = events | EPOLLET, .data.ptr = source};
 
 	return epoll_ctl(session->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+void session_close(struct session *session, int *fd)
+{
+	if (*fd < 0)
+		return;
+	(void)epoll_ctl(session->epoll_fd, EPOLL_CTL_DEL, *fd, NULL);
+	close(*fd);
+	*fd = -1;
 }
 
 void stream_add(struct session *session, struct stream *stream, const struct stream_kind *kind, uint32_t id)
@@ -134,8 +146,20 @@ static int session_frame(struct session *session, const struct frame *frame, con
 	}
 }
 
-/* Frames that begin a stream. */
-static int open_stream(struct session *session, const struct frame *frame, const uint8_t *bytes)
+/* What the host can ask for, other than EXEC. Each begins a stream of its own. */
+static int (*const services[])(struct session *, uint32_t, struct cursor *) = {
+	[F_STAT] = serve_stat,     [F_LIST] = serve_list,   [F_READ] = serve_read,   [F_WRITE] = serve_write,
+	[F_MKDIR] = serve_mkdir,   [F_MOVE] = serve_move,   [F_REMOVE] = serve_remove, [F_WATCH] = serve_watch,
+	[F_CONNECT] = serve_connect, [F_FIXUP] = serve_fixup,
+};
+
+static bool opens_stream(uint8_t type)
+{
+	return type == F_EXEC || (type < sizeof services / sizeof services[0] && services[type] != NULL);
+}
+
+static int open_stream(struct session *session, const struct frame *frame, const uint8_t *bytes,
+		       struct cursor *payload)
 {
 	/* Host ids only grow, so one that was used before can't be mistaken for a new one. */
 	if (frame->stream <= session->last_stream)
@@ -145,22 +169,9 @@ static int open_stream(struct session *session, const struct frame *frame, const
 		out_error(session, frame->stream, EMFILE, "streams");
 		return 0;
 	}
-	switch (frame->type) {
-	case F_EXEC:
+	if (frame->type == F_EXEC)
 		return exec_open(session, frame->stream, bytes, frame->length);
-	default:
-		return -EPROTO;
-	}
-}
-
-static bool opens_stream(uint8_t type)
-{
-	switch (type) {
-	case F_EXEC:
-		return true;
-	default:
-		return false;
-	}
+	return services[frame->type](session, frame->stream, payload);
 }
 
 static int on_control(void *context, const struct frame *frame, const uint8_t *bytes)
@@ -175,11 +186,15 @@ static int on_control(void *context, const struct frame *frame, const uint8_t *b
 	if (frame->stream == 0)
 		return session_frame(session, frame, bytes, &payload);
 	if (opens_stream(frame->type))
-		return open_stream(session, frame, bytes);
+		return open_stream(session, frame, bytes, &payload);
 	struct stream *stream = stream_find(session, frame->stream);
 	/* It ended while the host still wrote to it. */
 	if (stream == NULL)
 		return frame->stream <= session->last_stream ? 0 : -EPROTO;
+	if (frame->type == F_CANCEL && frame->length == 0 && stream->kind->control != exec_control) {
+		stream_end(stream);
+		return 0;
+	}
 	return stream->kind->control == NULL ? -EPROTO : stream->kind->control(session, stream, frame, &payload);
 }
 

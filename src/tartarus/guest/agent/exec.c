@@ -121,6 +121,7 @@ int exec_open(struct session *session, uint32_t id, const uint8_t *payload, uint
 	}
 	exec->tty = (request.flags & EXEC_TTY) != 0;
 	exec->has_input = (request.flags & EXEC_STDIN) != 0 || exec->tty;
+	bool wants_runner = (request.flags & EXEC_WARM) != 0;
 	exec->credit = request.window < WINDOW_MAX ? request.window : WINDOW_MAX;
 	exec->child_fds[0] = exec->child_fds[1] = exec->child_fds[2] = -1;
 	output_init(&exec->out, -1, F_STDOUT, true);
@@ -137,7 +138,7 @@ int exec_open(struct session *session, uint32_t id, const uint8_t *payload, uint
 	}
 	memcpy(exec->request, payload, size);
 	exec->request_size = size;
-	if ((request.flags & EXEC_WARM) == 0 || !runner_offer(session, exec))
+	if (!wants_runner || !runner_offer(session, exec))
 		exec_start_cold(session, exec);
 	return 0;
 }
@@ -254,7 +255,7 @@ static int on_stdin_eof(struct exec *exec, struct cursor *payload)
 	return status;
 }
 
-static int exec_control(struct session *session, struct stream *stream, const struct frame *frame, struct cursor *payload)
+int exec_control(struct session *session, struct stream *stream, const struct frame *frame, struct cursor *payload)
 {
 	struct exec *exec = exec_of(stream);
 
@@ -287,7 +288,7 @@ static bool exec_pump(struct session *session, struct stream *stream)
 	struct exec *exec = exec_of(stream);
 
 	if (exec->has_input && input_pump(session, stream->id, &exec->in) && exec->in.at_end && !exec->tty)
-		close_fd(&exec->in.fd);
+		session_close(session, &exec->in.fd);
 	bool more = output_pump(session, stream->id, &exec->out, &exec->credit);
 	more |= output_pump(session, stream->id, &exec->err, &exec->credit);
 	if (exec->exited && exec->out.fd < 0 && exec->err.fd < 0) {
@@ -302,11 +303,10 @@ static void exec_destroy(struct session *session, struct stream *stream)
 {
 	struct exec *exec = exec_of(stream);
 
-	(void)session;
 	runner_forget(session, exec);
-	output_close(&exec->out);
-	output_close(&exec->err);
-	input_free(&exec->in);
+	output_close(session, &exec->out);
+	output_close(session, &exec->err);
+	input_free(session, &exec->in);
 	close_child_fds(exec);
 	free(exec->request);
 }

@@ -27,6 +27,8 @@ struct exec {
 };
 
 int exec_open(struct session *session, uint32_t id, const uint8_t *payload, uint32_t size);
+/* A frame for an exec. Unlike other streams, it can't be cancelled: a process ends by signals. */
+int exec_control(struct session *session, struct stream *stream, const struct frame *frame, struct cursor *payload);
 /* Start it as an ordinary program. It ends with an ERROR when that fails. */
 void exec_start_cold(struct session *session, struct exec *exec);
 /* It runs, as `pid`. */

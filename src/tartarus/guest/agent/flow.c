@@ -35,11 +35,9 @@ void output_init(struct output *output, int fd, uint8_t type, bool is_pipe)
 	output->is_pipe = is_pipe;
 }
 
-void output_close(struct output *output)
+void output_close(struct session *session, struct output *output)
 {
-	if (output->fd >= 0)
-		close(output->fd);
-	output->fd = -1;
+	session_close(session, &output->fd);
 }
 
 void output_drain(struct session *session, struct output *output)
@@ -59,14 +57,14 @@ void output_drain(struct session *session, struct output *output)
 }
 
 /* `size` bytes were taken from the descriptor and are on their way. */
-static void account(struct output *output, uint64_t *credit, uint32_t size)
+static void account(struct session *session, struct output *output, uint64_t *credit, uint32_t size)
 {
 	*credit -= size;
 	if (!output->draining)
 		return;
 	output->drain_left -= size;
 	if (output->drain_left == 0)
-		output_close(output);
+		output_close(session, output);
 }
 
 /* Move a large piece inside the kernel. False when there is none, or not now. */
@@ -114,12 +112,12 @@ static bool read_piece(struct session *session, uint32_t stream, struct output *
 		return false;
 	}
 	if (n <= 0) { /* end of file, or nothing left to drain */
-		output_close(output);
+		output_close(session, output);
 		return false;
 	}
 	out_commit(session, output->type, 0, stream, (uint32_t)n);
 	output->large = output->is_pipe && (uint32_t)n == SMALL_READ;
-	account(output, credit, (uint32_t)n);
+	account(session, output, credit, (uint32_t)n);
 	if ((uint32_t)n < size && output->is_pipe && !output->hung_up && !output->draining)
 		output->ready = false; /* emptied: the next byte, or the end, is a new event */
 	return output->fd >= 0 && output->ready;
@@ -130,7 +128,7 @@ bool output_pump(struct session *session, uint32_t stream, struct output *output
 	if (output->fd < 0 || !output->ready || out_busy(session))
 		return false;
 	if (output->draining && output->drain_left == 0) {
-		output_close(output);
+		output_close(session, output);
 		return false;
 	}
 	/* Without credit nothing is sent, but an end with nothing before it is noticed. */
@@ -138,7 +136,7 @@ bool output_pump(struct session *session, uint32_t stream, struct output *output
 		int available = 1;
 
 		if (output->hung_up && output->is_pipe && ioctl(output->fd, FIONREAD, &available) == 0 && available == 0)
-			output_close(output);
+			output_close(session, output);
 		return false;
 	}
 	uint32_t limit = *credit < FRAME_DATA_MAX ? (uint32_t)*credit : FRAME_DATA_MAX;
@@ -224,8 +222,7 @@ bool input_pump(struct session *session, uint32_t stream, struct input *input)
 		} else if (errno == EAGAIN) {
 			input->ready = false;
 		} else if (errno != EINTR) {
-			close(input->fd);
-			input->fd = -1;
+			session_close(session, &input->fd);
 		}
 	}
 	if (input->fd < 0)
@@ -243,11 +240,9 @@ bool input_pump(struct session *session, uint32_t stream, struct input *input)
 	return input->tail == 0;
 }
 
-void input_free(struct input *input)
+void input_free(struct session *session, struct input *input)
 {
 	free(input->bytes);
 	input->bytes = NULL;
-	if (input->fd >= 0)
-		close(input->fd);
-	input->fd = -1;
+	session_close(session, &input->fd);
 }

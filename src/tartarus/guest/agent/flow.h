@@ -23,7 +23,7 @@ void output_init(struct output *output, int fd, uint8_t type, bool is_pipe);
 bool output_pump(struct session *session, uint32_t stream, struct output *output, uint64_t *credit);
 /* The writer is gone: send what is in the pipe now, and don't wait for others that hold it open. */
 void output_drain(struct session *session, struct output *output);
-void output_close(struct output *output);
+void output_close(struct session *session, struct output *output);
 
 /* From the host to a descriptor. Holds at most what the host was granted. */
 struct input {
@@ -44,6 +44,6 @@ int input_take(struct input *input, const uint8_t *bytes, uint32_t size);
 int input_take_own(struct input *input, const uint8_t *bytes, uint32_t size);
 /* Write what the descriptor takes, grant what was consumed. True when nothing is left to write. */
 bool input_pump(struct session *session, uint32_t stream, struct input *input);
-void input_free(struct input *input);
+void input_free(struct session *session, struct input *input);
 
 #endif

@@ -75,8 +75,7 @@ static void detach(struct session *session)
 	struct runner *runner = session->runner;
 
 	/* The structure stays: an event for it may be under way. */
-	close(runner->fd);
-	runner->fd = -1;
+	session_close(session, &runner->fd);
 	while (runner->waiting != NULL)
 		exec_start_cold(session, take_first(runner));
 }

@@ -85,6 +85,11 @@ enum {
 
 /* agent.c */
 bool session_watch(struct session *session, int fd, struct source *source, uint32_t events);
+/*
+ * Close a watched descriptor, if it is open. Closing alone does not end the watch: a program that is
+ * just being started holds a copy until its execve is through, and events would meet freed memory.
+ */
+void session_close(struct session *session, int *fd);
 void stream_add(struct session *session, struct stream *stream, const struct stream_kind *kind, uint32_t id);
 void stream_end(struct stream *stream);
 int64_t monotonic_ms(void);

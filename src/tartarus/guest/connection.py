@@ -1,0 +1,238 @@
+"""One socket to a guest, many conversations, no trust.
+
+A single reader decodes what the guest sends and hands each piece to its stream; the first byte that
+breaks the protocol closes the connection. Writes go out at once; what the guest does not take is
+held up to a bound. Nothing here waits on one stream while another has work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+from tartarus.guest.protocol import HEADER, BadFrame, Decoder, ToGuest
+from tartarus.model.errors import GuestFailed
+
+if TYPE_CHECKING:
+    import socket
+
+    from tartarus.model.errors import TartarusError
+
+_RECEIVE_BYTES = 1024 * 1024
+_UNSENT_MAX = 16 * 1024 * 1024
+_UNSENT_HIGH = 1024 * 1024
+_JOIN_BELOW = 16 * 1024
+
+
+class _Scratch(threading.local):
+    """One receive buffer per thread: decoding copies out of it at once, so connections can share it."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(_RECEIVE_BYTES))
+
+
+_scratch = _Scratch()
+
+
+class Stream:
+    """One conversation. Gets `on_frame` for each checked piece, `on_lost` when the connection dies."""
+
+    __slots__ = ("connection", "id")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.id = 0
+
+    def on_frame(self, kind: int, flags: int, payload: bytes) -> None:
+        """Take one piece. BadFrame closes the connection."""
+        raise BadFrame(f"frame type {kind:#x} (flags {flags}, {len(payload)} bytes) on a stream of another kind")
+
+    def on_lost(self, error: TartarusError) -> None:
+        """The connection is gone; nothing more will come."""
+
+
+def settle(future: asyncio.Future[Any], value: object) -> None:
+    """Complete a future, unless that happened before or its waiter gave up."""
+    if not future.done():
+        future.set_result(value)
+
+
+def fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    """Fail a future; that nobody waits for it is no reason for a warning."""
+    if not future.done():
+        future.set_exception(error)
+        future.exception()
+
+
+class Signal:
+    """Wakes the one coroutine that waits, if any."""
+
+    __slots__ = ("_loop", "_waiter")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def wait(self) -> None:
+        """Until the next `wake`."""
+        if self._waiter is not None:
+            raise RuntimeError("another coroutine already waits here")
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def wake(self) -> None:
+        """Let it look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Connection:
+    """Owns one connected stream socket. `closed` completes at its end, with the error that caused it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.closed: asyncio.Future[GuestFailed | None] = self.loop.create_future()
+        self._sock = sock
+        self._decoder = Decoder()
+        self._streams: dict[int, Stream] = {}
+        self._last_stream = 0
+        self._unsent = bytearray()
+        self._broken = False
+        self._draining: list[asyncio.Future[None]] = []
+
+    def attach(self) -> None:
+        """Begin to read."""
+        self._sock.setblocking(False)
+        self.loop.add_reader(self._sock.fileno(), self._readable)
+
+    def begin(self, stream: Stream, kind: ToGuest, payload: bytes) -> None:
+        """Give a stream its id and send its first frame."""
+        self._last_stream += 1
+        stream.id = self._last_stream
+        if self.closed.done():
+            stream.on_lost(self._reason())
+            return
+        self._streams[stream.id] = stream
+        self.send(kind, stream.id, payload)
+
+    def forget(self, stream: Stream) -> None:
+        """The stream is over; what the guest may still send for it is ignored."""
+        self._streams.pop(stream.id, None)
+
+    def cancel(self, stream: Stream) -> None:
+        """Give a stream up, unless it is over."""
+        if self._streams.pop(stream.id, None) is not None:
+            self.send(ToGuest.CANCEL, stream.id)
+
+    def send(self, kind: ToGuest, stream: int, payload: bytes | memoryview = b"") -> None:
+        """Send one frame, now or as soon as the guest takes it."""
+        if self._broken or self.closed.done():
+            return
+        header = HEADER.pack(len(payload), kind, 0, 0, stream)
+        if self._unsent:
+            self._keep(header, payload)
+            return
+        try:
+            if len(payload) < _JOIN_BELOW:
+                sent = self._sock.send(header + payload)
+            else:
+                sent = self._sock.sendmsg((header, payload))
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            # What the guest said before it closed is still to be read, and ends with its end of file.
+            self._broken = True
+            return
+        if sent < len(header) + len(payload):
+            self.loop.add_writer(self._sock.fileno(), self._writable)
+            self._keep(header[sent:], payload[max(0, sent - len(header)) :])
+
+    async def drained(self) -> None:
+        """Wait until little of what was sent is still here."""
+        if len(self._unsent) > _UNSENT_HIGH:
+            waiter: asyncio.Future[None] = self.loop.create_future()
+            self._draining.append(waiter)
+            await waiter
+
+    def close(self) -> None:
+        """Close, which ends the guest. What still waits fails with GuestFailed."""
+        self._end(None)
+
+    def on_session_frame(self, kind: int, payload: bytes) -> None:
+        """Take a frame that belongs to no stream."""
+        raise BadFrame(f"frame type {kind:#x} ({len(payload)} bytes) on no stream")
+
+    def on_closed(self, error: GuestFailed) -> None:
+        """Fail what waits on no stream."""
+
+    def _keep(self, *parts: bytes | memoryview) -> None:
+        for part in parts:
+            self._unsent += part
+        if len(self._unsent) > _UNSENT_MAX:
+            self._end(GuestFailed("the sandbox's guest agent does not read its channel"))
+
+    def _writable(self) -> None:
+        try:
+            sent = self._sock.send(self._unsent)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._broken = True
+            sent = len(self._unsent)
+        del self._unsent[:sent]
+        if not self._unsent:
+            self.loop.remove_writer(self._sock.fileno())
+            self._release()
+
+    def _release(self) -> None:
+        waiting, self._draining = self._draining, []
+        for waiter in waiting:
+            settle(waiter, None)
+
+    def _readable(self) -> None:
+        view = _scratch.view
+        try:
+            size = self._sock.recv_into(view)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            size = 0
+        if size == 0:
+            self._end(GuestFailed("the sandbox's guest agent went away"))
+            return
+        try:
+            for kind, flags, number, payload in self._decoder.feed(view[:size]):
+                self._dispatch(kind, flags, number, payload)
+        except BadFrame as error:
+            self._end(GuestFailed("the sandbox's guest broke its protocol", why=str(error)))
+
+    def _dispatch(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        stream = self._streams.get(number)
+        if stream is not None:
+            stream.on_frame(kind, flags, payload)
+        elif number == 0:
+            self.on_session_frame(kind, payload)
+        elif number > self._last_stream:
+            raise BadFrame(f"stream {number} was never opened")
+
+    def _reason(self) -> GuestFailed:
+        return self.closed.result() or GuestFailed("the sandbox's channel is closed")
+
+    def _end(self, error: GuestFailed | None) -> None:
+        if self.closed.done():
+            return
+        if self._sock.fileno() >= 0:
+            self.loop.remove_reader(self._sock.fileno())
+            self.loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        self._unsent.clear()
+        self.closed.set_result(error)
+        self.on_closed(self._reason())
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.on_lost(self._reason())
+        self._release()
