@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tartarus.runtimes.confine import landlock
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -68,6 +70,10 @@ def _cgroups() -> str:
     return "no writable cgroup hierarchy"
 
 
+def _landlock() -> str:
+    return "" if landlock.abi() > 0 else "this kernel has no Landlock, or it is switched off"
+
+
 def _kvm() -> str:
     return "" if os.access("/dev/kvm", os.W_OK) else "no usable /dev/kvm"
 
@@ -103,6 +109,7 @@ NEEDS: dict[str, Need] = {
     "cgroups": Need(_cgroups, in_ci=True),
     # The kernel's or the container engine's to give: CI takes what its machine has.
     "user-namespaces": Need(_user_namespaces, in_ci=False),
+    "landlock": Need(_landlock, in_ci=False),
     "docker": Need(lambda: _runs(["docker", "version"]), in_ci=False),
     "runsc": Need(lambda: _runs(["runsc", "--version"]), in_ci=False),
     "kvm": Need(_kvm, in_ci=False),
