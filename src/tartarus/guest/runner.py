@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
 
 VERSION = sys.version_info[:2]
+linecache = None  # type: Any
+if VERSION >= (3, 13):  # where start-up loads it too, for a -c program
+    import linecache
 
 # ---------------------------------------------------------------------------------------------- the kernel
 
@@ -933,7 +936,7 @@ def open_streams(errors: str, unbuffered: bool) -> None:
     sys.stderr = sys.__stderr__ = open_stream(2, "<stderr>", "backslashreplace", unbuffered)  # type: ignore[misc]
 
 
-def new_main(file: str) -> Dict[str, Any]:
+def new_main(file: str, stdin: bool) -> Dict[str, Any]:
     """A fresh __main__ with what start-up puts in it; returns its namespace."""
     module = type(sys)("__main__")
     names = module.__dict__
@@ -941,8 +944,8 @@ def new_main(file: str) -> Dict[str, Any]:
     if VERSION < (3, 14):
         names["__annotations__"] = {}
     names["__builtins__"] = sys.modules["builtins"]
-    if file:
-        names["__file__"] = file
+    if file or stdin:
+        names["__file__"] = file or "<stdin>"
         if VERSION < (3, 15):
             names["__cached__"] = None
     sys.modules["__main__"] = module
@@ -1008,7 +1011,7 @@ class Frames:
 
     def depth_counter(self) -> Any:
         """The recursion counter, and what it holds when nothing is running."""
-        start = sys.getrecursionlimit() if self.counts_down else 0
+        start = sys.getrecursionlimit() + (VERSION == (3, 11)) if self.counts_down else -1
         return (ctypes.c_int.from_address(self.depth) if self.depth else ctypes.c_int()), start
 
 
@@ -1038,6 +1041,9 @@ class Run:
             if VERSION >= (3, 14):
                 source = dedent(source)
             self.code = compile_or_refuse(source, "<string>")
+            if linecache is not None:
+                named = self.code if hasattr(linecache, "_interactive_cache") else "<string>"
+                linecache._register_code(named, source, "<string>")
         elif plan.mode == "script":
             self.file = os.path.join(os.getcwd(), plan.target) if VERSION >= (3, 9) else plan.target
             self.code = load_script(self.file)
@@ -1081,7 +1087,7 @@ class Run:
                 sys._base_executable = self.executable  # type: ignore[attr-defined]
             sys.executable = self.executable
         sys.path[:] = self.path
-        names = new_main(self.file)
+        names = new_main(self.file, plan.mode == "stdin")
         renew_secrets()
         restore_threads(self.environ)
         open_streams(self.errors, "unbuffered" in flags)
@@ -1142,39 +1148,51 @@ def execute(run: Run) -> NoReturn:
     frames = prepared.frames
     counter, start = frames.depth_counter()
     del run
+    # Whatever is called from here on is called from C, by way of map and iter, with the pointer to this frame
+    # cleared: else Python functions would see it below their own.
     slot = frames.slot()
     slot.value = 0
     counter.value = start
     try:
-        # Called from C, both ways: a Python function called from here would see this frame below its own.
         if module is not None:
             next(module)
         else:
             exec(code, names)
     except BaseException as failure:
-        del code, names, module
         slot.value = 0
         trace = failure.__traceback__
         failure.__traceback__ = trace.tb_next if trace is not None else None
         del trace
         status = next(map(handle_exception, (failure,), (mode,)))
-    else:
-        del code, names, module
-    slot.value = 0
-    next(map(finish, (status,)))
-    os._exit(70)  # not reached: finish does not return
+    if mode == "script" or mode == "stdin":
+        flush_quietly()
+        names.pop("__file__", None)
+        names.pop("__cached__", None)
+    del code, names, module
+    for step in stop_threads, atexit._run_exitfuncs:
+        try:
+            slot.value = 0
+            next(iter(step, 1))
+        except BaseException:
+            pass  # it has been shown
+    finish(status)
+
+
+def flush_quietly() -> None:
+    """Flush both streams, as after the last statement: errors are for the flush at the end to show."""
+    for stream in (sys.stderr, sys.stdout):
+        try:
+            stream.flush()
+        except BaseException:
+            pass
 
 
 def handle_exception(failure: BaseException, mode: str) -> int:
     """Show the exception that ended the program, and return the exit status, negative for a signal."""
+    if mode == "script" or mode == "stdin":
+        flush_quietly()
     if isinstance(failure, SystemExit):
         return exit_status(failure)
-    if mode in ("script", "stdin"):
-        for stream in (sys.stderr, sys.stdout):
-            try:
-                stream.flush()
-            except BaseException:
-                pass
     kind, trace = type(failure), failure.__traceback__
     sys.last_type, sys.last_value, sys.last_traceback = kind, failure, trace
     if VERSION >= (3, 12):
@@ -1206,33 +1224,35 @@ def exit_status(failure: SystemExit) -> int:
         return 0
     if isinstance(code, int):
         return code & 0xFF if -(2**63) <= code < 2**63 else 255
-    if sys.stderr is not None:
+    if sys.stderr is None:
+        os.write(2, os.fsencode("%s\n" % (code,)))
+        return 1
+    for text in (code, "\n"):
         try:
-            sys.stderr.write(str(code))
-        except BaseException:
-            pass
-        try:
-            sys.stderr.write("\n")
+            sys.stderr.write(str(text))
         except BaseException:
             pass
     return 1
 
 
-def finish(status: int) -> NoReturn:
-    """End as the interpreter's finalisation would, but without tearing down what was loaded before parking."""
+def stop_threads() -> None:
+    """Wait for the program's threads, except daemons."""
     threading = sys.modules.get("threading")
     if threading is not None:
         try:
             threading._shutdown()
         except BaseException as failure:
             unraisable(failure, threading)
-    try:
-        atexit._run_exitfuncs()
-    except BaseException:
-        pass  # it has shown it
+
+
+def finish(status: int) -> NoReturn:
+    """End as the interpreter's finalisation would, but without tearing down what was loaded before parking."""
     broken = not flush_streams(True)
-    tear_down()
-    flush_files()
+    try:
+        tear_down()
+        flush_files()
+    except BaseException:
+        pass  # the program's own doing, such as a module that can't be emptied
     _fflush(None)
     if status < 0:
         _signal.signal(-status, _signal.SIG_DFL)
@@ -1252,11 +1272,15 @@ def flush_streams(speak: bool) -> bool:
             fine = False
             if speak and name == "stdout":
                 failure.__traceback__ = failure.__traceback__ and failure.__traceback__.tb_next
-                unraisable(failure, stream)
+                if VERSION < (3, 13):
+                    unraisable(failure, stream)
+                else:
+                    how = "on" if VERSION == (3, 13) else "while"
+                    unraisable(failure, None, "Exception ignored %s flushing sys.stdout" % how)
     return fine
 
 
-def unraisable(failure: BaseException, where: object) -> None:
+def unraisable(failure: BaseException, where: object, message: Optional[str] = None) -> None:
     """Report an exception that nobody can catch, as the interpreter does."""
     caught = []  # type: List[Any]
 
@@ -1267,7 +1291,6 @@ def unraisable(failure: BaseException, where: object) -> None:
     hook, sys.unraisablehook = sys.unraisablehook, caught.append
     Probe()
     sys.unraisablehook = hook
-    message = "Exception ignored while flushing sys.stdout" if VERSION >= (3, 14) else None
     hook(type(caught[0])((type(failure), failure, failure.__traceback__, message, where)))
 
 
@@ -1288,10 +1311,8 @@ def tear_down() -> None:
     weak = []
     for name in [name for name, module in modules.items() if module is not None and id(module) not in known]:
         module = modules.pop(name)
-        try:
+        if isinstance(module, type(sys)):
             weak.append(_weakref.ref(module))
-        except TypeError:
-            pass  # not a module at all
     module = None
     if len(sys._current_frames()) > 1:
         return  # daemon threads still use all this
