@@ -59,12 +59,12 @@ $(DOCS): pyproject.toml | $(SETUP)
 
 docs: setup $(DOCS)
 	@$(BIN)/python scripts/generate_docs.py
-	@$(BIN)/mkdocs build --strict --quiet --site-dir site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 	@echo "site/index.html"
 
 docs-serve: setup $(DOCS)
 	@$(BIN)/python scripts/generate_docs.py
-	@$(BIN)/mkdocs serve
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean:
 	@rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis $(AGENT)
