@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from typing import BinaryIO
 
 import anyio.to_thread
 import msgspec
@@ -14,7 +13,7 @@ from tartarus.model.sandbox import FileEvent, FileInfo
 from tartarus.sdk import calls
 from tartarus.sdk.async_transport import AsyncTransport
 from tartarus.sdk.decoding import LineDecoder
-from tartarus.sdk.files import CHUNK_BYTES, is_missing, parts_of
+from tartarus.sdk.files import CHUNK_BYTES, Content, is_missing, parts_of
 
 
 class AsyncFiles:
@@ -42,15 +41,15 @@ class AsyncFiles:
     async def write(
         self,
         path: str,
-        data: bytes | str | BinaryIO | Iterable[bytes] | AsyncIterable[bytes],
+        data: Content | AsyncIterable[bytes],
         *,
-        mode: int = 0o644,
+        mode: int | None = None,
         parents: bool = True,
     ) -> None:
         """Write a file, whole or not at all: an interrupted write leaves what was there.
 
-        `data` may be text (as UTF-8), a binary file (read in a thread) or pieces; `mode` are the permission bits;
-        `parents` makes missing directories.
+        `data` may be text (as UTF-8), a binary file (read in a thread) or pieces; `mode` are the permission
+        bits, those of the file that was there or 0644 if not given; `parents` makes missing directories.
         """
         call = calls.write_file(self._id, path, mode=mode, parents=parents)
         await self._transport.call(call, data if isinstance(data, AsyncIterable) else _parts(data))
@@ -92,7 +91,7 @@ class AsyncFiles:
             yield _events(answer)
 
 
-async def _parts(data: bytes | str | BinaryIO | Iterable[bytes]) -> AsyncIterator[bytes]:
+async def _parts(data: Content) -> AsyncIterator[bytes]:
     if not isinstance(data, (bytes, bytearray, memoryview, str)) and hasattr(data, "read"):
         while part := await anyio.to_thread.run_sync(data.read, CHUNK_BYTES):
             yield part

@@ -68,7 +68,7 @@ class AsyncTransport:
     async def stream(
         self, call: Call[Any], body: AsyncIterable[bytes] | None = None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Make a call and read its answer's body as it comes. Leaving the block hangs up."""
+        """Make a call and read its answer's body as it comes; a refusal is raised at once. Leaving hangs up."""
         async with await self.connect() as connection:
             exchange = Exchange()
             # A daemon that refuses a body hangs up before it has read all: its answer says why.
@@ -79,7 +79,10 @@ class AsyncTransport:
                         if part:
                             await connection.send(exchange.body_part(part))
                     await connection.send(exchange.body_end())
-            async with contextlib.aclosing(_answer(connection, exchange, call)) as answer:
+            first: list[bytes] = []
+            while not exchange.status:
+                first += exchange.receive(await _receive(connection, call))
+            async with contextlib.aclosing(_body(first, connection, exchange, call)) as answer:
                 yield answer
 
     async def open(self, path: str, opening: bytes) -> AsyncStreamConnection:
@@ -87,21 +90,26 @@ class AsyncTransport:
         return AsyncStreamConnection(await self.connect(), StreamProtocol(path, opening))
 
 
-async def _answer(
-    connection: anyio.abc.SocketStream, exchange: Exchange, call: Call[Any]
+async def _body(
+    first: list[bytes], connection: anyio.abc.SocketStream, exchange: Exchange, call: Call[Any]
 ) -> AsyncGenerator[bytes, None]:
+    for part in first:
+        yield part
     while not exchange.done:
-        try:
-            with anyio.fail_after(call.patience_s):
-                data = await connection.receive(_CHUNK)
-        except TimeoutError as error:
-            raise DaemonUnavailable(
-                f"the daemon did not answer within {call.patience_s:g} s", fix="see its log, daemon.log"
-            ) from error
-        except (anyio.EndOfStream, *_HUNG_UP):
-            data = b""
-        for part in exchange.receive(data):
+        for part in exchange.receive(await _receive(connection, call)):
             yield part
+
+
+async def _receive(connection: anyio.abc.SocketStream, call: Call[Any]) -> bytes:
+    try:
+        with anyio.fail_after(call.patience_s):
+            return await connection.receive(_CHUNK)
+    except TimeoutError as error:
+        raise DaemonUnavailable(
+            f"the daemon did not answer within {call.patience_s:g} s", fix="see its log, daemon.log"
+        ) from error
+    except (anyio.EndOfStream, *_HUNG_UP):
+        return b""
 
 
 class AsyncStreamConnection:

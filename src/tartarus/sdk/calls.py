@@ -140,9 +140,10 @@ def read_file(sandbox: str, path: str) -> Call[None]:
     return Call("GET", _file(sandbox, path), _nothing, patience_s=None)
 
 
-def write_file(sandbox: str, path: str, *, mode: int, parents: bool) -> Call[None]:
+def write_file(sandbox: str, path: str, *, mode: int | None, parents: bool) -> Call[None]:
     """Write a file from a streamed body."""
-    return Call("PUT", _file(sandbox, path, mode=f"{mode:04o}", parents=parents), _nothing, patience_s=None)
+    octal = None if mode is None else f"{mode:04o}"
+    return Call("PUT", _file(sandbox, path, mode=octal, parents=parents), _nothing, patience_s=None)
 
 
 def stat_file(sandbox: str, path: str) -> Call[FileInfo]:

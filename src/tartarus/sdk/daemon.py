@@ -11,7 +11,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from tartarus.model.errors import DaemonUnavailable, PermissionRefused, from_code
+from tartarus.model.errors import DaemonUnavailable, PermissionRefused, TimeLimit, from_code
 
 if TYPE_CHECKING:
     from tartarus.sdk.places import Places
@@ -94,7 +94,7 @@ def _spawn(places: Places) -> None:
         # Its own session at once: Ctrl-C in this terminal is for us, not for a daemon that is starting.
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            cwd="/", start_new_session=True, timeout=START_S, check=False,
+            start_new_session=True, timeout=START_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise _died(places, f"it did not serve within {START_S:.0f} s") from error
@@ -152,3 +152,36 @@ def version_of(connection: socket.socket) -> str:
         raise from_code(answer["code"], answer["detail"], why=answer.get("why", ""), fix=answer.get("fix", ""))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise broken("it does not tell a version") from error
+
+
+def stop(places: Places, timeout_s: float) -> bool:
+    """Ask the daemon, of whatever version, to stop, and wait until its process is gone; False when none runs.
+
+    Raises TimeLimit when it takes longer than `timeout_s`.
+    """
+    import select
+    import struct
+
+    from tartarus.sdk import calls
+    from tartarus.sdk.transport import Transport
+
+    connection = try_connect(places)
+    if connection is None:
+        return False
+    with connection:
+        pid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        return False  # it went away between the two calls
+    try:
+        Transport(places, start=False, any_version=True).call(calls.shutdown())
+        poller = select.poll()
+        poller.register(process, select.POLLIN)
+        if not poller.poll(timeout_s * 1e3):
+            raise TimeLimit(
+                f"the daemon (process {pid}) did not stop within {timeout_s:g} s", fix=f"see {places.log_file}"
+            )
+    finally:
+        os.close(process)
+    return True

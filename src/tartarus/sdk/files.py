@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import IO
 
 import msgspec
 
@@ -15,6 +15,7 @@ from tartarus.sdk.decoding import LineDecoder
 from tartarus.sdk.transport import Transport
 
 CHUNK_BYTES = 256 * 1024
+Content = bytes | str | IO[bytes] | Iterable[bytes]
 
 
 class Files:
@@ -40,12 +41,17 @@ class Files:
             yield answer
 
     def write(
-        self, path: str, data: bytes | str | BinaryIO | Iterable[bytes], *, mode: int = 0o644, parents: bool = True
+        self,
+        path: str,
+        data: Content,
+        *,
+        mode: int | None = None,
+        parents: bool = True,
     ) -> None:
         """Write a file, whole or not at all: an interrupted write leaves what was there.
 
-        `data` may be text (as UTF-8), a binary file or pieces; `mode` are the permission bits;
-        `parents` makes missing directories.
+        `data` may be text (as UTF-8), a binary file or pieces; `mode` are the permission
+        bits, those of the file that was there or 0644 if not given; `parents` makes missing directories.
         """
         self._transport.call(calls.write_file(self._id, path, mode=mode, parents=parents), parts_of(data))
 
@@ -92,7 +98,7 @@ def is_missing(error: FileFailed) -> bool:
     return "No such file or directory" in text or "Not a directory" in text
 
 
-def parts_of(data: bytes | str | BinaryIO | Iterable[bytes]) -> Iterator[bytes]:
+def parts_of(data: Content) -> Iterator[bytes]:
     """Any kind of content as pieces."""
     if isinstance(data, str):
         data = data.encode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ import msgspec
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import ExecSpec, Isolation, Mount, Network, ResourceRequest, SandboxSpec
 from tartarus.model.units import parse_cpus, parse_duration, parse_size
+from tartarus.sdk.shorthand import mount_fields
 
 Choice = TypeVar("Choice", Isolation, Network)
 
@@ -79,15 +79,6 @@ def exec_spec(
 def parse_mount(text: str) -> Mount:
     """Read ``source:target[:ro|rw]``; a relative source is below the current directory."""
     return msgspec.convert(mount_fields(text), Mount)
-
-
-def mount_fields(text: str) -> dict[str, str | bool]:
-    """The same as plain JSON, for the command line's hot path."""
-    parts = text.split(":")
-    mode = parts.pop() if len(parts) == 3 else "rw"
-    if len(parts) != 2 or mode not in {"ro", "rw"} or not all(parts):
-        raise InvalidRequest(f"{text!r} is not a mount", fix="write it like /on/host:/in/sandbox[:ro]")
-    return {"source": os.path.abspath(parts[0]), "target": parts[1], "read_only": mode == "ro"}
 
 
 def _choice(kind: type[Choice], text: str, what: str) -> Choice:

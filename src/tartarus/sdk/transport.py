@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import select
 import socket
 import threading
@@ -51,7 +52,7 @@ class Transport:
 
     @contextlib.contextmanager
     def stream(self, call: Call[Any], body: Iterable[bytes] | None = None) -> Iterator[Iterator[bytes]]:
-        """Make a call and read its answer's body as it comes. Leaving the block hangs up."""
+        """Make a call and read its answer's body as it comes; a refusal is raised at once. Leaving hangs up."""
         with self.connect() as connection:
             connection.settimeout(call.patience_s)
             exchange = Exchange()
@@ -62,24 +63,30 @@ class Transport:
                     for part in body:
                         connection.sendall(exchange.body_part(part))
                     connection.sendall(exchange.body_end())
-            yield _answer(connection, exchange, call)
+            first: list[bytes] = []
+            while not exchange.status:
+                first += exchange.receive(_receive(connection, call))
+            yield itertools.chain(first, _rest(connection, exchange, call))
 
     def open(self, path: str, opening: bytes) -> StreamConnection:
         """Open a process stream."""
         return StreamConnection(self.connect(), StreamProtocol(path, opening))
 
 
-def _answer(connection: socket.socket, exchange: Exchange, call: Call[Any]) -> Iterator[bytes]:
+def _rest(connection: socket.socket, exchange: Exchange, call: Call[Any]) -> Iterator[bytes]:
     while not exchange.done:
-        try:
-            data = connection.recv(_CHUNK)
-        except TimeoutError as error:
-            raise DaemonUnavailable(
-                f"the daemon did not answer within {call.patience_s:g} s", fix="see its log, daemon.log"
-            ) from error
-        except ConnectionResetError:
-            data = b""
-        yield from exchange.receive(data)
+        yield from exchange.receive(_receive(connection, call))
+
+
+def _receive(connection: socket.socket, call: Call[Any]) -> bytes:
+    try:
+        return connection.recv(_CHUNK)
+    except TimeoutError as error:
+        raise DaemonUnavailable(
+            f"the daemon did not answer within {call.patience_s:g} s", fix="see its log, daemon.log"
+        ) from error
+    except ConnectionResetError:
+        return b""
 
 
 class StreamConnection:

@@ -1,0 +1,90 @@
+"""Everything but the short way: the click group, whose commands are imported when they are called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+import click
+
+from tartarus import __version__
+from tartarus.cli import output
+from tartarus.model.errors import InvalidRequest, TartarusError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# In the order of the help page: name, module, and the line that the help page shows without importing it.
+COMMANDS = {
+    "run": ("launching", "Run a command in a fresh sandbox."),
+    "ps": ("listing", "List sandboxes."),
+    "logs": ("logs", "Show what a sandbox's command wrote."),
+    "exec": ("launching", "Run a command in a live sandbox."),
+    "kill": ("lifecycle", "End sandboxes, or signal their commands."),
+    "inspect": ("listing", "Show all that is known of sandboxes, as JSON."),
+    "cp": ("copying", "Copy files into and out of a sandbox."),
+    "top": ("usage", "Show what live sandboxes use."),
+    "pause": ("lifecycle", "Freeze sandboxes."),
+    "resume": ("lifecycle", "Let paused sandboxes go on."),
+    "template": ("templates", "Show what sandboxes are made from."),
+    "up": ("daemon", "Start the daemon."),
+    "down": ("daemon", "Stop the daemon and its sandboxes."),
+    "doctor": ("doctor", "Find out what this host can give."),
+    "completion": ("completion", "Print the completion script of a shell."),
+    "version": ("daemon", "Show the versions of this client and of the daemon."),
+}
+NAMES_IN_MODULES = {"exec": "execute"}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is called or completed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Every command, in the help page's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import and return a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"tartarus.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, NAMES_IN_MODULES.get(cmd_name, cmd_name))
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """The list of commands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit status: the command's own; 128+n when signal n ended it; 124 time limit, 125 Tartarus failed or "
+    "refused, 126 not executable, 127 not found.",
+)
+@click.version_option(__version__, message="tartarus %(version)s")
+def app() -> None:
+    """Run code that nobody vouches for, in sandboxes that start in milliseconds."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse with click and run; returns the exit status."""
+    try:
+        result = app.main(list(arguments), prog_name="tartarus", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as help_page:
+        click.echo(help_page.format_message())
+        return InvalidRequest.exit_status
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "tartarus"
+        return output.report(InvalidRequest(error.format_message().rstrip("."), fix=f"see: {command} --help"))
+    except click.Abort:
+        return 130
+    except TartarusError as error:
+        return output.report(error)
+    except output.Closed:
+        return output.SIGPIPE_STATUS
+    except BrokenPipeError:
+        return output.SIGPIPE_STATUS
+    return result if isinstance(result, int) else 0

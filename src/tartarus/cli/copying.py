@@ -1,0 +1,54 @@
+"""`cp`: between this host and a sandbox."""
+
+from __future__ import annotations
+
+import click
+
+from tartarus.cli import output
+from tartarus.model.errors import InvalidRequest
+
+_FORM = "as in: tartarus cp file sbx-…:/work/ or tartarus cp sbx-…:/work/file ."
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+def cp(source: str, target: str) -> None:
+    """Copy files and directories into or out of a sandbox: SANDBOX:PATH on one side, a local path on the other.
+
+    `-` is standard input as source and standard output as target. A local path with a colon needs a / or ./
+    in front. Paths in a sandbox are absolute, or relative to its working directory's root /.
+    """
+    from tartarus.sdk import Sandbox, copying
+
+    here, there = place(source), place(target)
+    if (here is None) == (there is None):
+        raise InvalidRequest("one side must be in a sandbox and the other on this host", fix=_FORM)
+    if there is not None:
+        files = Sandbox.connect(there[0]).files
+        if source == "-":
+            with open(0, "rb", buffering=0, closefd=False) as stdin:
+                copying.send_stream(files, stdin, there[1])
+        else:
+            copying.copy_in(files, source, there[1], _skipped)
+    elif here is not None:
+        files = Sandbox.connect(here[0]).files
+        if target == "-":
+            for part in copying.receive_stream(files, here[1]):
+                output.write(1, part)
+        else:
+            copying.copy_out(files, here[1], target, _skipped)
+
+
+def place(text: str) -> tuple[str, str] | None:
+    """The sandbox and path of ``sandbox:path``, or None for a local path."""
+    name, colon, path = text.partition(":")
+    if not colon or text.startswith(("/", ".", "-")) or "/" in name:
+        return None
+    if not name:
+        raise InvalidRequest(f"{text!r} names no sandbox", fix=_FORM)
+    return name, "/" + path.lstrip("/")
+
+
+def _skipped(path: str, why: str) -> None:
+    output.say(output.one_line(f"tartarus: skipped {path}: {why}"))

@@ -1,0 +1,66 @@
+"""`kill`, `pause` and `resume`: one or several sandboxes, by id, name or id prefix."""
+
+from __future__ import annotations
+
+import signal as signals
+
+import click
+
+from tartarus.cli.complete import sandboxes
+from tartarus.cli.each import for_each
+from tartarus.model.errors import InvalidRequest
+
+_names = click.argument("names", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=sandboxes)
+
+
+@click.command()
+@_names
+@click.option(
+    "-s", "--signal", "signal", metavar="SIGNAL", help="Only send the main command this signal, as TERM or 15."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
+def kill(names: tuple[str, ...], *, signal: str | None, quiet: bool) -> int:
+    """End sandboxes and everything in them."""
+    from tartarus.sdk import Sandbox
+
+    number = None if signal is None else signal_number(signal)
+
+    def end(name: str) -> None:
+        sandbox = Sandbox.connect(name)
+        if number is not None:
+            sandbox.signal(number)
+        else:
+            sandbox.kill()
+            if not quiet:
+                click.echo(f"Sandbox {sandbox.id} terminated")
+
+    return for_each(names, end)
+
+
+def signal_number(text: str) -> int:
+    """A signal from its number or name, with or without ``SIG``."""
+    name = text.upper().removeprefix("SIG")
+    if name.isascii() and name.isdigit():
+        if 1 <= int(name) <= signals.SIGRTMAX:
+            return int(name)
+    elif hasattr(signals.Signals, f"SIG{name}"):
+        return int(signals.Signals[f"SIG{name}"])
+    raise InvalidRequest(f"{text!r} is not a signal", fix="use a name or number, such as TERM or 15")
+
+
+@click.command()
+@_names
+def pause(names: tuple[str, ...]) -> int:
+    """Freeze every process of sandboxes."""
+    from tartarus.sdk import Sandbox
+
+    return for_each(names, lambda name: Sandbox.connect(name).pause())
+
+
+@click.command()
+@_names
+def resume(names: tuple[str, ...]) -> int:
+    """Let paused sandboxes go on."""
+    from tartarus.sdk import Sandbox
+
+    return for_each(names, lambda name: Sandbox.connect(name).resume())

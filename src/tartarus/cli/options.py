@@ -1,0 +1,78 @@
+"""The options of `run` and `exec`, declared once, as data: click and the quick parser both read them.
+
+Plain classes and no imports, since `tartarus run` waits for this module.
+"""
+
+from __future__ import annotations
+
+FLAG, TEXT, LIST, NUMBER = "flag", "text", "list", "number"
+
+
+class Option:
+    """One option. `name` is its key in the parsed values; `kind` says what it holds."""
+
+    __slots__ = ("choices", "default", "flags", "help", "kind", "metavar", "name")
+
+    def __init__(
+        self, name: str, flags: tuple[str, ...], text: str, *, kind: str = TEXT, metavar: str = "",
+        choices: tuple[str, ...] = (), default: str | None = None,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.flags = flags
+        self.help = text
+        self.kind = kind
+        self.metavar = metavar
+        self.choices = choices
+        self.default = default
+
+    def initial(self) -> bool | str | tuple[str, ...] | None:
+        """The value when the option is not given."""
+        if self.kind == FLAG:
+            return False
+        return () if self.kind == LIST else self.default
+
+
+INTERACTIVE = Option(
+    "interactive", ("-i", "--interactive"), "Forward standard input even from a terminal; pipes and files always are.",
+    kind=FLAG,
+)  # fmt: skip
+TTY = Option("tty", ("-t", "--tty"), "Give the command a terminal.", kind=FLAG)
+ENV = Option(
+    "env", ("-e", "--env"), "Set a variable; NAME alone passes your own value on. May be repeated.", kind=LIST,
+    metavar="NAME[=VALUE]",
+)  # fmt: skip
+WORKDIR = Option("workdir", ("-w", "--workdir"), "Directory the command starts in.", metavar="PATH")
+
+RUN = (
+    Option("template", ("--template",), "What to make the sandbox from.", metavar="NAME", default="host"),
+    Option(
+        "isolation", ("--isolation",), "How strongly to hold it; auto takes the strongest this host can give.",
+        choices=("auto", "process", "container"), default="auto",
+    ),
+    Option("memory", ("--memory",), "Memory limit, such as 512MiB.", metavar="SIZE"),
+    Option("cpus", ("--cpus",), "CPU limit, such as 2, 0.5 or 250m.", metavar="N"),
+    Option("pids", ("--pids",), "Limit of processes and threads.", kind=NUMBER, metavar="N"),
+    Option("disk", ("--disk",), "How much it may write, such as 1GiB.", metavar="SIZE"),
+    Option("timeout", ("--timeout",), "End the sandbox after this long, such as 30s or 10m (exit status 124).",
+           metavar="DURATION"),
+    ENV,
+    WORKDIR,
+    Option("mount", ("--mount",), "Show a file or directory of this host in the sandbox. May be repeated.", kind=LIST,
+           metavar="SRC:DST[:ro]"),
+    Option("network", ("--network",), "What it may reach.", choices=("none",), default="none"),
+    INTERACTIVE,
+    TTY,
+    Option("detach", ("-d", "--detach"), "Print the sandbox's id and leave it running.", kind=FLAG),
+    Option("name", ("--name",), "A name to find it by.", metavar="NAME"),
+    Option("label", ("--label",), "A label to find it by. May be repeated.", kind=LIST, metavar="KEY=VALUE"),
+    Option("json", ("--json",), "Print one JSON object with the result instead of the output.", kind=FLAG),
+    Option("quiet", ("-q", "--quiet"), "No status lines.", kind=FLAG),
+    Option("verbose", ("-v", "--verbose"), "Status lines even when standard error is no terminal.", kind=FLAG),
+)  # fmt: skip
+EXEC = (
+    INTERACTIVE,
+    TTY,
+    ENV,
+    WORKDIR,
+    Option("timeout", ("--timeout",), "Kill the command after this long (exit status 124).", metavar="DURATION"),
+)

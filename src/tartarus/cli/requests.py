@@ -1,0 +1,114 @@
+"""What the options of `run` and `exec` ask for, as the JSON of the API. The daemon checks it as strictly as the SDK."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from tartarus.cli import terminal
+from tartarus.model.errors import InvalidRequest
+from tartarus.sdk.shorthand import environment, labels, mount_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tartarus.cli.quick import Values
+
+
+def run_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
+    """The SandboxSpec that the options of `run` ask for, as JSON."""
+    spec: dict[str, Any] = {
+        "template": values["template"],
+        "isolation": values["isolation"],
+        "network": values["network"],
+        "command": _command(values, words, "tartarus run -- echo hello"),
+        "env": environment(_texts(values["env"]), os.environ),
+        "workdir": values["workdir"] or "",
+        "name": values["name"] or "",
+        "labels": labels(_texts(values["label"])),
+    }
+    resources = _resources(values)
+    if resources:
+        spec["resources"] = resources
+    if values["timeout"]:
+        spec["timeout_s"] = _duration(values["timeout"])
+    if values["mount"]:
+        spec["mounts"] = [mount_fields(text) for text in _texts(values["mount"])]
+    return spec
+
+
+def _resources(values: Values) -> dict[str, Any]:
+    resources: dict[str, Any] = {}
+    if values["memory"] or values["disk"] or values["cpus"]:
+        from tartarus.model.units import parse_cpus, parse_size
+
+        if values["memory"]:
+            resources["memory_bytes"] = parse_size(str(values["memory"]))
+        if values["disk"]:
+            resources["disk_bytes"] = parse_size(str(values["disk"]))
+        if values["cpus"]:
+            resources["cpu_milli"] = parse_cpus(str(values["cpus"]))
+    if values["pids"] is not None:
+        resources["pids"] = values["pids"]
+    return resources
+
+
+def exec_spec(values: Values, sandbox: str, words: Sequence[str]) -> dict[str, Any]:
+    """The ExecSpec that the options of `exec` ask for, as JSON."""
+    spec = _command(values, words, f"tartarus exec {sandbox} -- ls")
+    spec["env"] = environment(_texts(values["env"]), os.environ)
+    spec["workdir"] = values["workdir"] or ""
+    if values["timeout"]:
+        spec["timeout_s"] = _duration(values["timeout"])
+    return spec
+
+
+def _command(values: Values, words: Sequence[str], example: str) -> dict[str, Any]:
+    if not words or not words[0]:
+        raise InvalidRequest("no command given", fix=f"put one after --, as in: {example}")
+    rows, cols = terminal.size() if values["tty"] else (24, 80)
+    return {
+        "argv": list(words), "stdin": forwards_stdin(bool(values["interactive"])), "tty": values["tty"], "rows": rows,
+        "cols": cols,
+    }  # fmt: skip
+
+
+def _texts(value: object) -> Sequence[str]:
+    assert isinstance(value, tuple)
+    return value
+
+
+def _duration(value: object) -> float:
+    from tartarus.model.units import parse_duration
+
+    return parse_duration(str(value))
+
+
+def forwards_stdin(interactive: bool) -> bool:
+    """Whether our standard input goes to the command: a pipe, file or socket does, a terminal only with -i.
+
+    Nothing is forwarded from /dev/null or a closed standard input: the command then reads an empty one.
+    """
+    try:
+        mode = os.fstat(0)
+    except OSError:
+        return False
+    if interactive and os.isatty(0):
+        return True
+    if stat.S_ISCHR(mode.st_mode):
+        return interactive and mode.st_rdev != os.makedev(1, 3)
+    return True
+
+
+def encode(request: object) -> bytes:
+    """JSON for the opening message. Raises InvalidRequest for bytes that are no text."""
+    try:
+        return json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            "an argument, variable or path is not UTF-8 text",
+            why=f"it holds the byte {ord(error.object[error.start]) & 0xFF:#04x}",
+            fix="pass such data in a file or on standard input",
+        ) from error

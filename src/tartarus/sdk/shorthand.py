@@ -1,0 +1,45 @@
+"""The short forms people type: ``NAME=value``, ``key=value``, ``source:target[:ro]``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from tartarus.model.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def environment(words: Sequence[str], own: Mapping[str, str]) -> dict[str, str]:
+    """Variables from NAME=VALUE words; NAME alone takes our own value, and nothing when we have none."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name:
+            raise InvalidRequest(f"{word!r} is not a variable", fix="write it like NAME=value, or NAME for yours")
+        if equals:
+            found[name] = value
+        elif name in own:
+            found[name] = own[name]
+    return found
+
+
+def labels(words: Sequence[str]) -> dict[str, str]:
+    """Labels from KEY=VALUE words."""
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise InvalidRequest(f"{word!r} is not a label", fix="write it like key=value")
+        found[key] = value
+    return found
+
+
+def mount_fields(text: str) -> dict[str, Any]:
+    """A mount's JSON from ``source:target[:ro|rw]``; a relative source is below the current directory."""
+    parts = text.split(":")
+    mode = parts.pop() if len(parts) == 3 else "rw"
+    if len(parts) != 2 or mode not in {"ro", "rw"} or not all(parts):
+        raise InvalidRequest(f"{text!r} is not a mount", fix="write it like /on/host:/in/sandbox[:ro]")
+    return {"source": os.path.abspath(parts[0]), "target": parts[1], "read_only": mode == "ro"}
