@@ -14,7 +14,7 @@ import pytest
 from tartarus.control.api import Api
 from tartarus.control.app import make_app
 from tartarus.control.hangups import HangupWatcher
-from tartarus.control.peers import listen
+from tartarus.control.peers import PeerListener, listen
 from tartarus.control.server import Server
 from tartarus.model.sandbox import Reason
 from tartarus.model.settings import Settings
@@ -27,8 +27,11 @@ from .double import HostNode
 class Service:
     """What a test may look at behind the socket."""
 
-    def __init__(self, settings: Settings, api: Api, node: HostNode, stop: asyncio.Event) -> None:
+    def __init__(
+        self, settings: Settings, api: Api, node: HostNode, listener: PeerListener, stop: asyncio.Event
+    ) -> None:
         self.settings = settings
+        self.listener = listener
         self.api = api
         self.node = node
         self.stop = stop
@@ -56,7 +59,7 @@ async def service(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Service]:
     server = Server(make_app(api), stop=stop, drain=drain, grace_s=2)
     serving = asyncio.create_task(server.run_on(listener, ready.set))
     await ready.wait()
-    yield Service(settings, api, node, stop)
+    yield Service(settings, api, node, listener, stop)
     stop.set()
     await serving
     hangups.close()

@@ -120,7 +120,12 @@ async def test_a_bad_filter_never_lists_everything(
 async def test_what_is_not_there(client: httpx.AsyncClient) -> None:
     assert "/v1/schema" in problem(await client.get("/v1/nothing"), 404)["fix"]
     problem(await client.patch("/v1/sandboxes"), 405)
-    for path in ("/v1/sandboxes/none", "/v1/sandboxes/sbx-0000000000000000", "/v1/sandboxes/a%00b", "/v1/sandboxes/%2e"):
+    for path in (
+        "/v1/sandboxes/none",
+        "/v1/sandboxes/sbx-0000000000000000",
+        "/v1/sandboxes/a%00b",
+        "/v1/sandboxes/%2e",
+    ):
         problem(await client.get(path), 404, "sandbox_not_found")
     for way in ("stats", "wait", "logs", "files?path=/a"):
         problem(await client.get(f"/v1/sandboxes/none/{way}"), 404, "sandbox_not_found")
@@ -145,7 +150,12 @@ async def test_missing_and_misspelt_parameters(client: httpx.AsyncClient, servic
 
 
 async def test_garbage_instead_of_http_does_not_disturb_others(client: httpx.AsyncClient, service: Service) -> None:
-    for garbage in (b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"A" * 100_000, b"POST /v1/sandboxes HTTP/1.1\r\nContent-Le"):
+    for garbage in (
+        b"\x16\x03\x01\x02\x00",
+        b"GET\r\n\r\n",
+        b"A" * 100_000,
+        b"POST /v1/sandboxes HTTP/1.1\r\nContent-Le",
+    ):
         reader, writer = await asyncio.open_unix_connection(str(service.settings.socket))
         writer.write(garbage)
         writer.write_eof()

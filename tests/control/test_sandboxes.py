@@ -173,7 +173,9 @@ async def test_the_daemon_says_who_it_is(client: httpx.AsyncClient) -> None:
     version = (await client.get("/v1/version")).json()
     assert version["api"] == 1
     assert version["pid"] > 0
-    assert {(await client.get(way)).status_code for way in ("/healthz", "/readyz", "/v1/templates", "/v1/levels")} == {200}
+    assert {(await client.get(way)).status_code for way in ("/healthz", "/readyz", "/v1/templates", "/v1/levels")} == {
+        200
+    }
 
 
 async def test_shutdown_ends_the_sandboxes_and_then_the_server(client: httpx.AsyncClient, service: Service) -> None:

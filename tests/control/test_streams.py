@@ -205,7 +205,9 @@ async def test_many_clients_at_once(socket: Path) -> None:
 async def test_exec_runs_beside_the_main_command(socket: Path, client: httpx.AsyncClient) -> None:
     await create(client, {"name": "box"})
     async with wire.connect(socket, "/v1/sandboxes/box/exec") as connection:
-        await connection.send(json.dumps({"argv": ["sh", "-c", "cat; echo $X >&2; exit 4"], "stdin": True, "env": {"X": "y"}}))
+        await connection.send(
+            json.dumps({"argv": ["sh", "-c", "cat; echo $X >&2; exit 4"], "stdin": True, "env": {"X": "y"}})
+        )
         await wire.stdin(connection, b"in")
         await wire.stdin_end(connection)
         done = await wire.collect(connection)

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TypeVar, cast
 
+import anyio
 from litestar import Request, WebSocket
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
@@ -16,12 +17,19 @@ from tartarus.control.decode import nearest
 from tartarus.control.hangups import HangupWatcher
 from tartarus.control.peers import Peer, peer_of
 from tartarus.control.ports import Node, Sandbox
-from tartarus.model.errors import InvalidRequest, InvalidState
+from tartarus.model.errors import InvalidRequest, InvalidState, TartarusError
 from tartarus.model.settings import Settings
 from tartarus.store import SandboxStore
 from tartarus.telemetry.metrics import Metrics
 
 T = TypeVar("T")
+
+
+class ClientGone(TartarusError):
+    """The client hung up before its answer was there; nobody reads this."""
+
+    code = "client_gone"
+    http_status = 499
 
 
 class Api:
@@ -99,13 +107,9 @@ class ApiRequest(Request[None, None, State]):
 
     async def unless_gone(self, work: Awaitable[T]) -> T:
         """Await `work`, but cancel it, and so this request, as soon as the client hangs up."""
-        task = asyncio.ensure_future(work)
-
-        def hung_up() -> None:
-            task.cancel()
-
-        with self.api.hangups.watching(self.peer.fd, hung_up):
-            return await task
+        with anyio.CancelScope() as scope, self.api.hangups.watching(self.peer.fd, scope.cancel):
+            return await work
+        raise ClientGone("the client hung up")
 
 
 class ApiSocket(WebSocket[None, None, State]):

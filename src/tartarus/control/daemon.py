@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import sys
 import time
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tartarus.control.peers import PeerListener
+
+MAX_FILES = 1 << 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,17 +71,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(settings: Settings, lock: InstanceLock, background: Background, *, foreground: bool) -> int:
     from tartarus.control.peers import listen
 
-    os.umask(0o077)
+    # What is private is made with its own mode; what sandboxes see must not depend on who started us.
+    os.umask(0o022)
+    _raise_file_limit()
     started_at = time.time()
     listener = listen(settings.socket, frozenset({0, os.geteuid()}))
     try:
         lock.record_pid()
 
+        import structlog
+
         from tartarus.telemetry import logs
 
         log_file = None if foreground else settings.log_file
         logs.configure(log_file, max_bytes=settings.log_bytes, files=settings.log_files)
-        asyncio.run(_serve(settings, listener, background, started_at))
+        try:
+            asyncio.run(_serve(settings, listener, background, started_at))
+        except Exception:
+            structlog.get_logger("tartarus.daemon").exception("failed")
+            raise
     finally:
         listener.close()
         settings.socket.unlink(missing_ok=True)
@@ -100,7 +111,7 @@ async def _serve(settings: Settings, listener: PeerListener, background: Backgro
     log = structlog.get_logger("tartarus.daemon")
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         store = await SandboxStore.open(settings.database)
@@ -126,6 +137,13 @@ async def _serve(settings: Settings, listener: PeerListener, background: Backgro
         server = Server(make_app(api), stop=stop, drain=drain, grace_s=settings.stop_grace_s)
         await server.run_on(listener, ready)
         log.info("stopped")
+
+
+def _raise_file_limit() -> None:
+    """A thousand sandboxes hold several descriptors each; the usual soft limit is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _report(background: Background, error: TartarusError) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,8 @@ class SandboxStore:
 def _prepare(path: Path) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # For the owner only: specs hold tenants' environments. The journal files take their mode from this one.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         engine = open_engine(path)
         try:
             migrate(engine, path)

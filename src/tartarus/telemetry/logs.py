@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 from logging.handlers import RotatingFileHandler
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _encode = msgspec.json.Encoder(enc_hook=repr, order="deterministic").encode
+
+
+class _PrivateFile(RotatingFileHandler):
+    """Readable by its owner only: the log may name what tenants run."""
+
+    def _open(self) -> io.TextIOWrapper:
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return open(descriptor, "a", encoding=self.encoding, errors=self.errors)
 
 
 def _to_json(event: Any, **_: Any) -> str:
@@ -37,7 +47,7 @@ def configure(path: Path | None, *, max_bytes: int, files: int, level: int = log
         handler = logging.StreamHandler(sys.stderr)
     else:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handler = RotatingFileHandler(
+        handler = _PrivateFile(
             path, maxBytes=max_bytes, backupCount=max(files - 1, 1), encoding="utf-8", errors="backslashreplace"
         )
     handler.setFormatter(
@@ -56,7 +66,7 @@ def configure(path: Path | None, *, max_bytes: int, files: int, level: int = log
     root.addHandler(handler)
     root.setLevel(level)
     # A line per connection would cost more than the request; the sandboxes' own events say more.
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "litestar"):
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "litestar", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
         processors=[
