@@ -71,8 +71,11 @@ class MainProcess:
         self.wait = process.wait
 
     async def read(self) -> tuple[int, bytes] | None:
-        """The next piece of output, logged."""
-        piece = await self._process.read()
+        """The next piece of output, logged; None after its end or the sandbox's, whose record then says why."""
+        try:
+            piece = await self._process.read()
+        except GuestFailed:
+            piece = None
         if piece is None:
             self._log.end()
             return None

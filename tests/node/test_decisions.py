@@ -1,0 +1,48 @@
+"""The node's pure decisions: which level, and what an end means."""
+
+from __future__ import annotations
+
+import pytest
+from tartarus.model.errors import IsolationUnavailable, Unsupported
+from tartarus.model.sandbox import ExitStatus, Isolation, Mount, Reason, SandboxSpec
+from tartarus.model.states import State
+from tartarus.node.sandbox import outcome
+from tartarus.node.selection import choose
+
+
+def test_auto_takes_the_strongest() -> None:
+    assert choose(SandboxSpec(), {}) == (Isolation.CONTAINER, "the strongest this host can give")
+
+
+def test_auto_says_what_it_passed_over() -> None:
+    level, why = choose(SandboxSpec(), {Isolation.CONTAINER: "no user namespaces"})
+    assert level is Isolation.PROCESS
+    assert "no user namespaces" in why
+
+
+def test_what_was_asked_for_is_never_replaced() -> None:
+    with pytest.raises(IsolationUnavailable, match="no user namespaces"):
+        choose(SandboxSpec(isolation=Isolation.CONTAINER), {Isolation.CONTAINER: "no user namespaces"})
+
+
+def test_auto_does_not_fall_to_a_level_that_lacks_what_is_needed() -> None:
+    with pytest.raises(Unsupported, match="mounts"):
+        choose(SandboxSpec(mounts=(Mount("/a", "/b"),)), {Isolation.CONTAINER: "none"})
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "oom_kills", "state", "reason"),
+    [
+        (Reason.COMPLETED, ExitStatus(0), 0, State.SUCCEEDED, Reason.COMPLETED),
+        (Reason.COMPLETED, ExitStatus(3), 0, State.FAILED, Reason.COMPLETED),
+        (Reason.COMPLETED, ExitStatus(0, 9), 1, State.FAILED, Reason.RESOURCE_LIMIT),
+        (Reason.COMPLETED, ExitStatus(0, 9), 0, State.FAILED, Reason.COMPLETED),
+        (Reason.TIMEOUT, None, 0, State.TIMED_OUT, Reason.TIMEOUT),
+        (Reason.USER_REQUEST, None, 0, State.KILLED, Reason.USER_REQUEST),
+        (Reason.NODE_DRAIN, None, 0, State.KILLED, Reason.NODE_DRAIN),
+        (None, None, 0, State.LOST, Reason.LOST),
+    ],
+)
+def test_outcome(ending: Reason | None, status: ExitStatus | None, oom_kills: int, state: State, reason: Reason) -> None:
+    found, changes = outcome(ending, status, oom_kills)
+    assert (found, changes["reason"]) == (state, reason)
