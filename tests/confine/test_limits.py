@@ -166,7 +166,7 @@ def test_memory_may_not_grow_past_the_limit() -> None:
 def test_lower_limits_of_the_host_are_kept() -> None:
     found = in_child(
         lambda: (resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_STACK)),
-        setup=lambda program: _lower_then_limit(program),
+        setup=_lower_then_limit,
     )
     assert found == ((64, 64), (1 << 20, 1 << 20))
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING, Final
 
 from tartarus.guest.syscalls import number
-from tartarus.runtimes.confine import paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,33 +138,6 @@ def add_landlock(
     flags = _LOG_SAME_EXEC_OFF if abi >= 7 else 0
     program.syscall("landlock_restrict_self", ruleset, flags, step="enter the Landlock domain")
     program.syscall("close", ruleset, step="close the Landlock ruleset")
-
-
-def add_process_landlock(
-    program: Program, abi: int, *, readable: Sequence[str], writable: Sequence[str], own_uid: bool = False
-) -> None:
-    """The process level's domain: programs and settings of the host, `readable` trees and `writable` ones.
-
-    Programs may be run from both. No TCP, no signal and no abstract socket reaches out of the domain.
-    `own_uid`: the sandbox's user id owns nothing outside, so it may open terminals: the host's /dev/pts
-    also shows those of others, and only ownership guards them.
-    """
-    rules = [PathRule(path, RUN) for path in (*paths.runnable(), *readable)]
-    rules += [PathRule(path, READ, file=not os.path.isdir(path)) for path in paths.readable()]
-    rules += [PathRule(path, DEVICE, file=True) for path in paths.DEVICES]
-    if own_uid:
-        rules += [PathRule(path, DEVICE, file=not os.path.isdir(path)) for path in paths.TERMINALS]
-    rules += [PathRule(path, RUN | WRITE) for path in writable]
-    add_landlock(program, abi, rules, tcp=False)
-
-
-def add_container_landlock(program: Program, abi: int) -> None:
-    """The container level's domain: everything in its root but new device nodes, and device commands in /dev only.
-
-    The mount namespace decides what is there and what is read-only. The domain outlives mistakes in that:
-    it also forbids all changes of mounts, and tracing out of it.
-    """
-    add_landlock(program, abi, [PathRule("/", RUN | WRITE), PathRule("/dev", Access.IOCTL_DEV)])
 
 
 def _ruleset_attributes(abi: int, handled: Access, *, tcp: bool, scope: Scope) -> bytes:
