@@ -76,6 +76,7 @@ class Node:
         limits = spec.resources.over(template.resources)
         spec = msgspec.structs.replace(spec, resources=ResourceRequest(**msgspec.structs.asdict(limits)))
         isolation, why = selection.choose(spec, self._levels.unavailable)
+        why = "; ".join([why, *self._levels.runtimes[isolation].capabilities().missing])
         record = SandboxRecord(
             id=new_id("sbx"), tenant=tenant, name=spec.name, template=template.id, isolation=isolation,
             isolation_reason=why, state=State.PENDING, spec=spec, created_at=began,

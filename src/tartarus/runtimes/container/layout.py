@@ -155,11 +155,14 @@ def _pivot(program: Program, root: str) -> None:
     program.syscall("chdir", "/", step="go to /")
 
 
-def box_program(rootfs: RootFs, resources: Resources, mounts: Sequence[Mount], *, landlock_abi: int) -> Program:
+def box_program(
+    rootfs: RootFs, resources: Resources, mounts: Sequence[Mount], *, landlock_abi: int, limit_level: Isolation
+) -> Program:
     """What a guest does to itself between its birth and its agent: box, wait for its cgroup, drop everything.
 
     The guest waits for one byte on its channel before it takes its cgroup namespace, because the
-    namespace's root is the group it stands in at that moment.
+    namespace's root is the group it stands in at that moment. `limit_level`: whose rlimits to set; the process
+    level's stand in for the cgroups that a host does not give.
     """
     box, root = "/.tartarus/box", "/.tartarus/box/m"
     program = Program()
@@ -190,7 +193,7 @@ def box_program(rootfs: RootFs, resources: Resources, mounts: Sequence[Mount], *
     byte = program.blob(b"\0" * 8)
     program.syscall("read", Fd(0), byte, 1, step="wait for the cgroup")
     program.syscall("unshare", CLONE_NEWCGROUP, step="take a cgroup namespace")
-    rlimits.add_rlimits(program, resources, Isolation.CONTAINER)
+    rlimits.add_rlimits(program, resources, limit_level)
     keyring.add_keyring(program)
     caps.add_capability_drop(program)
     landlock.add_landlock(program, landlock_abi, LANDLOCK_RULES)

@@ -19,6 +19,12 @@ from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, warm_command
 
 _PROGRAM_CACHE = 64
+_WITHOUT = {
+    "memory": "the memory limit holds for each process by itself",
+    "cpu": "the CPU limit is not enforced",
+    "pids": "the process limit holds for the sandbox's user",
+    "freezer": "sandboxes can't be paused",
+}
 
 
 class ContainerSnapshot(WarmNursery):
@@ -41,11 +47,11 @@ class ContainerSnapshot(WarmNursery):
         if self._cgroup is not None:
             await _remove(self._cgroup)
 
-    def program(self, request: GuestRequest, abi: int) -> tuple[bytes, list[str]]:
+    def program(self, request: GuestRequest, abi: int, limit_level: Isolation) -> tuple[bytes, list[str]]:
         """The box program, encoded; the one for requests without mounts is kept, as only the host name differs."""
         cached = None if request.mounts else self._programs.get(request.resources)
         if cached is None:
-            program = layout.box_program(self.rootfs, request.resources, request.mounts, landlock_abi=abi)
+            program = layout.box_program(self.rootfs, request.resources, request.mounts, landlock_abi=abi, limit_level=limit_level)
             cached = (program.encode(), program.steps)
             if not request.mounts:
                 if len(self._programs) >= _PROGRAM_CACHE:
@@ -67,6 +73,8 @@ class ContainerRuntime:
         self._hierarchy = hierarchy
         self._id_map = id_map
         self._landlock_abi = landlock.abi()
+        self._lacking = frozenset(hierarchy.missing if hierarchy else ("memory", "cpu", "pids", "freezer"))
+        self._limit_level = Isolation.PROCESS if self._lacking & {"memory", "pids"} else Isolation.CONTAINER
         self._agent_fd = agent_memfd()
         self._snapshots: set[ContainerSnapshot] = set()
         self._snapshot_count = 0
@@ -74,8 +82,8 @@ class ContainerRuntime:
     def capabilities(self) -> Capabilities:
         """What this host gives the level."""
         groups = self._hierarchy
-        lacking = set(groups.missing) if groups else {"memory", "cpu", "pids"}
-        missing = [f"no {name} cgroup: that limit is not enforced" for name in sorted(lacking)]
+        lacking = self._lacking
+        missing = [f"no {name} cgroup: {_WITHOUT[name]}" for name in sorted(lacking) if name in _WITHOUT]
         if self._landlock_abi == 0:
             missing.append("no Landlock in this kernel: one wall less")
         return Capabilities(
@@ -84,9 +92,9 @@ class ContainerRuntime:
             own_network=True,
             own_pids=True,
             mounts=True,
-            memory_limit="none" if "memory" in lacking else "cgroup",
+            memory_limit="each process (rlimit)" if "memory" in lacking else "cgroup",
             cpu_limit="none" if "cpu" in lacking else "cgroup",
-            pids_limit="none" if "pids" in lacking else "cgroup",
+            pids_limit="each user (rlimit)" if "pids" in lacking else "cgroup",
             disk_limit="tmpfs",
             missing=tuple(missing),
         )
@@ -134,7 +142,7 @@ class ContainerRuntime:
     async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
         """Fork a guest into its box."""
         assert isinstance(snapshot, ContainerSnapshot)
-        program, steps = snapshot.program(request, self._landlock_abi)
+        program, steps = snapshot.program(request, self._landlock_abi, self._limit_level)
         mount_fds = mounts.prepare(request.mounts, request.owner_uid, self._id_map)
         ours, theirs = channel_pair()
         cgroup: Cgroup | None = None
