@@ -20,10 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "src" / "tartarus" / "guest" / "agent"
 OUTPUT = ROOT / "src" / "tartarus" / "guest" / "bin" / "tartarus-guest"
 
-# What the agent's Makefile passes, for systems that have a compiler but no make.
-FLAGS = [
-    "-std=c17", "-O2", "-static", "-no-pie", "-Wall", "-Wextra", "-Werror", "-D_FORTIFY_SOURCE=2",
-    "-fstack-protector-strong", "-fno-strict-aliasing",
+_WARNINGS = ["-std=c17", "-Wall", "-Wextra"]
+# musl's CMSG_NXTHDR, which ziglang's compiler sees from within its own headers.
+_ZIG_WARNINGS = ["-Wno-sign-compare"]
+# What the agent's Makefile passes besides, for systems that have a compiler but no make.
+_FLAGS = [
+    "-O2", "-static", "-no-pie", "-D_GNU_SOURCE=", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong",
+    "-fno-strict-aliasing",
 ]  # fmt: skip
 _COMPILE_TIMEOUT_S = 600
 
@@ -63,25 +66,31 @@ def _run(command: list[str]) -> None:
         raise SystemExit(f"{shlex.join(command)} failed:\n{done.stderr or done.stdout}")
 
 
-def build(output: Path = OUTPUT) -> Path:
+def build(output: Path = OUTPUT, *, strict: bool = False) -> Path:
     """Compile every C file of the agent into `output`, replacing it in one step.
 
-    Raises SystemExit with what to install when no compiler is there, and with the compiler's own
-    words when it refuses.
+    `strict`: warnings are errors, as for developers; who installs it may have a compiler that warns of more.
+    Raises SystemExit with what to install when no compiler is there, and with the compiler's own words when
+    it refuses.
     """
-    compiler = system_compiler() or zig_compiler()
+    compiler, warnings = system_compiler(), _WARNINGS
+    if compiler is None:
+        compiler, warnings = zig_compiler(), [*_WARNINGS, *_ZIG_WARNINGS]
     if compiler is None:
         raise SystemExit(
             "Tartarus's guest agent needs a C compiler that links statically: install gcc and the C library's "
             "static files (Debian: gcc libc6-dev; Fedora: gcc glibc-static), or: pip install ziglang"
         )
+    if strict:
+        warnings = [*warnings, "-Werror"]
     output.parent.mkdir(parents=True, exist_ok=True)
     if shutil.which("make"):
-        _run(["make", "--silent", "--always-make", f"CC={shlex.join(compiler)}", f"OUT={output}", str(output)])
+        variables = [f"CC={shlex.join(compiler)}", f"OUT={output}", f"WARNINGS={' '.join(warnings)}"]
+        _run(["make", "--silent", "--always-make", *variables, str(output)])
         return output
     fresh = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        _run([*compiler, *FLAGS, "-o", str(fresh), *sorted(path.name for path in SOURCES.glob("*.c"))])
+        _run([*compiler, *warnings, *_FLAGS, "-o", str(fresh), *sorted(path.name for path in SOURCES.glob("*.c"))])
         fresh.replace(output)
     finally:
         fresh.unlink(missing_ok=True)
@@ -89,4 +98,4 @@ def build(output: Path = OUTPUT) -> Path:
 
 
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else OUTPUT))
+    print(build(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else OUTPUT, strict=True))

@@ -28,7 +28,7 @@ _HOSTS = [
 _FINDINGS = (
     # A checkout or a home directory of whoever wrote the line. `/work` and `/root` alone are the sandbox's own.
     (
-        re.compile(r"/work/(main|shared|\.library)\b|/root/\.\w|/home/(?!user\b)[a-z][\w-]*/|/Users/\w"),
+        re.compile(r"/work/(main|shared|\.library)\b|/root/\.\w|/home/(?!(?:u|user)\b)[a-z][\w-]*/|/Users/\w"),
         "a machine's path",
     ),
     (re.compile("|".join(map(re.escape, _HOSTS))), "a registry's host"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -111,12 +112,22 @@ def test_the_wheel_has_the_agent_and_fits_any_c_library(tmp_path: Path) -> None:
 
 @pytest.mark.needs("cc")
 def test_the_agent_is_static(tmp_path: Path) -> None:
-    built = load("scripts/build_agent.py").build(tmp_path / "bin" / "agent")
+    built = load("scripts/build_agent.py").build(tmp_path / "bin" / "agent", strict=True)
     header = built.read_bytes()
     assert header[:4] == b"\x7fELF"
     assert b"/lib64/ld-linux" not in header
     assert b"/lib/ld-musl" not in header
     assert built.stat().st_mode & 0o111
+
+
+@pytest.mark.needs("cc")
+def test_make_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = load("scripts/build_agent.py")
+    monkeypatch.setattr(
+        builder.shutil, "which", lambda name, found=shutil.which: None if name == "make" else found(name)
+    )
+    built = builder.build(tmp_path / "agent", strict=True)
+    assert subprocess.run([built], capture_output=True, text=True, check=False).stderr.startswith("usage: ")
 
 
 def test_without_a_compiler_the_build_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
