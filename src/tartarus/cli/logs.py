@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from typing import TYPE_CHECKING
 
 import click
@@ -64,7 +64,7 @@ def _lines(data: bytes) -> list[bytes]:
 
 def utc(time_ns: int) -> str:
     """A time as in ``2025-01-15T10:30:00Z``."""
-    moment = datetime.datetime.fromtimestamp(time_ns // 1_000_000_000, datetime.UTC)
+    moment = dt.datetime.fromtimestamp(time_ns // 1_000_000_000, dt.UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

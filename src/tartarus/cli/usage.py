@@ -78,10 +78,9 @@ def render(samples: list[Sample], before: list[Sample], elapsed_s: float) -> str
     earlier = {record.id: stats.cpu_usec for record, stats in before}
     rows = []
     for record, stats in samples:
-        used_usec = stats.cpu_usec - earlier.get(record.id, stats.cpu_usec)
-        rows.append(
-            [record.id, record.template, record.state.value, f"{max(0.0, used_usec / 1e4 / max(elapsed_s, 1e-3)):.1f}%",
-             format_size(stats.memory_bytes), format_size(stats.memory_limit_bytes) if stats.memory_limit_bytes else "-",
-             format_size(stats.memory_peak_bytes), str(stats.pids), format_size(stats.disk_bytes), record.name or "-"]
-        )  # fmt: skip
+        share = (stats.cpu_usec - earlier.get(record.id, stats.cpu_usec)) / 1e4 / max(elapsed_s, 1e-3)
+        limit = format_size(stats.memory_limit_bytes) if stats.memory_limit_bytes else "-"
+        sizes = [format_size(stats.memory_bytes), limit, format_size(stats.memory_peak_bytes)]
+        row = [record.id, record.template, record.state.value, f"{max(0.0, share):.1f}%", *sizes, str(stats.pids)]
+        rows.append([*row, format_size(stats.disk_bytes), record.name or "-"])
     return table(_HEAD, rows)
