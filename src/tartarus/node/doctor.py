@@ -30,6 +30,9 @@ EVERY_LEVEL: Final = (CONTAINER, PROCESS)
 OLDEST_KERNEL: Final = (5, 10)
 WANTED_FREE_BYTES: Final = 2 * 1024**3
 WANTED_CONTROLLERS: Final = ("memory", "cpu", "pids")
+_HOST_NAMESPACES: Final = {"pid": 0xEFFFFFFC, "cgroup": 0xEFFFFFFB}
+"""Inode numbers that the kernel fixes for a host's first namespaces (PROC_PID_INIT_INO and its kin)."""
+_ENGINE_OPTIONS: Final = "--security-opt seccomp=unconfined --security-opt apparmor=unconfined"
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
@@ -66,7 +69,7 @@ def examine(state_dir: Path) -> list[Check]:
 
 def check_kernel(release: str) -> Check:
     """Kernel version and architecture."""
-    digits = release.split("-")[0].split(".")[:2]
+    digits = release.split("-", 1)[0].split(".")[:2]
     version = tuple(int(part) for part in digits if part.isdigit())
     supported = version >= OLDEST_KERNEL and machine() in TABLES
     fix = "" if supported else f"use Linux {OLDEST_KERNEL[0]}.{OLDEST_KERNEL[1]} or later on {' or '.join(TABLES)}"
@@ -74,7 +77,12 @@ def check_kernel(release: str) -> Check:
 
 
 def engine() -> str:
-    """The container engine that this process runs under, as far as it can be told; empty on a host."""
+    """The container engine that this process runs under, as far as it can be told; empty on a host.
+
+    Virtual machines are made from container images too, so an engine's marker file alone says nothing.
+    """
+    if all(os.stat(f"/proc/self/ns/{kind}").st_ino == inode for kind, inode in _HOST_NAMESPACES.items()):
+        return ""
     for path, name in (("/.dockerenv", "Docker"), ("/run/.containerenv", "Podman")):
         if Path(path).exists():
             return name
@@ -143,9 +151,10 @@ def check_id_map() -> Check:
     """Whether a sandbox can have more user ids than one, tried on a real namespace."""
     wanted = host_id_map()
     if wanted.privileged:
-        return Check("user ids", True, f"root maps ids {wanted.base} to {wanted.base + wanted.span - 1}", "", (CONTAINER,))
+        detail = f"root maps ids {wanted.base} to {wanted.base + wanted.span - 1}"
+        return Check("user ids", True, detail, "", (CONTAINER,))
     if wanted.span == 1:
-        lacking = "no newuidmap" if not shutil.which("newuidmap") else "no subordinate ids for you in /etc/subuid and /etc/subgid"
+        lacking = "no ids of yours in /etc/subuid and /etc/subgid" if shutil.which("newuidmap") else "no newuidmap"
         return Check("user ids", None, f"{lacking}: sandboxes know one user id, root", _subordinate_fix(), (CONTAINER,))
     try:
         probes.hold_user_namespace(wanted.apply)
@@ -181,7 +190,7 @@ def check_cgroups(root: Path) -> Check:
     if not missing:
         return Check("cgroups", True, f"{kind}: {', '.join(made)}", "", EVERY_LEVEL)
     why = next((result.detail for result in made.values() if not result.works), "")
-    detail = f"{kind}: no {', '.join(missing)}; without them these limits are not enforced" + (f" ({why})" if why else "")
+    detail = f"{kind}: no {', '.join(missing)}; these limits are not enforced" + (f" ({why})" if why else "")
     fix = "run the daemon as root, or: systemd-run --user --scope -p Delegate=yes tartarus up"
     return Check("cgroups", None if len(missing) < len(WANTED_CONTROLLERS) else False, detail, fix, EVERY_LEVEL)
 
@@ -210,9 +219,12 @@ def check_disk(state_dir: Path) -> Check:
     free = space.f_bavail * space.f_frsize
     detail = f"{format_size(free)} free in {state_dir}"
     if not os.access(place, os.W_OK):
-        return Check("state directory", False, f"{place} can't be written", "set TARTARUS_HOME to a place of yours", EVERY_LEVEL)
+        fix = "set TARTARUS_HOME to a place of yours"
+        return Check("state directory", False, f"{place} can't be written", fix, EVERY_LEVEL)
     if free < WANTED_FREE_BYTES or (space.f_files and space.f_favail < 10_000):
-        return Check("state directory", False, detail, "make room, or set TARTARUS_HOME to a place with more", EVERY_LEVEL)
+        return Check(
+            "state directory", False, detail, "make room, or set TARTARUS_HOME to a place with more", EVERY_LEVEL
+        )
     return Check("state directory", True, detail, "", EVERY_LEVEL)
 
 
@@ -220,9 +232,10 @@ def check_kvm() -> Check:
     """Whether hardware virtualisation is offered to us."""
     found = probes.kvm()
     if found.works:
-        return Check("KVM", None, f"offered ({found.detail}); booting a guest will tell whether it works", "", (MICROVM,))
-    user = pwd.getpwuid(os.geteuid()).pw_name if os.geteuid() else "root"
-    fix = f"sudo usermod -aG kvm {user}" if Path("/dev/kvm").exists() else "switch virtualisation on in the firmware or hypervisor"
+        detail = f"offered ({found.detail}); booting a guest will tell whether it works"
+        return Check("KVM", None, detail, "", (MICROVM,))
+    absent = "switch virtualisation on in the firmware or hypervisor"
+    fix = f"sudo usermod -aG kvm {_user()}" if Path("/dev/kvm").exists() else absent
     return Check("KVM", None, found.detail, fix, (MICROVM,))
 
 
@@ -232,7 +245,7 @@ def check_tun() -> Check:
     return Check("tun", None, found.detail or "offered", "" if found.works else "sudo modprobe tun", (MICROVM,))
 
 
-def _engine_fix(inside: str, option: str = "--security-opt seccomp=unconfined --security-opt apparmor=unconfined") -> str:
+def _engine_fix(inside: str, option: str = _ENGINE_OPTIONS) -> str:
     return f"start the {inside} container with {option}, or with --privileged" if inside else ""
 
 
@@ -253,6 +266,13 @@ def _namespace_fix(inside: str) -> str:
     return _engine_fix(inside) or "use a kernel with CONFIG_USER_NS; a security module may also refuse (see dmesg)"
 
 
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # containers are often run as an id without a name
+        return str(os.geteuid())
+
+
 def _subordinate_fix() -> str:
     """How to get newuidmap and a range of ids."""
     installers = {
@@ -263,9 +283,5 @@ def _subordinate_fix() -> str:
         "apk": "sudo apk add shadow-uidmap",
     }
     install = next((command for tool, command in installers.items() if shutil.which(tool)), "install newuidmap")
-    try:
-        user = pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        user = str(os.geteuid())
-    grant = f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+    grant = f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {_user()}"
     return grant if shutil.which("newuidmap") else f"{install} && {grant}"

@@ -96,18 +96,26 @@ def call(name: str, *args: int | bytes | None) -> int:
     return result
 
 
+def _write(path: str, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)
+
+
 def _enter_user_namespace(flags: int) -> None:
     uid, gid = os.geteuid(), os.getegid()
     call("unshare", flags)
-    Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
-    Path("/proc/self/uid_map").write_text(f"0 {uid} 1", encoding="ascii")
-    Path("/proc/self/gid_map").write_text(f"0 {gid} 1", encoding="ascii")
+    _write("/proc/self/setgroups", b"deny")
+    _write("/proc/self/uid_map", b"0 %d 1" % uid)
+    _write("/proc/self/gid_map", b"0 %d 1" % gid)
 
 
 def _become_nobody() -> None:
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)  # from here on, nothing may be imported: our files may be root's
     # A change of user makes a process undumpable, and its /proc files root's; without this it can't map itself.
     call("prctl", 4, 1, 0, 0, 0)
 
@@ -163,12 +171,12 @@ def overlay(below: Path) -> Result:
         call("mount", b"tmpfs", base, b"tmpfs", 0, b"size=1m")
         for name in ("lower", "upper", "work", "merged"):
             (below / name).mkdir()
-        (below / "lower" / "file").write_text("lower", encoding="ascii")
+        (below / "lower" / "file").write_bytes(b"lower")
         options = b"lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work,userxattr" % (base, base, base)
         call("mount", b"overlay", base + b"/merged", b"overlay", 0, options)
         merged = below / "merged" / "file"
-        merged.write_text(merged.read_text(encoding="ascii") + " and upper", encoding="ascii")
-        return (below / "upper" / "file").read_text(encoding="ascii")
+        merged.write_bytes(merged.read_bytes() + b" and upper")
+        return (below / "upper" / "file").read_bytes().decode()
 
     return attempt(work)
 
