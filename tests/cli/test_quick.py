@@ -15,7 +15,8 @@ from tartarus.model.sandbox import Isolation, Network
 WORDS = [
     *(flag for option in RUN for flag in option.flags), "--", "-", "", "true", "-it", "-itd", "-eA=1", "-e", "A=1",
     "--env=B", "--pids=5", "-5", "--pids", "5", "+5", "1_0", "--json=1", "--isolation=process", "process", "magic",
-    "-x", "--unknown", "-h", "--help", "--name=", "-w/tmp", "-wi", "-iw", "é", "--no-json", "--mem", "none", "-qv", "-d-",
+    "-x", "--unknown", "-h", "--help", "--name=", "-w/tmp", "-wi", "-iw", "é", "--no-json", "--mem", "none",
+    "-qv", "-d-",
 ]  # fmt: skip
 
 

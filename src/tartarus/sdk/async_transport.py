@@ -62,7 +62,7 @@ class AsyncTransport:
     async def call(self, call: Call[T], body: AsyncIterable[bytes] | None = None) -> T:
         """Make a call; `body` is sent as it is produced."""
         async with self.stream(call, body) as answer:
-            return call.decode(b"".join([part async for part in answer]))
+            return call.read(b"".join([part async for part in answer]))
 
     @contextlib.asynccontextmanager
     async def stream(

@@ -15,8 +15,9 @@ import h11
 import msgspec
 
 from tartarus import __version__
-from tartarus.model.errors import DaemonUnavailable, TartarusError, from_code
+from tartarus.model.errors import DaemonUnavailable, InvalidRequest, TartarusError, from_code
 from tartarus.sdk.streams import VERSION_HEADER, check_version
+from tartarus.sdk.websocket import broken
 
 T = TypeVar("T")
 _MAX_PROBLEM_BYTES = 1024**2
@@ -55,6 +56,13 @@ class Call(NamedTuple, Generic[T]):
     body: bytes | None = None
     patience_s: float | None = 60.0
 
+    def read(self, body: bytes) -> T:
+        """Decode the whole answer. Raises DaemonUnavailable when it is not what this call is answered with."""
+        try:
+            return self.decode(body)
+        except msgspec.MsgspecError as error:
+            raise broken(str(error)) from error
+
 
 def target(*parts: str, **query: Any) -> str:
     """``/v1/…`` from path parts (quoted) and query parameters; None and "" are left out, lists repeat."""
@@ -68,8 +76,6 @@ def target(*parts: str, **query: Any) -> str:
     try:
         return f"{path}?{urlencode(pairs)}" if pairs else path
     except UnicodeEncodeError as error:
-        from tartarus.model.errors import InvalidRequest
-
         raise InvalidRequest("a path or name is not UTF-8 text", fix="rename it") from error
 
 

@@ -48,7 +48,7 @@ class Transport:
     def call(self, call: Call[T], body: Iterable[bytes] | None = None) -> T:
         """Make a call; `body` is sent as it is produced."""
         with self.stream(call, body) as answer:
-            return call.decode(b"".join(answer))
+            return call.read(b"".join(answer))
 
     @contextlib.contextmanager
     def stream(self, call: Call[Any], body: Iterable[bytes] | None = None) -> Iterator[Iterator[bytes]]:
