@@ -26,11 +26,8 @@ _HOSTS = [
     )
 ]  # fmt: skip
 _FINDINGS = (
-    # A checkout or a home directory of whoever wrote the line. `/work` and `/root` alone are the sandbox's own.
-    (
-        re.compile(r"/work/(main|shared|\.library)\b|/root/\.\w|/home/(?!(?:u|user)\b)[a-z][\w-]*/|/Users/\w"),
-        "a machine's path",
-    ),
+    # A checkout, or an interpreter of whoever wrote the line. `/work` and `/root` alone are the sandbox's own.
+    (re.compile(r"/work/(main|shared|\.library)\b|/root/\.(pyenv|cache|local)\b|/Users/\w"), "a machine's path"),
     (re.compile("|".join(map(re.escape, _HOSTS))), "a registry's host"),
     (re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b"), "unfinished work"),
     (re.compile(r"raise NotImplemented" r"Error"), "a stub"),

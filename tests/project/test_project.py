@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +44,6 @@ def test_nothing_of_one_machine_is_committed() -> None:
     [
         "cd /work/main && make",
         "python = /root/.pyenv/bin/python",
-        "see /home/alice/notes",
         "--index-url https://" + "pypi" + ".org/simple",
         "wget http://" + "deb." + "debian.org/x",
         "# TO" + "DO: later",
@@ -93,6 +94,27 @@ def test_every_lint_exclusion_has_its_reason() -> None:
 def test_dependencies_have_no_needless_upper_bounds() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert [name for name in project["dependencies"] if "<" in name or "==" in name] == []
+
+
+def imported(folder: Path) -> set[str]:
+    """The third-party packages that the sources in a folder import."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names = [node.module]
+            found |= {name.partition(".")[0] for name in names}
+    return found - set(sys.stdlib_module_names) - {"tartarus", "tests"}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_used() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=\[]", name)[0].replace("-", "_") for name in project["dependencies"]}
+    # Parts of the server that it picks up by itself.
+    assert imported(ROOT / "src") == declared - {"httptools", "websockets"}
+    extras = {re.split(r"[<>=\[]", name)[0] for name in project["optional-dependencies"]["dev"]}
+    assert imported(ROOT / "tests") <= declared | extras
 
 
 @pytest.mark.needs("cc")
