@@ -43,8 +43,9 @@ from _locale import CODESET, LC_CTYPE, nl_langinfo, setlocale  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import CodeType, TracebackType
-    from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence, Tuple
+    from collections.abc import Callable, Sequence
+    from types import CodeType
+    from typing import Any, NoReturn
 
 VERSION = sys.version_info[:2]
 linecache = None  # type: Any
@@ -96,9 +97,9 @@ def close_fds_from(first: int) -> None:
                 pass  # the descriptor listdir itself used
 
 
-def rights_in(ancillary: Sequence[Tuple[int, int, bytes]]) -> List[int]:
+def rights_in(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
     """The descriptors that came with a message."""
-    fds = []  # type: List[int]
+    fds = []  # type: list[int]
     for level, kind, data in ancillary:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             fds.extend(struct.unpack("<%di" % (len(data) // 4), data[: len(data) & ~3]))
@@ -237,7 +238,7 @@ class Split:
         pthread_self.restype = ctypes.c_size_t
         words = (ctypes.c_uint32 * 224).from_address(pthread_self())
 
-        def places() -> List[int]:
+        def places() -> list[int]:
             tid = _syscall(SYS_GETTID, 0, 0, 0, 0, 0, 0)
             return [index for index, word in enumerate(words) if word == tid]
 
@@ -350,7 +351,7 @@ class Zygote:
         self.view = memoryview(self.buffer).cast("B")
         self.pidfd = ctypes.c_int(-1)
         self.split = Split()
-        self.spare = None  # type: Optional[Spare]
+        self.spare = None  # type: Spare | None
         self.poll = select.poll()
         self.poll.register(control, select.POLLIN)
 
@@ -385,7 +386,7 @@ class Zygote:
             for fd in fds:
                 os.close(fd)
 
-    def receive(self) -> Tuple[int, List[int], bool]:
+    def receive(self) -> tuple[int, list[int], bool]:
         """One packet into the buffer: its size, the descriptors that came along, and whether it is whole."""
         size, ancillary, flags, _ = self.control.recvmsg_into(
             [self.view], _socket.CMSG_SPACE(4 * MAX_PASSED_FDS), _socket.MSG_CMSG_CLOEXEC
@@ -434,7 +435,7 @@ class Zygote:
             os._exit(0)
         self.become_guest(fds, flags, size - REQUEST.size)
 
-    def hand_over(self, sequence: int, flags: int, size: int, fds: List[int]) -> bool:
+    def hand_over(self, sequence: int, flags: int, size: int, fds: list[int]) -> bool:
         """Give a request to the spare, if there is one that fits and lives."""
         spare, self.spare = self.spare, None
         if spare is None:
@@ -451,7 +452,7 @@ class Zygote:
         os.close(spare.pidfd)
         return False
 
-    def become_guest(self, fds: List[int], clone_flags: int, program_len: int) -> NoReturn:
+    def become_guest(self, fds: list[int], clone_flags: int, program_len: int) -> NoReturn:
         """In the clone: confine, then split into agent (this process) and runner (its child)."""
         step = STEP_PROGRAM
         try:
@@ -480,7 +481,7 @@ class Zygote:
             report_failure(step, errno.EINVAL)
         Runner(runner_side, self.view).serve()
 
-    def move(self, fds: List[int]) -> None:
+    def move(self, fds: list[int]) -> None:
         """Move descriptors to 3, 4, 5, ... whatever their numbers are; the caller closes the rest."""
         top = FIRST_FD + len(fds)
         high = [self.duplicate(fd, self.above, top) for fd in fds]
@@ -488,7 +489,7 @@ class Zygote:
             os.dup2(fd, FIRST_FD + index, False)
 
 
-def zygote_main(control_fd: int, imports: List[str]) -> NoReturn:
+def zygote_main(control_fd: int, imports: list[str]) -> NoReturn:
     """Import, prepare, park, serve."""
     zygote = Zygote(control_fd)
     for name in ONE_THREAD:
@@ -506,6 +507,7 @@ def zygote_main(control_fd: int, imports: List[str]) -> NoReturn:
             "or make it start them later" % (threads - 1)
         )
     prepare(hooks())
+    os.chdir("/")
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -543,10 +545,10 @@ class Plan:
 
     __slots__ = ("args", "flags", "mode", "target")
 
-    def __init__(self, argv: List[str]) -> None:
+    def __init__(self, argv: list[str]) -> None:
         self.mode = ""  # "command", "module", "script" or "stdin"
         self.target = ""
-        self.flags = {}  # type: Dict[str, int]
+        self.flags = {}  # type: dict[str, int]
         index = 1
         while index < len(argv) and not self.mode:
             word = argv[index]
@@ -557,7 +559,7 @@ class Plan:
                 break
             index = self._options(argv, word, index)
         if self.mode:
-            self.args = ["-" + self.mode[0]] + argv[index:]
+            self.args = ["-" + self.mode[0], *argv[index:]]
         elif index < len(argv):
             self.target = argv[index]
             self.mode = "stdin" if self.target == "-" else "script"
@@ -565,7 +567,7 @@ class Plan:
         else:
             self.mode, self.args = "stdin", [""]
 
-    def _options(self, argv: List[str], word: str, index: int) -> int:
+    def _options(self, argv: list[str], word: str, index: int) -> int:
         """Read one word of options as CPython's getopt does; Refused for those that start-up has to see."""
         for at, letter in enumerate(word[1:], 2):
             if letter in "cm":
@@ -599,7 +601,7 @@ START_UP_ONLY = frozenset(
 READ_AT_IMPORT = {"MPLBACKEND": "matplotlib", "MATPLOTLIBRC": "matplotlib", "MPLCONFIGDIR": "matplotlib"}
 
 
-def check_environment(environ: Dict[str, str], plan: Plan) -> None:
+def check_environment(environ: dict[str, str], plan: Plan) -> None:
     """Take flags from variables; Refused when one asks for what only a start-up can give."""
     ours = prepared.environ
     flags = plan.flags
@@ -621,7 +623,7 @@ def check_environment(environ: Dict[str, str], plan: Plan) -> None:
             flags["no_user_site"] = 1
 
 
-def find_executable(name: str, environ: Dict[str, str]) -> str:
+def find_executable(name: str, environ: dict[str, str]) -> str:
     """The path a shell would run for `name`; Refused unless it is, under any name, the interpreter that runs this."""
     ours = sys.executable
     candidate = name
@@ -642,7 +644,7 @@ def find_executable(name: str, environ: Dict[str, str]) -> str:
     return candidate
 
 
-def choose_locale(environ: Dict[str, str]) -> Tuple[int, str]:
+def choose_locale(environ: dict[str, str]) -> tuple[int, str]:
     """Choose the character set as start-up does: (utf8_mode, error handler of stdin and stdout)."""
     wanted = environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG") or "C"
     if wanted not in ("C", "POSIX"):
@@ -667,7 +669,7 @@ def choose_locale(environ: Dict[str, str]) -> Tuple[int, str]:
 COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
 
 
-def check_shadows(directories: List[str]) -> None:
+def check_shadows(directories: list[str]) -> None:
     """Refused when a directory that goes first on sys.path has a module of a name that is loaded already."""
     shadowable = prepared.shadowable
     for directory in directories:
@@ -680,7 +682,7 @@ def check_shadows(directories: List[str]) -> None:
                 raise Refused(errno.EEXIST)
 
 
-def check_user_site(environ: Dict[str, str], plan: Plan) -> None:
+def check_user_site(environ: dict[str, str], plan: Plan) -> None:
     """Refused when this user's own site-packages exist: start-up would have put them on sys.path."""
     if not prepared.user_site or "no_user_site" in plan.flags:
         return
@@ -737,11 +739,11 @@ class Prepared:
         self.flag_index = {name: index for index, name in enumerate(names)}
         self.user_site = self._user_site()
         self.frames = Frames()
-        self.fork_hooks = []  # type: List[Callable[[], object]]
+        self.fork_hooks = []  # type: list[Callable[[], object]]
         self.random = None  # type: Any
         self.numpy_state = 0
-        self.blas = []  # type: List[ctypes.c_int]
-        self.thread_setters = []  # type: List[Any]
+        self.blas = []  # type: list[ctypes.c_int]
+        self.thread_setters = []  # type: list[Any]
         self.threads = 0
         self.modules = frozenset()  # type: frozenset[int]
         self.shadowable = frozenset()  # type: frozenset[str]
@@ -766,7 +768,7 @@ class Prepared:
 prepared = None  # type: Any
 
 
-def prepare(fork_hooks: List[Callable[[], object]]) -> None:
+def prepare(fork_hooks: list[Callable[[], object]]) -> None:
     """Make everything that a run needs; called once, before parking."""
     global prepared
     prepared = Prepared()
@@ -774,7 +776,6 @@ def prepare(fork_hooks: List[Callable[[], object]]) -> None:
     prepared.fork_hooks = fork_hooks
     prepare_random()
     prepare_threads()
-    os.chdir("/")
     prepared.look_at_modules()
 
 
@@ -782,9 +783,9 @@ def prepare(fork_hooks: List[Callable[[], object]]) -> None:
 NEEDLESS_HOOKS = frozenset(("random", "logging", "threading", "concurrent.futures.thread", "asyncio.events", "weakref"))
 
 
-def record_fork_hooks() -> Callable[[], List[Callable[[], object]]]:
+def record_fork_hooks() -> Callable[[], list[Callable[[], object]]]:
     """Note what warm-up modules want done in a forked child; the split, which is no fork(2), does it for them."""
-    wanted = []  # type: List[Callable[[], object]]
+    wanted = []  # type: list[Callable[[], object]]
     original = os.register_at_fork
 
     def register_at_fork(**hooks: Any) -> None:
@@ -795,7 +796,7 @@ def record_fork_hooks() -> Callable[[], List[Callable[[], object]]]:
 
     os.register_at_fork = register_at_fork  # type: ignore[assignment]
 
-    def stop() -> List[Callable[[], object]]:
+    def stop() -> list[Callable[[], object]]:
         os.register_at_fork = original
         return wanted
 
@@ -873,7 +874,7 @@ def prepare_threads() -> None:
     prepared.threads = count
 
 
-def restore_threads(environ: Dict[str, str]) -> None:
+def restore_threads(environ: dict[str, str]) -> None:
     """Let numeric libraries use as many threads as the environment says, or as there are CPUs for this process."""
     if not prepared.blas and not prepared.thread_setters:
         return
@@ -886,7 +887,7 @@ def restore_threads(environ: Dict[str, str]) -> None:
             setter(count)
 
 
-def set_flags(flags: Dict[str, int]) -> None:
+def set_flags(flags: dict[str, int]) -> None:
     """Make sys.flags, which Python code can't write, say what the command line asked for."""
     for name, value in flags.items():
         index = prepared.flag_index.get(name)
@@ -898,7 +899,7 @@ def set_flags(flags: Dict[str, int]) -> None:
         sys.dont_write_bytecode = True
 
 
-def set_environment(environ: Dict[str, str]) -> None:
+def set_environment(environ: dict[str, str]) -> None:
     """Replace the environment, both Python's and the C library's."""
     _clearenv()
     encode, put = os.fsencode, posix.putenv
@@ -936,7 +937,7 @@ def open_streams(errors: str, unbuffered: bool) -> None:
     sys.stderr = sys.__stderr__ = open_stream(2, "<stderr>", "backslashreplace", unbuffered)  # type: ignore[misc]
 
 
-def new_main(file: str, stdin: bool) -> Dict[str, Any]:
+def new_main(file: str, stdin: bool) -> dict[str, Any]:
     """A fresh __main__ with what start-up puts in it; returns its namespace."""
     module = type(sys)("__main__")
     names = module.__dict__
@@ -1021,7 +1022,7 @@ class Frames:
 class Run:
     """One command line, checked and compiled: whatever can be refused is refused in here."""
 
-    def __init__(self, argv: List[str], environ: Dict[str, str], cwd: str, stdin: int) -> None:
+    def __init__(self, argv: list[str], environ: dict[str, str], cwd: str, stdin: int) -> None:
         self.argv = argv
         self.environ = environ
         self.plan = plan = Plan(argv)
@@ -1034,7 +1035,7 @@ class Run:
         self.utf8_mode, self.errors = choose_locale(environ)
         check_user_site(environ, plan)
         self.path = self._path()
-        self.code = None  # type: Optional[CodeType]
+        self.code = None  # type: CodeType | None
         self.file = ""
         if plan.mode == "command":
             source = plan.target + "\n"
@@ -1050,10 +1051,10 @@ class Run:
         elif plan.mode == "stdin" and os.isatty(stdin):
             raise Refused(errno.ENOTTY)
 
-    def _path(self) -> List[str]:
+    def _path(self) -> list[str]:
         """sys.path as this command line gets it."""
         plan = self.plan
-        first = []  # type: List[str]
+        first = []  # type: list[str]
         if "isolated" not in plan.flags and "safe_path" not in plan.flags:
             if plan.mode == "module":
                 first = [os.getcwd()]
@@ -1065,14 +1066,14 @@ class Run:
         if not extra:
             check_shadows(first)
             return first + prepared.path
-        path = []  # type: List[str]
+        path = []  # type: list[str]
         for entry in [os.path.abspath(entry) for entry in extra.split(":")] + prepared.path:
             if entry not in path:
                 path.append(entry)
         check_shadows(first + path[: len(path) - len(prepared.path)])
         return first + path
 
-    def enter(self) -> Dict[str, Any]:
+    def enter(self) -> dict[str, Any]:
         """Make the interpreter look freshly started for this command line; returns __main__'s namespace."""
         plan = self.plan
         set_environment(self.environ)
@@ -1091,10 +1092,15 @@ class Run:
         renew_secrets()
         restore_threads(self.environ)
         open_streams(self.errors, "unbuffered" in flags)
-        threading = sys.modules.get("threading")
-        if threading is not None:
-            threading.main_thread()._set_native_id()
+        set_native_id()
         return names
+
+
+def set_native_id() -> None:
+    """Tell threading this process's id."""
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading.main_thread()._set_native_id()
 
 
 def dedent(source: str) -> str:
@@ -1280,9 +1286,9 @@ def flush_streams(speak: bool) -> bool:
     return fine
 
 
-def unraisable(failure: BaseException, where: object, message: Optional[str] = None) -> None:
+def unraisable(failure: BaseException, where: object, message: str | None = None) -> None:
     """Report an exception that nobody can catch, as the interpreter does."""
-    caught = []  # type: List[Any]
+    caught = []  # type: list[Any]
 
     class Probe:
         def __del__(self) -> None:
@@ -1340,6 +1346,402 @@ def flush_files() -> None:
                 pass  # as a file's destructor does
 
 
+# ------------------------------------------------------------------------------------------------ contexts
+
+ALLOW_AWAIT, ONLY_AST, CO_COROUTINE = 0x2000, 0x400, 0x80
+MAX_FORM = 16 * 1024 * 1024
+FORMS = (
+    ("text/html", "_repr_html_"), ("text/markdown", "_repr_markdown_"), ("image/svg+xml", "_repr_svg_"),
+    ("image/png", "_repr_png_"), ("image/jpeg", "_repr_jpeg_"), ("application/pdf", "_repr_pdf_"),
+    ("text/latex", "_repr_latex_"), ("application/json", "_repr_json_"),
+    ("application/javascript", "_repr_javascript_"),
+)  # fmt: skip
+HERE = __file__
+
+
+class Context:
+    """Runs cells one after the other in one namespace.
+
+    Descriptors 1 and 2 are pipes while user code runs, so that what C libraries and child processes print is
+    caught too. A second process, the pump, turns them into events: it can't be held up by code that never
+    lets go of the interpreter, and it is the only writer of the host's pipe, so events keep their order.
+    """
+
+    def __init__(self, names: dict[str, Any], commands: int, link: int) -> None:
+        import __future__
+        import json
+        import linecache
+
+        self.futures = 0  # the flags that `from __future__ import` leaves in code
+        for name in __future__.all_feature_names:
+            self.futures |= getattr(__future__, name).compiler_flag
+        self.names = names
+        self.commands = open(commands, "rb")  # noqa: SIM115
+        self.link = link
+        self.count = 0
+        self.id = None  # type: Any
+        self.flags = 0
+        self.loop = None  # type: Any
+        self.loads, self.dumps = json.loads, json.dumps
+        self.sources = linecache.cache
+        names["display"] = self.display
+        watch_pyplot(self.show_figures)
+
+    def serve(self) -> None:
+        """Run cells until there are no more."""
+        for line in self.commands:
+            try:
+                request = self.loads(line)
+                code, self.id, limit = request["code"], request.get("id"), request.get("timeout_s")
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+            self.count += 1
+            # To the pump: whose output this is from now on, and when to interrupt.
+            self.tell(b"I%s\nT%s\n" % (self.dumps(self.id).encode(), b"%f" % limit if limit else b""))
+            self.run(code, limit)
+            self.tell(b"T\n")
+            self.send({"type": "done", "execution_count": self.count})
+
+    def run(self, code: str, limit: float | None) -> None:
+        """Run one cell, and show how it ended."""
+        import time
+
+        began = time.monotonic()
+        try:
+            _signal.signal(SIGINT, _signal.default_int_handler)
+            try:
+                self.execute(code)
+                self.show_figures()
+            finally:
+                _signal.signal(SIGINT, _signal.SIG_IGN)
+        except BaseException as failure:
+            late = limit and isinstance(failure, KeyboardInterrupt) and time.monotonic() - began >= limit
+            self.show_error(failure, "the cell ran longer than %g s" % limit if limit and late else "")
+
+    def execute(self, code: str) -> None:
+        """Compile and run; the last expression's value is a result."""
+        import _ast
+
+        name = "<cell %d>" % self.count
+        self.sources[name] = (len(code), None, [line + "\n" for line in code.split("\n")], name)
+        tree = compile(code, name, "exec", self.flags | ALLOW_AWAIT | ONLY_AST, True)  # type: Any
+        last = None
+        if tree.body and isinstance(tree.body[-1], _ast.Expr) and not code.rstrip().endswith(";"):
+            last = _ast.Expression(body=tree.body.pop().value)
+        body = compile(tree, name, "exec", self.flags | ALLOW_AWAIT, True)
+        self.flags |= body.co_flags & self.futures
+        self.evaluate(body)
+        if last is not None:
+            value = self.evaluate(compile(last, name, "eval", self.flags | ALLOW_AWAIT, True))
+            if value is not None:
+                self.names["___"], self.names["__"] = self.names.get("__"), self.names.get("_")
+                self.names["_"] = value
+                self.show(value, True)
+
+    def evaluate(self, code: CodeType) -> Any:
+        """Run compiled code; in an event loop when it awaits."""
+        value = eval(code, self.names)
+        if not code.co_flags & CO_COROUTINE:
+            return value
+        import asyncio
+
+        if self.loop is None or self.loop.is_closed():
+            self.loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self.loop)
+        task = self.loop.create_task(value)
+        try:
+            return self.loop.run_until_complete(task)
+        except BaseException:
+            if not task.done():
+                task.cancel()
+                try:
+                    self.loop.run_until_complete(task)
+                except BaseException:
+                    pass  # the first exception is the one to show
+            raise
+
+    def display(self, *values: Any) -> None:
+        """Show values in the middle of a cell."""
+        for value in values:
+            self.show(value, False)
+
+    def show(self, value: Any, is_main: bool) -> None:
+        """Send a value in every form that it knows."""
+        forms = rich_forms(value)
+        self.send({"type": "result", "data": forms, "is_main": is_main})
+
+    def show_figures(self) -> None:
+        """Send the open matplotlib figures as images, and close them."""
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        if pyplot is None or not hasattr(pyplot, "get_fignums"):
+            return
+        import io
+
+        for number in pyplot.get_fignums():
+            figure = pyplot.figure(number)
+            image = io.BytesIO()
+            figure.savefig(image, format="png", bbox_inches="tight")
+            data = {"image/png": base64(image.getvalue()), "text/plain": repr(figure)}
+            pyplot.close(figure)
+            self.send({"type": "result", "data": data, "is_main": False})
+
+    def show_error(self, failure: BaseException, late: str) -> None:
+        """Send an exception, its traceback without our frames."""
+        import traceback
+
+        trace = failure.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == HERE:
+            trace = trace.tb_next
+        try:
+            text = "".join(traceback.format_exception(type(failure), failure, trace))
+        except BaseException:
+            text = type(failure).__name__
+        try:
+            value = str(failure)
+        except BaseException:
+            value = "<unprintable>"
+        name = "CellTimeout" if late else type(failure).__name__
+        self.send({"type": "error", "name": name, "value": late or value, "traceback": text})
+
+    def send(self, event: dict[str, Any]) -> None:
+        """Send an event, after everything printed so far."""
+        flush_streams(False)
+        _fflush(None)
+        event["id"] = self.id
+        try:
+            line = self.dumps(event, default=repr, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError):
+            # A form that JSON can't hold: keep the ones that are text.
+            event["data"] = {mime: form for mime, form in event["data"].items() if isinstance(form, str)}
+            line = self.dumps(event, ensure_ascii=False)
+        self.tell(line.encode("utf-8", "replace") + b"\n")
+        if event["type"] == "result":
+            os.read(self.link, 1)  # passed on: what is printed next comes after it
+
+    def tell(self, line: bytes) -> None:
+        """Write a whole line to the pump."""
+        while line:
+            line = line[os.write(self.link, line) :]
+
+
+def rich_forms(value: Any) -> dict[str, Any]:
+    """A value's forms by MIME type; a form whose making fails is left out, except the plain one."""
+    forms = {"text/plain": repr(value)}  # type: dict[str, Any]
+    if isinstance(value, type):
+        return forms
+    bundle = call_form(value, "_repr_mimebundle_")
+    if isinstance(bundle, dict):
+        forms.update(bundle)
+    for mime, method in FORMS:
+        if mime not in forms:
+            form = call_form(value, method)
+            if form is not None:
+                forms[mime] = form
+    return {
+        str(mime): base64(form) if isinstance(form, bytes) else form
+        for mime, form in forms.items()
+        if not isinstance(form, (str, bytes)) or len(form) <= MAX_FORM
+    }
+
+
+def call_form(value: Any, method: str) -> Any:
+    """What a `_repr_..._` method makes, or None."""
+    try:
+        made = getattr(value, method, None)
+        form = made() if callable(made) else None
+    except Exception:
+        return None
+    return form[0] if isinstance(form, tuple) and form else form
+
+
+def base64(data: bytes) -> str:
+    """Base 64, in one line."""
+    import binascii
+
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
+class PyplotWatch:
+    """A finder that replaces pyplot's show as soon as pyplot is imported: ours sends images."""
+
+    def __init__(self, show: Callable[..., None]) -> None:
+        self.show = show
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "matplotlib.pyplot":
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        import importlib.util
+
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_replace(module: Any) -> None:
+                load(module)
+                module.show = self.show
+
+            spec.loader.exec_module = load_and_replace  # type: ignore[method-assign]
+        return spec
+
+
+def watch_pyplot(show: Callable[..., None]) -> None:
+    """Have figures shown by `show`, however and whenever pyplot is imported."""
+
+    def plain_show(*_: Any, **__: Any) -> None:
+        show()
+
+    pyplot = sys.modules.get("matplotlib.pyplot")  # type: Any
+    if pyplot is not None:
+        pyplot.show = plain_show
+    else:
+        sys.meta_path.insert(0, PyplotWatch(plain_show))  # type: ignore[arg-type]
+
+
+class Pump:
+    """Turns what is printed, and the events that the context sends, into lines for the host."""
+
+    def __init__(self, out: int, err: int, link: int, events: int, context: int) -> None:
+        import codecs
+
+        from _json import encode_basestring_ascii
+
+        decoder = codecs.getincrementaldecoder("utf-8")
+        self.outputs = {out: (b"stdout", decoder("replace")), err: (b"stderr", decoder("replace"))}
+        self.quote = encode_basestring_ascii
+        self.link = link
+        self.events = events
+        self.context = context
+        self.pending = []  # type: list[bytes]
+        self.id = b"null"
+        self.deadline = 0.0
+
+    def run(self) -> NoReturn:
+        """Until the context is gone."""
+        import time
+
+        poll = select.poll()
+        alive = _syscall(SYS_PIDFD_OPEN, self.context, 0, 0, 0, 0, 0)
+        for fd in (*self.outputs, self.link, alive):
+            poll.register(fd, select.POLLIN)
+        while True:
+            wait = max(0, int((self.deadline - time.monotonic()) * 1000) + 1) if self.deadline else -1
+            ready = {fd for fd, _ in poll.poll(wait)}
+            if self.deadline and time.monotonic() >= self.deadline:
+                self.deadline = 0.0
+                os.kill(self.context, SIGINT)
+            if self.link in ready and not self.take_events():
+                poll.unregister(self.link)
+            for fd in self.outputs:
+                if fd in ready:
+                    self.forward(fd)
+            if alive in ready:
+                for fd in self.outputs:
+                    self.forward(fd)
+                os._exit(0)
+
+    def forward(self, fd: int) -> None:
+        """Pass on what was printed to one pipe so far."""
+        count = ctypes.c_int()
+        _syscall(SYS_IOCTL, fd, 0x541B, ctypes.addressof(count), 0, 0, 0)
+        if count.value:
+            kind, decoder = self.outputs[fd]
+            text = decoder.decode(os.read(fd, count.value))
+            if text:
+                self.write(b'{"id":%s,"type":"%s","text":%s}\n' % (self.id, kind, self.quote(text).encode()))
+
+    def take_events(self) -> bool:
+        """Pass on what the context sent, after all that it printed before; False at its end."""
+        import time
+
+        data = os.read(self.link, 1 << 20)
+        self.pending.append(data)
+        if b"\n" not in data:
+            return bool(data)
+        lines = b"".join(self.pending).split(b"\n")
+        self.pending = [lines.pop()]
+        for line in lines:
+            if line[:1] == b"{":
+                for fd in self.outputs:
+                    self.forward(fd)
+                self.write(line + b"\n")
+                if line.startswith(b'{"type": "result"'):
+                    os.write(self.link, b"\n")
+            elif line[:1] == b"I":
+                self.id = line[1:]
+            else:
+                self.deadline = time.monotonic() + float(line[1:]) if len(line) > 1 else 0.0
+        return bool(data)
+
+    def write(self, data: bytes) -> None:
+        """Write all of it to the host."""
+        while data:
+            data = data[os.write(self.events, data) :]
+
+
+def context_main(names: dict[str, Any]) -> NoReturn:
+    """Serve cells: commands on descriptor 0, events on descriptor 1."""
+    import fcntl
+
+    # Out of the way of user code, which knows descriptors 0 to 2 and may close any others it sees.
+    commands, events, trouble = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200) for fd in (0, 1, 2))
+    (out, out_sink), (err, err_sink) = os.pipe(), os.pipe()
+    ours, theirs = _socket.socketpair()
+    context = os.getpid()
+    if os.fork() == 0:
+        try:
+            _signal.signal(SIGINT, _signal.SIG_IGN)
+            os.dup2(trouble, 2)
+            for fd in (commands, out_sink, err_sink, ours.fileno()):
+                os.close(fd)
+            os.dup2(os.open("/dev/null", os.O_RDWR), 0)
+            os.dup2(0, 1)
+            Pump(out, err, theirs.fileno(), events, context).run()
+        finally:
+            os._exit(1)
+    os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
+    os.dup2(out_sink, 1)
+    os.dup2(err_sink, 2)
+    link = fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD_CLOEXEC, 200)
+    for fd in (out, err, out_sink, err_sink, events, trouble):
+        os.close(fd)
+    ours.close()
+    theirs.close()
+    open_streams("surrogateescape", False)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)
+    _signal.signal(SIGINT, _signal.SIG_IGN)
+    os.environ.setdefault("MPLBACKEND", "agg")
+    Context(names, commands, link).serve()
+    stop_threads()
+    atexit._run_exitfuncs()
+    finish(0)
+
+
+class ContextRun:
+    """A context asked for in the place of a command line."""
+
+    def __init__(self, environ: dict[str, str], cwd: str) -> None:
+        self.environ = environ
+        try:
+            os.chdir(cwd)
+        except OSError as failure:
+            raise Refused(failure.errno) from None
+
+    def enter(self) -> dict[str, Any]:
+        """Make the interpreter look freshly started; returns __main__'s namespace."""
+        set_environment(self.environ)
+        sys.argv = [""]
+        if VERSION >= (3, 10):
+            sys.orig_argv = [sys.executable]
+        sys.path[:] = ["", *prepared.path]
+        names = new_main("", False)
+        renew_secrets()
+        restore_threads(self.environ)
+        set_native_id()
+        return names
+
+
 # -------------------------------------------------------------------------------------------------- runner
 
 EXEC_TTY, EXEC_STDIN, EXEC_WARM, EXEC_ONCE = 1, 2, 4, 8
@@ -1350,7 +1752,7 @@ STARTED, EXITED, REFUSED = 1, 2, 3
 CONTEXT_ARGV0 = "tartarus-context"
 
 
-def take_texts(payload: bytes, at: int, count: int) -> Tuple[List[str], int]:
+def take_texts(payload: bytes, at: int, count: int) -> tuple[list[str], int]:
     """`count` strings, each with its length before it, and where they end."""
     texts = []
     for _ in range(count):
@@ -1360,12 +1762,12 @@ def take_texts(payload: bytes, at: int, count: int) -> Tuple[List[str], int]:
     return texts, at
 
 
-def decode_exec(payload: bytes) -> Tuple[int, str, List[str], Dict[str, str]]:
+def decode_exec(payload: bytes) -> tuple[int, str, list[str], dict[str, str]]:
     """(flags, cwd, argv, env) of an EXEC payload."""
     cwd, at = take_texts(payload, EXEC_HEAD.size, 1)
     argv, at = take_texts(payload, at + 4, LENGTH.unpack_from(payload, at)[0])
     items, at = take_texts(payload, at + 4, LENGTH.unpack_from(payload, at)[0])
-    environ = {}  # type: Dict[str, str]
+    environ = {}  # type: dict[str, str]
     for item in items:
         name, equals, value = item.partition("=")
         if equals and name:
@@ -1373,7 +1775,7 @@ def decode_exec(payload: bytes) -> Tuple[int, str, List[str], Dict[str, str]]:
     return EXEC_HEAD.unpack_from(payload)[0], cwd[0], argv, environ
 
 
-def encode_exec(flags: int, cwd: str, argv: List[str], environ: Dict[str, str]) -> bytes:
+def encode_exec(flags: int, cwd: str, argv: list[str], environ: dict[str, str]) -> bytes:
     """The other way round."""
     parts = [EXEC_HEAD.pack(flags, 24, 80, 1 << 20)]
     items = [name + "=" + value for name, value in environ.items()]
@@ -1393,7 +1795,7 @@ class Runner:
         _syscall(SYS_PRCTL, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0, 0)  # it ends with the agent, whatever happens
         self.sock = sock
         self.buffers = [buffer]
-        self.children = {}  # type: Dict[int, int]  # pid by pidfd
+        self.children = {}  # type: dict[int, int]  # pid by pidfd
         self.poll = None  # type: Any
         self.verdicts = None  # type: Any
 
@@ -1411,7 +1813,7 @@ class Runner:
             for fd in fds:
                 os.close(fd)
 
-    def receive(self) -> Tuple[bytes, List[int]]:
+    def receive(self) -> tuple[bytes, list[int]]:
         """The next request's payload and its three descriptors."""
         size, ancillary, _, _ = self.sock.recvmsg_into(self.buffers, _socket.CMSG_SPACE(12), _socket.MSG_CMSG_CLOEXEC)
         data = self.buffers[0][:size].tobytes() or self.more()
@@ -1429,10 +1831,11 @@ class Runner:
             os._exit(0)
         return data
 
-    def run(self, flags: int, cwd: str, argv: List[str], environ: Dict[str, str], fds: List[int]) -> None:
+    def run(self, flags: int, cwd: str, argv: list[str], environ: dict[str, str], fds: list[int]) -> None:
         """Run a command line in this process; returns only when it is refused."""
         try:
-            run = Run(argv, environ, cwd, fds[0])
+            context = argv[0] == CONTEXT_ARGV0
+            run = ContextRun(environ, cwd) if context else Run(argv, environ, cwd, fds[0])  # type: Any
         except Refused as refused:
             if self.verdicts is not None:
                 self.verdicts[os.getpid() % len(self.verdicts)] = 1
@@ -1450,9 +1853,13 @@ class Runner:
         for fd in fds:
             os.close(fd)
         self.sock.close()
+        if context:
+            names = run.enter()
+            gc.enable()
+            context_main(names)
         execute(run)
 
-    def run_in_child(self, flags: int, cwd: str, argv: List[str], environ: Dict[str, str], fds: List[int]) -> None:
+    def run_in_child(self, flags: int, cwd: str, argv: list[str], environ: dict[str, str], fds: list[int]) -> None:
         """Fork, and run a command line there."""
         if self.poll is None:
             self.poll = select.poll()
@@ -1518,8 +1925,13 @@ def rehearse() -> None:
     sys.path[:] = path
 
 
-def main(argv: List[str]) -> NoReturn:
+def main(argv: list[str]) -> NoReturn:
     """Dispatch on the mode."""
+    if argv == ["context"]:
+        prepare([])
+        sys.path.insert(0, "")
+        sys.argv = [""]
+        context_main(new_main("", False))
     if argv[:1] == ["zygote"]:
         options = dict(word.lstrip("-").split("=", 1) for word in argv[1:])
         zygote_main(int(options["control"]), [name for name in options.get("imports", "").split(",") if name])
