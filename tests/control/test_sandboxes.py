@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .conftest import serving
 from .test_requests import problem
 
 if TYPE_CHECKING:
     import httpx
-
-    from .conftest import Service
 
 pytestmark = pytest.mark.anyio
 
@@ -157,16 +156,23 @@ async def test_a_failed_start_leaves_a_record_that_says_so(client: httpx.AsyncCl
 
 
 async def test_metrics_count_under_the_roadmaps_names(client: httpx.AsyncClient) -> None:
+    async def counts() -> dict[str, float]:
+        response = await client.get("/metrics")
+        assert response.headers["content-type"].startswith("text/plain; version=")
+        lines = [line for line in response.text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    before = await counts()
     made = await create(client, sh("exit 0"))
     await client.get(f"/v1/sandboxes/{made['id']}/wait")
     await create(client, {})
-    response = await client.get("/metrics")
-    assert response.headers["content-type"].startswith("text/plain; version=")
-    lines = response.text.splitlines()
-    assert 'tartarus_sandbox_launch_duration_seconds_count{node="test",template="host"} 2.0' in lines
-    assert 'tartarus_sandbox_active_count{node="test",template="host"} 1.0' in lines
-    assert 'tartarus_sandbox_total{status="succeeded",template="host"} 1.0' in lines
-    assert 'tartarus_snapshot_cache_misses_total{template="host"} 2.0' in lines
+    after = await counts()
+    grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    assert grown['tartarus_sandbox_launch_duration_seconds_count{node="test",template="host"}'] == 2
+    assert grown['tartarus_sandbox_active_count{node="test",template="host"}'] == 1
+    assert grown['tartarus_sandbox_total{status="succeeded",template="host"}'] == 1
+    hits = grown.get('tartarus_snapshot_cache_hits_total{template="host"}', 0)
+    assert hits + grown.get('tartarus_snapshot_cache_misses_total{template="host"}', 0) == 2
 
 
 async def test_the_daemon_says_who_it_is(client: httpx.AsyncClient) -> None:
@@ -178,10 +184,11 @@ async def test_the_daemon_says_who_it_is(client: httpx.AsyncClient) -> None:
     }
 
 
-async def test_shutdown_ends_the_sandboxes_and_then_the_server(client: httpx.AsyncClient, service: Service) -> None:
-    made = await create(client, {})
-    waiting = asyncio.create_task(client.get(f"/v1/sandboxes/{made['id']}/wait"))
-    await asyncio.sleep(0.05)
-    assert (await client.post("/v1/shutdown")).status_code == 202
-    ended = (await waiting).json()
-    assert (ended["state"], ended["reason"]) == ("killed", "node_drain")
+async def test_shutdown_ends_the_sandboxes_and_then_the_server() -> None:
+    async with serving() as service, service.client() as client:
+        made = await create(client, {})
+        waiting = asyncio.create_task(client.get(f"/v1/sandboxes/{made['id']}/wait"))
+        await asyncio.sleep(0.05)
+        assert (await client.post("/v1/shutdown")).status_code == 202
+        ended = (await waiting).json()
+        assert (ended["state"], ended["reason"]) == ("killed", "node_drain")

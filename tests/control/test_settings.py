@@ -9,17 +9,19 @@ import pytest
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.settings import Settings
 
+USER = "/home/u/.local/state/tartarus"
+RUN = "run/tartarus.sock"
 CASES = [
     ({}, 0, "/var/lib/tartarus", "/run/tartarus/tartarus.sock"),
-    ({"HOME": "/root", "XDG_STATE_HOME": "/x", "XDG_RUNTIME_DIR": "/y"}, 0, "/var/lib/tartarus", "/run/tartarus/tartarus.sock"),
-    ({"TARTARUS_HOME": "/srv/t"}, 0, "/srv/t", "/srv/t/run/tartarus.sock"),
-    ({"TARTARUS_HOME": "/srv/t", "XDG_RUNTIME_DIR": "/y"}, 7, "/srv/t", "/srv/t/run/tartarus.sock"),
-    ({"HOME": "/home/u"}, 7, "/home/u/.local/state/tartarus", "/home/u/.local/state/tartarus/run/tartarus.sock"),
-    ({"HOME": "/home/u", "XDG_RUNTIME_DIR": "/run/user/7"}, 7, "/home/u/.local/state/tartarus", "/run/user/7/tartarus/tartarus.sock"),
-    ({"HOME": "/home/u", "XDG_STATE_HOME": "/s"}, 7, "/s/tartarus", "/s/tartarus/run/tartarus.sock"),
-    ({"HOME": "/home/u", "XDG_STATE_HOME": "relative", "XDG_RUNTIME_DIR": "too"}, 7, "/home/u/.local/state/tartarus", "/home/u/.local/state/tartarus/run/tartarus.sock"),
-    ({"HOME": "/home/u", "TARTARUS_HOME": "", "XDG_STATE_HOME": ""}, 7, "/home/u/.local/state/tartarus", "/home/u/.local/state/tartarus/run/tartarus.sock"),
-]  # fmt: skip
+    ({"XDG_STATE_HOME": "/x", "XDG_RUNTIME_DIR": "/y"}, 0, "/var/lib/tartarus", "/run/tartarus/tartarus.sock"),
+    ({"TARTARUS_HOME": "/srv/t"}, 0, "/srv/t", f"/srv/t/{RUN}"),
+    ({"TARTARUS_HOME": "/srv/t", "XDG_RUNTIME_DIR": "/y"}, 7, "/srv/t", f"/srv/t/{RUN}"),
+    ({"HOME": "/home/u"}, 7, USER, f"{USER}/{RUN}"),
+    ({"HOME": "/home/u", "XDG_RUNTIME_DIR": "/run/user/7"}, 7, USER, "/run/user/7/tartarus/tartarus.sock"),
+    ({"HOME": "/home/u", "XDG_STATE_HOME": "/s"}, 7, "/s/tartarus", f"/s/tartarus/{RUN}"),
+    ({"HOME": "/home/u", "XDG_STATE_HOME": "rel", "XDG_RUNTIME_DIR": "rel"}, 7, USER, f"{USER}/{RUN}"),
+    ({"HOME": "/home/u", "TARTARUS_HOME": "", "XDG_STATE_HOME": ""}, 7, USER, f"{USER}/{RUN}"),
+]
 
 
 @pytest.mark.parametrize(("environ", "uid", "state_dir", "socket"), CASES)

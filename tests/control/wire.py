@@ -22,7 +22,7 @@ class Ended(NamedTuple):
         return self.events[-1]
 
 
-def connect(socket: Path, path: str) -> unix_connect:
+def connect(socket: Path, path: str) -> Any:
     return unix_connect(
         str(socket), uri=f"ws://tartarus{path}", compression=None, max_size=None, ping_interval=None, max_queue=4
     )

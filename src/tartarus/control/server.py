@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from tartarus import __version__
 from tartarus.control.framing import StreamProtocol
 
 if TYPE_CHECKING:
+    import socket
+
     from litestar import Litestar
 
     from tartarus.control.peers import PeerListener
@@ -45,6 +48,8 @@ class Server(uvicorn.Server):
                 access_log=False,
                 date_header=False,
                 server_header=False,
+                # On every answer, the handshake's too: a client of another version learns it without asking.
+                headers=[("tartarus-version", __version__)],
                 proxy_headers=False,
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=max(1, round(grace_s)),
@@ -58,6 +63,11 @@ class Server(uvicorn.Server):
         """Serve the listening socket; `on_ready` is called once requests are being answered."""
         self._on_ready = on_ready
         await self.serve(sockets=[listener])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start as usual, with the headers that uvicorn's own loop would set each second."""
+        self.server_state.default_headers = list(self.config.encoded_headers)
+        await super().startup(sockets)
 
     async def main_loop(self) -> None:
         """Sleep until told to stop; then refuse new connections and let the node end its sandboxes."""
