@@ -177,7 +177,8 @@ def test_no_cgroups_at_all(tmp_path: Path) -> None:
     check = doctor.check_cgroups(tmp_path)
     assert check.ok is False
     assert "no memory, cpu, pids" in check.detail
-    assert "Delegate=yes" in check.fix
+    assert "run the daemon as root" in check.fix
+    assert "--privileged" in doctor.check_cgroups(tmp_path, "Docker").fix
 
 
 def test_cgroups_that_may_not_be_made(tmp_path: Path) -> None:

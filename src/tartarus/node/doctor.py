@@ -21,7 +21,7 @@ from tartarus.model.errors import GuestFailed, IsolationUnavailable
 from tartarus.model.units import format_size
 from tartarus.node import probes
 from tartarus.runtimes.confine import landlock
-from tartarus.runtimes.idmap import SPAN, host_id_map
+from tartarus.runtimes.idmap import host_id_map
 
 CONTAINER: Final = "container"
 PROCESS: Final = "process"
@@ -32,7 +32,9 @@ WANTED_FREE_BYTES: Final = 2 * 1024**3
 WANTED_CONTROLLERS: Final = ("memory", "cpu", "pids")
 _HOST_NAMESPACES: Final = {"pid": 0xEFFFFFFC, "cgroup": 0xEFFFFFFB}
 """Inode numbers that the kernel fixes for a host's first namespaces (PROC_PID_INIT_INO and its kin)."""
-_ENGINE_OPTIONS: Final = "--security-opt seccomp=unconfined --security-opt apparmor=unconfined"
+_ENGINE_OPTIONS: Final = "--cap-add SYS_ADMIN" + "".join(
+    f" --security-opt {what}=unconfined" for what in ("seccomp", "apparmor", "systempaths")
+)
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
@@ -57,10 +59,10 @@ def examine(state_dir: Path) -> list[Check]:
         check_seccomp(inside),
         check_landlock(landlock.abi()),
         *check_user_namespaces(inside),
-        check_id_map(),
+        check_id_map(inside),
         check_proc(inside),
         check_overlay(inside),
-        check_cgroups(_CGROUPS),
+        check_cgroups(_CGROUPS, inside),
         check_disk(state_dir),
         check_kvm(),
         check_tun(),
@@ -147,12 +149,9 @@ def check_user_namespaces(inside: str) -> list[Check]:
     return checks
 
 
-def check_id_map() -> Check:
+def check_id_map(inside: str) -> Check:
     """Whether a sandbox can have more user ids than one, tried on a real namespace."""
     wanted = host_id_map()
-    if wanted.privileged:
-        detail = f"root maps ids {wanted.base} to {wanted.base + wanted.span - 1}"
-        return Check("user ids", True, detail, "", (CONTAINER,))
     if wanted.span == 1:
         lacking = "no ids of yours in /etc/subuid and /etc/subgid" if shutil.which("newuidmap") else "no newuidmap"
         return Check("user ids", None, f"{lacking}: sandboxes know one user id, root", _subordinate_fix(), (CONTAINER,))
@@ -161,17 +160,16 @@ def check_id_map() -> Check:
     except IsolationUnavailable as error:
         return Check("user ids", False, str(error), _subordinate_fix(), (CONTAINER,))
     except OSError as error:
-        return Check("user ids", False, error.strerror or str(error), _namespace_fix(engine()), (CONTAINER,))
-    return Check("user ids", True, f"newuidmap maps {SPAN} ids from {wanted.base}", "", (CONTAINER,))
+        return Check("user ids", False, error.strerror or str(error), _namespace_fix(inside), (CONTAINER,))
+    who = "root" if wanted.privileged else "newuidmap"
+    return Check("user ids", True, f"{who} maps {wanted.span} ids from {wanted.base}", "", (CONTAINER,))
 
 
 def check_proc(inside: str) -> Check:
     """Whether a sandbox can have a /proc of its own."""
     found = probes.fresh_proc()
-    if found.works:
-        return Check("own /proc", True, "can be mounted", "", (CONTAINER,))
-    fix = _engine_fix(inside, "--security-opt systempaths=unconfined") or _namespace_fix(inside)
-    return Check("own /proc", False, found.detail, fix, (CONTAINER,))
+    fix = "" if found.works else _namespace_fix(inside)
+    return Check("own /proc", found.works, found.detail or "can be mounted", fix, (CONTAINER,))
 
 
 def check_overlay(inside: str) -> Check:
@@ -182,7 +180,7 @@ def check_overlay(inside: str) -> Check:
     return Check("overlayfs", found.works, detail, "" if found.works else fix, (CONTAINER,))
 
 
-def check_cgroups(root: Path) -> Check:
+def check_cgroups(root: Path, inside: str = "") -> Check:
     """Which limits control groups can enforce for us."""
     kind, parents = cgroup_parents(root)
     made = {name: probes.make_cgroup(parent) for name, parent in parents.items()}
@@ -191,7 +189,8 @@ def check_cgroups(root: Path) -> Check:
         return Check("cgroups", True, f"{kind}: {', '.join(made)}", "", EVERY_LEVEL)
     why = next((result.detail for result in made.values() if not result.works), "")
     detail = f"{kind}: no {', '.join(missing)}; these limits are not enforced" + (f" ({why})" if why else "")
-    fix = "run the daemon as root, or: systemd-run --user --scope -p Delegate=yes tartarus up"
+    delegated = ", or: systemd-run --user --scope -p Delegate=yes tartarus up" if kind == "v2" else ""
+    fix = f"start the {inside} container with --privileged" if inside else f"run the daemon as root{delegated}"
     return Check("cgroups", None if len(missing) < len(WANTED_CONTROLLERS) else False, detail, fix, EVERY_LEVEL)
 
 
@@ -242,11 +241,12 @@ def check_kvm() -> Check:
 def check_tun() -> Check:
     """Whether network taps can be made."""
     found = probes.tun()
-    return Check("tun", None, found.detail or "offered", "" if found.works else "sudo modprobe tun", (MICROVM,))
+    fix = "run as root" if Path("/dev/net/tun").exists() else "sudo modprobe tun"
+    return Check("tun", None, found.detail or "offered", "" if found.works else fix, (MICROVM,))
 
 
-def _engine_fix(inside: str, option: str = _ENGINE_OPTIONS) -> str:
-    return f"start the {inside} container with {option}, or with --privileged" if inside else ""
+def _engine_fix(inside: str) -> str:
+    return f"start the {inside} container with --privileged, or with {_ENGINE_OPTIONS}" if inside else ""
 
 
 def _namespace_fix(inside: str) -> str:

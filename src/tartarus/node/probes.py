@@ -121,9 +121,11 @@ def _become_nobody() -> None:
 
 
 def user_namespaces() -> Result:
-    """Make every namespace that the container level uses, as whoever we are."""
+    """Make every namespace that the container level uses, in the order it does, as whoever we are."""
 
     def work() -> str:
+        if os.geteuid() == 0:
+            call("unshare", _NEWNS)  # root gathers the template's files first; in an engine it may lack the right
         _enter_user_namespace(ALL_NAMESPACES)
         return ""
 
