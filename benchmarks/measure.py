@@ -67,7 +67,9 @@ def machine() -> dict[str, Any]:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
     )
-    memory = next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    memory = next(
+        line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal")
+    )
     import os
 
     return {
@@ -82,7 +84,9 @@ def table(rows: list[Row]) -> str:
     ours: dict[str, Row] = {}
     for row in rows:
         first = ours.setdefault(row.bench, row)
-        ratio = "" if first is row or not first.median or row.unit != first.unit else f"{row.median / first.median:.2f}x"
+        ratio = (
+            "" if first is row or not first.median or row.unit != first.unit else f"{row.median / first.median:.2f}x"
+        )
         lines.append(
             f"{row.bench:34} {row.contender:26} {row.median:>7.2f} {row.unit:<3}{row.p99:>9.2f}  {ratio:>8}  {row.note}"
         )

@@ -67,7 +67,11 @@ def command(argv: list[str], cwd: Path | None = None) -> Timed:
     async def timed() -> float:
         began = time.perf_counter()
         process = await asyncio.create_subprocess_exec(
-            *argv, cwd=cwd, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+            *argv,
+            cwd=cwd,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
         )
         _, errors = await process.communicate()
         if process.returncode:
@@ -81,7 +85,10 @@ def _peers_of_true(home: Path) -> dict[str, Timed]:
     found: dict[str, Timed] = {}
     if (argv := peers.bubblewrap(["/usr/bin/true"])) is not None:
         found["bubblewrap"] = command(argv)
-    for runtime, label, options in (("runc", "runc", []), ("runsc", "gVisor (systrap)", ["--platform=systrap", "--network=none", "--ignore-cgroups"])):
+    for runtime, label, options in (
+        ("runc", "runc", []),
+        ("runsc", "gVisor (systrap)", ["--platform=systrap", "--network=none", "--ignore-cgroups"]),
+    ):
         directory = home / runtime
         directory.mkdir(exist_ok=True)
         if peers.bundle(directory, runtime, ["true"]) is not None:
@@ -129,7 +136,7 @@ async def first_result_warm(_home: Path) -> list[Row]:
         interpreter = next(STATE.rglob("opt/tartarus/venv/bin/python3"))
         rows = await alternate(
             "warm python-ds",
-            {"tartarus, first output": until_output, "tartarus, gone": until_gone, "tartarus process, gone": process_gone,
+            {"tartarus, first output": until_output, "tartarus, gone": until_gone, "process level, gone": process_gone,
              "plain python3": command([str(interpreter), "-c", PANDAS])},
             60, slow_runs=10,
         )  # fmt: skip
@@ -139,7 +146,9 @@ async def first_result_warm(_home: Path) -> list[Row]:
             return (await run_once(node, bare, b"42\n"))[1]
 
         rows += await alternate(
-            "warm bare python", {"tartarus, gone": bare_gone, "plain python3": command(["/usr/bin/python3", "-c", "print(6*7)"])}, 60
+            "warm bare python",
+            {"tartarus, gone": bare_gone, "plain python3": command(["/usr/bin/python3", "-c", "print(6*7)"])},
+            60,
         )
         return rows
 
@@ -167,7 +176,8 @@ async def launches_per_second(_home: Path) -> list[Row]:
         ):
             await _rate(node, spec, expected, 4, 40)
             for in_flight in (1, 4, 16, 64):
-                rows.append(Row("launches per second", f"{label}, {in_flight} at once", "/s", [await _rate(node, spec, expected, in_flight, total)]))
+                rate = await _rate(node, spec, expected, in_flight, total)
+                rows.append(Row("launches per second", f"{label}, {in_flight} at once", "/s", [rate]))  # noqa: PERF401
         return rows
 
 
@@ -233,7 +243,18 @@ async def output_throughput(_home: Path) -> list[Row]:
 
 async def _docker_throughput() -> float:
     size = 256 * 1024**2
-    argv = ["docker", "run", "--rm", "--network=none", "--log-driver=none", "tartarus-bench", "dd", "if=/dev/zero", "bs=1M", f"count={size >> 20}"]
+    argv = [
+        "docker",
+        "run",
+        "--rm",
+        "--network=none",
+        "--log-driver=none",
+        "tartarus-bench",
+        "dd",
+        "if=/dev/zero",
+        "bs=1M",
+        f"count={size >> 20}",
+    ]
     took = await command(argv)()
     return size / 2**30 / (took / 1e3)
 

@@ -13,10 +13,22 @@ BUSYBOX = "/bin/busybox"
 
 
 def bubblewrap(argv: list[str]) -> list[str] | None:
-    """bwrap with every namespace, /usr read-only."""
+    """Bwrap with every namespace, /usr read-only."""
     if not shutil.which("bwrap"):
         return None
-    base = ["bwrap", "--unshare-all", "--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    base = [
+        "bwrap",
+        "--unshare-all",
+        "--ro-bind",
+        "/usr",
+        "/usr",
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--tmpfs",
+        "/tmp",
+    ]
     for name in ("bin", "lib", "lib64", "sbin"):
         base += ["--symlink", f"usr/{name}", f"/{name}"]
     return [*base, "--die-with-parent", "--", *argv]
@@ -46,7 +58,10 @@ def docker_image() -> bool:
     """Whether a Docker engine answers; makes the image `tartarus-bench` from busybox when it does."""
     if not shutil.which("docker"):
         return False
-    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0 or not Path(BUSYBOX).exists():
+    if (
+        subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0
+        or not Path(BUSYBOX).exists()
+    ):
         return False
     buffer = BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -55,5 +70,7 @@ def docker_image() -> bool:
             link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(link)
-    done = subprocess.run(["docker", "import", "-", "tartarus-bench"], input=buffer.getvalue(), capture_output=True, check=False)
+    done = subprocess.run(
+        ["docker", "import", "-", "tartarus-bench"], input=buffer.getvalue(), capture_output=True, check=False
+    )
     return done.returncode == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from tartarus.model.sandbox import ExecSpec, Isolation, Reason, SandboxRecord, SandboxSpec
 from tartarus.model.settings import Settings
 from tartarus.node.sandbox import Sandbox
@@ -82,7 +83,7 @@ async def finish(sandbox: Sandbox) -> Ran:
 
 @pytest.fixture
 def run(node: Node) -> Run:
-    """Run a command to its end: `await run(isolation, "echo", "hi", template=…)`."""
+    """A function that runs one command to its end."""
 
     async def run_one(isolation: Isolation, *argv: str, stdin: bytes | None = None, **spec: object) -> Ran:
         command = ExecSpec(argv=argv, stdin=stdin is not None)
@@ -95,4 +96,6 @@ def run(node: Node) -> Run:
     return run_one
 
 
-both_levels = pytest.mark.parametrize("isolation", [Isolation.CONTAINER, Isolation.PROCESS], ids=lambda level: level.value)
+both_levels = pytest.mark.parametrize(
+    "isolation", [Isolation.CONTAINER, Isolation.PROCESS], ids=lambda level: level.value
+)

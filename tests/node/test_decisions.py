@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tartarus.model.errors import IsolationUnavailable, Unsupported
 from tartarus.model.sandbox import ExitStatus, Isolation, Mount, Reason, SandboxSpec
 from tartarus.model.states import State
@@ -43,6 +44,8 @@ def test_auto_does_not_fall_to_a_level_that_lacks_what_is_needed() -> None:
         (None, None, 0, State.LOST, Reason.LOST),
     ],
 )
-def test_outcome(ending: Reason | None, status: ExitStatus | None, oom_kills: int, state: State, reason: Reason) -> None:
+def test_outcome(
+    ending: Reason | None, status: ExitStatus | None, oom_kills: int, state: State, reason: Reason
+) -> None:
     found, changes = outcome(ending, status, oom_kills)
     assert (found, changes["reason"]) == (state, reason)

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+
 from tartarus.model.errors import NoSpace
 from tartarus.node import outputlog
 from tartarus.node.outputlog import OutputLog, finished

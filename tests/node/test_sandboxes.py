@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.node.conftest import TENANT, Run, both_levels, finish
+
 from tartarus.model.errors import (
     CommandNotFound,
     InvalidRequest,
@@ -19,7 +21,6 @@ from tartarus.model.sandbox import ExecSpec, Isolation, Mount, Reason, ResourceR
 from tartarus.model.states import State
 from tartarus.node.service import Node
 from tartarus.store.sandboxes import SandboxStore
-from tests.node.conftest import TENANT, Run, both_levels, finish
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs("root", "cgroups")]
 MIB = 1024**2
@@ -72,9 +73,13 @@ async def test_environment_and_workdir(run: Run, isolation: Isolation) -> None:
 
 
 @both_levels
-async def test_missing_command_is_an_error_and_leaves_only_a_record(node: Node, store: SandboxStore, isolation: Isolation) -> None:
+async def test_missing_command_is_an_error_and_leaves_only_a_record(
+    node: Node, store: SandboxStore, isolation: Isolation
+) -> None:
     with pytest.raises(CommandNotFound):
-        await node.create(TENANT, SandboxSpec(isolation=isolation, name="missing", command=ExecSpec(argv=("/no/such",))))
+        await node.create(
+            TENANT, SandboxSpec(isolation=isolation, name="missing", command=ExecSpec(argv=("/no/such",)))
+        )
     record = await store.get(TENANT, "missing")
     assert (record.state, record.reason) == (State.FAILED, Reason.START_FAILED)
 
@@ -86,7 +91,7 @@ async def test_not_executable(node: Node, isolation: Isolation) -> None:
 
 
 async def test_missing_workdir_is_refused(node: Node) -> None:
-    with pytest.raises(InvalidRequest, match="workdir|working directory"):
+    with pytest.raises(InvalidRequest, match="working directory"):
         await node.create(TENANT, SandboxSpec(command=ExecSpec(argv=("true",), workdir="/no/such")))
 
 
@@ -113,8 +118,13 @@ async def test_kill_ends_everything_and_may_be_repeated(node: Node, isolation: I
 
 @both_levels
 async def test_escaped_children_end_with_the_sandbox(node: Node, isolation: Isolation) -> None:
-    code = "import os,time\nif os.fork()==0:\n os.setsid()\n if os.fork()==0:\n  time.sleep(600)\n os._exit(0)\nos.wait();print('up',flush=True);time.sleep(600)"
-    sandbox = await node.create(TENANT, SandboxSpec(isolation=isolation, command=ExecSpec(argv=("python3", "-c", code))))
+    code = (
+        "import os,time\nif os.fork()==0:\n os.setsid()\n if os.fork()==0:\n  time.sleep(600)\n os._exit(0)\n"
+        "os.wait();print('up',flush=True);time.sleep(600)"
+    )
+    sandbox = await node.create(
+        TENANT, SandboxSpec(isolation=isolation, command=ExecSpec(argv=("python3", "-c", code)))
+    )
     assert sandbox.main is not None
     assert await sandbox.main.read() == (1, b"up\n")
     pids = _pids_in(sandbox.record.id)
@@ -173,7 +183,9 @@ async def test_template_limits_hold_unless_others_are_asked(node: Node) -> None:
 @both_levels
 async def test_pause_stops_time_for_the_command(node: Node, isolation: Isolation) -> None:
     loop = "while :; do echo x; sleep 0.02; done"
-    sandbox = await node.create(TENANT, SandboxSpec(isolation=isolation, command=ExecSpec(argv=("/bin/sh", "-c", loop))))
+    sandbox = await node.create(
+        TENANT, SandboxSpec(isolation=isolation, command=ExecSpec(argv=("/bin/sh", "-c", loop)))
+    )
     assert sandbox.main is not None
     await sandbox.main.read()
     await sandbox.pause()
@@ -206,7 +218,10 @@ async def test_commands_beside_the_main_one(node: Node, isolation: Isolation) ->
 
 async def test_mounts_show_host_files_with_the_callers_ids(run: Run, tmp_path: Path) -> None:
     (tmp_path / "in").write_text("from the host")
-    script = "cat /data/in; echo new > /data/out; touch /fixed/x 2>/dev/null || echo read-only; chmod u+s /data/out 2>/dev/null || echo no-setuid"
+    script = (
+        "cat /data/in; echo new > /data/out; touch /fixed/x 2>/dev/null || echo read-only; "
+        "chmod u+s /data/out 2>/dev/null || echo no-setuid"
+    )
     ran = await run(
         Isolation.CONTAINER, "/bin/sh", "-c", script,
         mounts=(Mount(str(tmp_path), "/data"), Mount(str(tmp_path), "/fixed", read_only=True)),
@@ -219,7 +234,12 @@ async def test_mounts_show_host_files_with_the_callers_ids(run: Run, tmp_path: P
 
 async def test_a_single_file_can_be_mounted(run: Run, tmp_path: Path) -> None:
     (tmp_path / "config").write_text("yes")
-    ran = await run(Isolation.CONTAINER, "cat", "/etc/my/config", mounts=(Mount(str(tmp_path / "config"), "/etc/my/config", read_only=True),))
+    ran = await run(
+        Isolation.CONTAINER,
+        "cat",
+        "/etc/my/config",
+        mounts=(Mount(str(tmp_path / "config"), "/etc/my/config", read_only=True),),
+    )
     assert ran.out == b"yes"
 
 
@@ -234,7 +254,9 @@ async def test_mounts_are_refused_where_they_cant_be(run: Run, tmp_path: Path) -
 async def test_two_sandboxes_share_nothing(node: Node, isolation: Isolation) -> None:
     one = await node.create(TENANT, SandboxSpec(isolation=isolation))
     two = await node.create(TENANT, SandboxSpec(isolation=isolation))
-    write = await one.exec(ExecSpec(argv=("/bin/sh", "-c", "echo secret > $HOME/secret; echo secret > /tmp/tartarus-probe")))
+    write = await one.exec(
+        ExecSpec(argv=("/bin/sh", "-c", "echo secret > $HOME/secret; echo secret > /tmp/tartarus-probe"))
+    )
     await write.wait()
     look = await two.exec(ExecSpec(argv=("/bin/sh", "-c", "cat $HOME/secret /tmp/tartarus-probe")))
     assert (await look.wait()).shell_status != 0

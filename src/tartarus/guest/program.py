@@ -78,9 +78,7 @@ class Program:
         """Write the address of `target` into the structure `into`, `at` bytes from its start."""
         self._op(_RELOC, 0, (_IMM, _IMM), (target.offset, into.offset + at), step="")
 
-    def syscall(
-        self, name: str, *args: Argument, step: str = "", store: Slot | None = None, ok: int = 0
-    ) -> None:
+    def syscall(self, name: str, *args: Argument, step: str = "", store: Slot | None = None, ok: int = 0) -> None:
         """Add a call. `step` says in words what it is for; `ok` is an errno that counts as success."""
         tags: list[int] = []
         values: list[int] = []
@@ -129,8 +127,16 @@ class Program:
         padding = 6 - len(tags)
         self._ops.append(
             _OP.pack(
-                kind, 0, ok, nr, -1 if store is None else store.offset, len(self.steps),
-                *tags, *([0] * padding), *values, *([0] * padding),
-            )  # fmt: skip
+                kind,
+                0,
+                ok,
+                nr,
+                -1 if store is None else store.offset,
+                len(self.steps),
+                *tags,
+                *([0] * padding),
+                *values,
+                *([0] * padding),
+            )
         )
         self.steps.append(step)

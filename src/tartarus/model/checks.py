@@ -40,11 +40,17 @@ def check_command(argv: tuple[str, ...], env: dict[str, str]) -> None:
     for position, argument in enumerate(argv):
         no_nul(argument, f"argument {position}")
         size = len(argument.encode("utf-8", "surrogateescape"))
-        require(size <= MAX_ARG_BYTES, f"argument {position} is {size} bytes long",
-                 f"the kernel takes at most {MAX_ARG_BYTES}: pass it in a file or on standard input")
+        require(
+            size <= MAX_ARG_BYTES,
+            f"argument {position} is {size} bytes long",
+            f"the kernel takes at most {MAX_ARG_BYTES}: pass it in a file or on standard input",
+        )
         total += size + 9
-    require(total <= MAX_ARGV_BYTES, f"arguments and environment are {total} bytes in all",
-             f"the kernel takes at most {MAX_ARGV_BYTES}: pass data in a file or on standard input")
+    require(
+        total <= MAX_ARGV_BYTES,
+        f"arguments and environment are {total} bytes in all",
+        f"the kernel takes at most {MAX_ARGV_BYTES}: pass data in a file or on standard input",
+    )
 
 
 def check_mount(mount: Mount) -> None:
@@ -52,8 +58,14 @@ def check_mount(mount: Mount) -> None:
     no_nul(mount.source, "mount source")
     no_nul(mount.target, "mount target")
     for path, end in ((mount.source, "source"), (mount.target, "target")):
-        require(path.startswith("/") and ".." not in path.split("/"), f"mount {end} {path!r} is not an absolute path",
-                 "write --mount /on/host:/in/sandbox[:ro]")
+        require(
+            path.startswith("/") and ".." not in path.split("/"),
+            f"mount {end} {path!r} is not an absolute path",
+            "write --mount /on/host:/in/sandbox[:ro]",
+        )
     top = "/" + mount.target.strip("/").split("/")[0]
-    require(top not in {"/", "/proc", "/sys", "/dev"}, f"mount target {mount.target!r} would hide {top}",
-             "choose another place, such as /work")
+    require(
+        top not in {"/", "/proc", "/sys", "/dev"},
+        f"mount target {mount.target!r} would hide {top}",
+        "choose another place, such as /work",
+    )

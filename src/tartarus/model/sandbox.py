@@ -95,8 +95,11 @@ class ExecSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         check_command(self.argv, self.env)
         no_nul(self.workdir, "workdir")
-        require(not self.workdir or self.workdir.startswith("/"), f"workdir {self.workdir!r} is not absolute",
-                 "begin it with /")
+        require(
+            not self.workdir or self.workdir.startswith("/"),
+            f"workdir {self.workdir!r} is not absolute",
+            "begin it with /",
+        )
 
 
 class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,10 +126,16 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             check_name(self.name)
         check_env(self.env)
         no_nul(self.workdir, "workdir")
-        require(not self.workdir or self.workdir.startswith("/"), f"workdir {self.workdir!r} is not absolute",
-                 "begin it with /")
-        require(self.timeout_s is None or 0 < self.timeout_s <= 366 * 86400, "timeout is out of range",
-                 "use more than 0 and at most 366d")
+        require(
+            not self.workdir or self.workdir.startswith("/"),
+            f"workdir {self.workdir!r} is not absolute",
+            "begin it with /",
+        )
+        require(
+            self.timeout_s is None or 0 < self.timeout_s <= 366 * 86400,
+            "timeout is out of range",
+            "use more than 0 and at most 366d",
+        )
         require(len(self.labels) <= MAX_LABELS, f"{len(self.labels)} labels", f"use at most {MAX_LABELS}")
         for mount in self.mounts:
             check_mount(mount)

@@ -70,7 +70,11 @@ class Levels:
                 reports.append(LevelReport(isolation, False, str(error), error.fix, capabilities, None))
                 continue
             took = round((time.perf_counter() - began) * 1e3, 1)
-            detail = "; ".join(capabilities.missing) if capabilities is not None and capabilities.missing else "all limits enforced"
+            detail = (
+                "; ".join(capabilities.missing)
+                if capabilities is not None and capabilities.missing
+                else "all limits enforced"
+            )
             reports.append(LevelReport(isolation, True, detail, "", capabilities, took))
         return reports
 

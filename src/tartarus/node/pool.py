@@ -69,7 +69,11 @@ class SnapshotPool:
                 entry.snapshot.cool()
 
     def _coolable(self, keep: Snapshot | None) -> Iterable[_Entry]:
-        parked = [e for e in self._entries.values() if e.snapshot is not None and e.snapshot.is_warm and e.snapshot is not keep]
+        parked = [
+            e
+            for e in self._entries.values()
+            if e.snapshot is not None and e.snapshot.is_warm and e.snapshot is not keep
+        ]
         return sorted(parked, key=lambda entry: entry.used_at)
 
     async def close(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 import structlog
 
@@ -14,7 +14,7 @@ from tartarus.guest.channel import GuestChannel, GuestExec, GuestProcess
 from tartarus.guest.contexts import CodeContext
 from tartarus.model.errors import ContextNotFound, GuestFailed, InvalidState, NoSpace, TartarusError
 from tartarus.model.ids import new_id
-from tartarus.model.sandbox import ExecSpec, ExitStatus, Isolation, Reason, SandboxRecord, Stats
+from tartarus.model.sandbox import ExecSpec, ExitStatus, Reason, SandboxRecord, Stats
 from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node.outputlog import OutputLog
@@ -202,8 +202,14 @@ class Sandbox:
         argv = spec.argv
         if argv[0] == "tartarus-context" and not warm:
             if warm_up is None:
-                raise GuestFailed(f"template {self.template.id} runs no code contexts", fix="use a template with Python")
-            argv = (self._places.localize(warm_up.interpreter), self._places.localize("/opt/tartarus/runner.py"), "context")
+                raise GuestFailed(
+                    f"template {self.template.id} runs no code contexts", fix="use a template with Python"
+                )
+            argv = (
+                self._places.localize(warm_up.interpreter),
+                self._places.localize("/opt/tartarus/runner.py"),
+                "context",
+            )
         sandbox = self.record.spec
         env = base_environment(self._places.home)
         if spec.tty:
@@ -268,22 +274,25 @@ class Sandbox:
         finally:
             timer.cancel()
 
-    def _spawn(self, work: object) -> None:
-        task = self._loop.create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
-def outcome(ending: Reason | None, status: ExitStatus | None, oom_kills: int) -> tuple[State, dict[str, object]]:
+def outcome(ending: Reason | None, status: ExitStatus | None, oom_kills: int) -> tuple[State, dict[str, Any]]:
     """The final state and record fields, from why it ended, how its command exited, and out-of-memory kills."""
-    changes: dict[str, object] = {"reason": ending or Reason.LOST}
+    changes: dict[str, Any] = {"reason": ending or Reason.LOST}
     if status is not None:
         changes |= {"exit_code": status.shell_status, "exit_signal": status.signal or None}
     if ending is Reason.TIMEOUT:
         return State.TIMED_OUT, changes | {"message": "the time limit passed"}
     if ending is Reason.COMPLETED and status is not None:
         if status.signal == signal.SIGKILL and oom_kills:
-            return State.FAILED, changes | {"reason": Reason.RESOURCE_LIMIT, "message": "killed: the memory limit was reached"}
+            return State.FAILED, changes | {
+                "reason": Reason.RESOURCE_LIMIT,
+                "message": "killed: the memory limit was reached",
+            }
         return (State.SUCCEEDED if status.shell_status == 0 else State.FAILED), changes
     if ending is None:
         return State.LOST, changes | {"message": "its guest agent ended"}

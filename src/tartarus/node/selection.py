@@ -19,7 +19,9 @@ def choose(spec: SandboxSpec, unavailable: Mapping[Isolation, str]) -> tuple[Iso
         why = unavailable.get(spec.isolation)
         if why is not None:
             raise IsolationUnavailable(
-                f"this host can't give isolation {spec.isolation.value!r}", why=why, fix="tartarus doctor shows how to get it"
+                f"this host can't give isolation {spec.isolation.value!r}",
+                why=why,
+                fix="tartarus doctor shows how to get it",
             )
         return spec.isolation, "asked for"
     passed_over = []

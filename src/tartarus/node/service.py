@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from tartarus.model.errors import InvalidState, SandboxNotFound, TartarusError, 
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec
 from tartarus.model.settings import Settings
-from tartarus.model.states import TERMINAL, State
+from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node import reconcile, selection
 from tartarus.node.levels import LevelReport, Levels
@@ -29,6 +28,7 @@ from tartarus.telemetry.metrics import Metrics
 
 _log = structlog.get_logger("tartarus.node")
 _RECONCILE_EVERY_S = 60.0
+_MIN_PREFIX = 8  # "sbx-" and four characters
 
 
 class Node:
@@ -62,7 +62,9 @@ class Node:
         self._stopping = True
         if self._background is not None:
             self._background.cancel()
-        await asyncio.gather(*(sandbox.kill(reason=reason) for sandbox in list(self._live.values())), return_exceptions=True)
+        await asyncio.gather(
+            *(sandbox.kill(reason=reason) for sandbox in list(self._live.values())), return_exceptions=True
+        )
         await self._pool.close()
         await self._levels.close()
 
@@ -102,7 +104,7 @@ class Node:
         snapshot, ready = await self._pool.get(rootfs, record.isolation, warm=warm)
         runtime = self._levels.runtimes[record.isolation]
         request = GuestRequest(
-            id=record.id, hostname=record.id, resources=spec.resources.over(template.resources), mounts=spec.mounts, owner_uid=_uid_of(record.tenant)
+            id=record.id, hostname=record.id, resources=spec.resources.over(template.resources), mounts=spec.mounts
         )
         guest = await runtime.clone(snapshot, request, warm=warm)
         try:
@@ -113,7 +115,12 @@ class Node:
         start_ms = round((time.perf_counter() - clock) * 1e3, 3)
         try:
             sandbox.record = await self._store.transition(
-                record.id, {State.STARTING}, State.RUNNING, started_at=time.time(), start_ms=start_ms, warm=warm and ready
+                record.id,
+                {State.STARTING},
+                State.RUNNING,
+                started_at=time.time(),
+                start_ms=start_ms,
+                warm=warm and ready,
             )
         except BaseException:
             await asyncio.shield(guest.destroy())
@@ -147,10 +154,10 @@ class Node:
         if exact is not None and exact.record.tenant == tenant:
             return exact
         found = [
-            sandbox for sandbox in self._live.values()
-            if sandbox.record.tenant == tenant
-            and (sandbox.record.name == id_or_name or (len(id_or_name) >= 8 and sandbox.record.id.startswith(id_or_name)))
-        ]  # fmt: skip
+            sandbox
+            for sandbox in self._live.values()
+            if sandbox.record.tenant == tenant and _is_called(sandbox.record, id_or_name)
+        ]
         if len(found) != 1:
             raise SandboxNotFound(f"no live sandbox {id_or_name!r}", fix="tartarus ps --all lists yours")
         return found[0]
@@ -215,9 +222,9 @@ class Node:
                 path.unlink(missing_ok=True)
 
 
-def _uid_of(tenant: str) -> int:
-    prefix, _, number = tenant.partition("-")
-    return int(number) if prefix == "uid" and number.isdigit() else os.geteuid()
+def _is_called(record: SandboxRecord, id_or_name: str) -> bool:
+    is_prefix = len(id_or_name) >= _MIN_PREFIX and record.id.startswith(id_or_name)
+    return record.name == id_or_name or is_prefix
 
 
 def _progress(template_id: str) -> Callable[[str], None]:

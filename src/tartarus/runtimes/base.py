@@ -12,7 +12,6 @@ from tartarus.guest.channel import GuestChannel
 from tartarus.model.sandbox import Isolation, Mount, Resources, Stats
 from tartarus.model.template import Template
 
-
 GUEST_PREFIX = "/opt/tartarus"
 """Where a template keeps its runner and virtual environment, in its own root file system."""
 
@@ -48,7 +47,6 @@ class GuestRequest(msgspec.Struct, frozen=True):
     hostname: str
     resources: Resources
     mounts: tuple[Mount, ...] = ()
-    owner_uid: int = 0
 
 
 class Places(msgspec.Struct, frozen=True):

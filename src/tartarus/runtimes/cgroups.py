@@ -94,7 +94,7 @@ def _read(path: str) -> str:
 
 
 def _number(text: str) -> int:
-    word = text.split()[0] if text.split() else ""
+    word = text.split(maxsplit=1)[0] if text.split() else ""
     return int(word) if word.isdigit() else 0
 
 
@@ -177,7 +177,8 @@ class _V1Cgroup:
         _kill_all(f"{path}/cgroup.procs")
 
     def remove(self) -> bool:
-        return all([_rmdir(path) for path in self._paths.values()])
+        removed = [_rmdir(path) for path in self._paths.values()]  # each is tried, whatever became of the others
+        return all(removed)
 
 
 class _V1Hierarchy:
@@ -293,6 +294,15 @@ class _V2Hierarchy:
 
     def existing(self) -> list[str]:
         return sorted(entry.name for entry in os.scandir(self._base) if entry.is_dir())
+
+
+def attach(cgroup: Cgroup, pid: int) -> None:
+    """Move a new guest in. One that died already is no error: its channel tells why."""
+    try:
+        if pid > 0:
+            cgroup.attach(pid)
+    except ProcessLookupError:
+        return
 
 
 def _quota(resources: Resources) -> int:

@@ -102,7 +102,9 @@ class HostGuest:
     def _require_cgroup(self, doing: str) -> Cgroup:
         if self._cgroup is None:
             raise Unsupported(
-                f"can't {doing} this sandbox", why="this host lets the daemon make no cgroup", fix="run the daemon as root"
+                f"can't {doing} this sandbox",
+                why="this host lets the daemon make no cgroup",
+                fix="run the daemon as root",
             )
         return self._cgroup
 
@@ -115,7 +117,9 @@ class HostGuest:
     async def _clean_up(self) -> None:
         try:
             if self._cgroup is not None:
-                self._final_stats = Stats(memory_limit_bytes=self._resources.memory_bytes, oom_kills=self._cgroup.oom_kills())
+                self._final_stats = Stats(
+                    memory_limit_bytes=self._resources.memory_bytes, oom_kills=self._cgroup.oom_kills()
+                )
                 await self._remove(self._cgroup)
             if self._after_end is not None:
                 await self._after_end()

@@ -37,7 +37,9 @@ class IdMap(msgspec.Struct, frozen=True):
                 argv = [tool, str(pid), "0", own, "1", "1", str(self.base), str(self.span - 1)]
                 done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=10)
                 if done.returncode:
-                    raise IsolationUnavailable(f"{tool} refused", why=done.stderr.strip(), fix="check /etc/subuid and /etc/subgid")
+                    raise IsolationUnavailable(
+                        f"{tool} refused", why=done.stderr.strip(), fix="check /etc/subuid and /etc/subgid"
+                    )
         else:
             Path(f"/proc/{pid}/setgroups").write_text("deny", encoding="ascii")
             Path(f"/proc/{pid}/uid_map").write_text(f"0 {os.getuid()} 1", encoding="ascii")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import os
 import socket
 import struct
@@ -17,7 +19,9 @@ from tartarus.runtimes.packets import Answer, ControlSocket
 
 _CLONE = struct.Struct("<QI")
 _ZYGOTE_LOG_BYTES = 8192
+_LOW_FDS = 16
 WARM_UP_TIMEOUT_S = 120.0
+_EXHAUSTED = frozenset({errno.EAGAIN, errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.ENOSPC})
 
 
 class Clone:
@@ -51,27 +55,13 @@ class Nursery:
     async def spawn(cls, what: str, *, shared_pids: bool) -> Nursery:
         """Start one, unconfined yet: `run` and `fork` make it a template's."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        executable = agent_memfd()
         try:
-            argv = ["tartarus-guest", "nursery", "--shared-pids" if shared_pids else "--own-pids"]
-            pid = os.posix_spawn(
-                f"/proc/self/fd/{executable}",
-                argv,
-                {},
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_RDWR, 0),
-                    (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_RDWR, 0),
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
-                ],
-                setsid=True,
-            )
+            pid = _spawn_process(theirs.fileno(), shared_pids=shared_pids)
         except OSError as error:
             ours.close()
-            raise GuestFailed("the nursery can't be started", why=error.strerror or str(error)) from error
+            raise exhausted_or_failed("the nursery can't be started", error.errno or 0) from error
         finally:
             theirs.close()
-            os.close(executable)
         return cls(ControlSocket(ours, f"nursery of {what}"), pid, what)
 
     async def run(self, program: Program, fds: Sequence[int] = ()) -> None:
@@ -207,12 +197,8 @@ class WarmNursery:
         self.cool()
         self.nursery.close()
         for _ in range(5000):
-            try:
-                if os.waitpid(self.nursery.pid, os.WNOHANG)[0] == self.nursery.pid:
-                    return
-            except ChildProcessError:
-                if not os.path.exists(f"/proc/{self.nursery.pid}"):
-                    return
+            if _is_gone(self.nursery.pid):
+                return
             await asyncio.sleep(0.001)
 
 
@@ -237,6 +223,35 @@ def exhausted_or_failed(what: str, error: int) -> GuestFailed | NoSpace:
     return GuestFailed(what, why=os.strerror(error), fix="tartarus doctor shows what this host lacks")
 
 
+def _spawn_process(control_fd: int, *, shared_pids: bool) -> int:
+    """Execute the agent's binary as a nursery with `control_fd` as its descriptor 3; returns its pid."""
+    sealed = agent_memfd()
+    try:
+        # Out of the way of 3, which the child's control socket takes before this is executed.
+        executable = fcntl.fcntl(sealed, fcntl.F_DUPFD_CLOEXEC, _LOW_FDS)
+    finally:
+        os.close(sealed)
+    null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
+    try:
+        return os.posix_spawn(
+            f"/proc/self/fd/{executable}",
+            ["tartarus-guest", "nursery", "--shared-pids" if shared_pids else "--own-pids"],
+            {},
+            file_actions=[*null, (os.POSIX_SPAWN_DUP2, control_fd, 3)],
+            setsid=True,
+        )
+    finally:
+        os.close(executable)
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether a process has ended; reaps it where it is our child."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return not os.path.exists(f"/proc/{pid}")
+
+
 def _strings(items: Sequence[str]) -> bytes:
     encoded = [item.encode("utf-8", "surrogateescape") for item in items]
     return struct.pack("<I", len(encoded)) + b"".join(struct.pack("<I", len(item)) + item for item in encoded)
@@ -258,7 +273,13 @@ def warm_command(template: Template, prefix: str = GUEST_PREFIX) -> tuple[list[s
     if warm_up is None:
         raise TemplateFailed(f"template {template.id} has no warm-up")
     env = base_environment("/root") | template.env
-    argv = [warm_up.interpreter, f"{GUEST_PREFIX}/runner.py", "zygote", "--control=3", f"--imports={','.join(warm_up.imports)}"]
+    argv = [
+        warm_up.interpreter,
+        f"{GUEST_PREFIX}/runner.py",
+        "zygote",
+        "--control=3",
+        f"--imports={','.join(warm_up.imports)}",
+    ]
     return [word.replace(GUEST_PREFIX, prefix) for word in argv], {
         name: value.replace(GUEST_PREFIX, prefix) for name, value in env.items()
     }

@@ -70,13 +70,15 @@ class ControlSocket:
                 await self._writable()
             except OSError as error:
                 self.close()
-                raise GuestFailed(f"the {self._what} does not take requests", why=os.strerror(error.errno or 0)) from error
+                raise GuestFailed(
+                    f"the {self._what} does not take requests", why=os.strerror(error.errno or 0)
+                ) from error
 
     async def _writable(self) -> None:
-        ready = self._loop.create_future()
-        self._loop.add_writer(self._sock, lambda: ready.done() or ready.set_result(None))
+        ready = asyncio.Event()
+        self._loop.add_writer(self._sock, ready.set)
         try:
-            await ready
+            await ready.wait()
         finally:
             self._loop.remove_writer(self._sock)
 

@@ -19,13 +19,15 @@ from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.runtimes.base import RootFs
 from tartarus.runtimes.confine import caps, keyring, landlock, masks, rlimits, seccomp
 
-AT_FDCWD = -100
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
     1, 2, 4, 8, 32, 4096, 16384, 1 << 18,
 )  # fmt: skip
 MNT_DETACH = 2
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+SAFE_READ_ONLY = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV
 GUEST_FLAGS = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
 NURSERY_FLAGS = CLONE_NEWUSER | GUEST_FLAGS | CLONE_NEWCGROUP
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
@@ -59,18 +61,23 @@ def _bind(program: Program, source: str, target: str, flags: int = 0, *, ok: int
     program.syscall("mount", source, target, 0, MS_BIND | flags, 0, step=f"bind {target}", ok=ok)
 
 
+def _set_attributes(program: Program, target: str, attributes: int, step: str, *, ok: int = 0) -> None:
+    """Add mount attributes to a whole tree; unlike a remount, it needs not know which are locked."""
+    request = program.blob(struct.pack("<QQQQ", attributes, 0, 0, 0))
+    program.syscall("mount_setattr", AT_FDCWD, target, AT_RECURSIVE, request, request.size, step=step, ok=ok)
+
+
 def _remount(program: Program, target: str, flags: int, *, ok: int = 0) -> None:
-    program.syscall(
-        "mount", 0, target, 0, MS_BIND | MS_REMOUNT | flags, 0, step=f"make {target} read-only", ok=ok
-    )
+    program.syscall("mount", 0, target, 0, MS_BIND | MS_REMOUNT | flags, 0, step=f"make {target} read-only", ok=ok)
 
 
-def stage_program(stage: Path, rootfs: RootFs) -> Program:
+def stage_program(stage: Path, rootfs: RootFs, mounts: Sequence[Mount] = (), *, rootless: bool = False) -> Program:
     """Gather layers, binds and devices below `stage`, in a mount namespace of the nursery's own, then leave the host.
 
-    Runs with the host's privileges (root), or inside a user namespace just made (rootless, where
-    `NURSERY_FLAGS` were unshared before).
+    Runs with the host's privileges, or `rootless`: inside a user namespace just made, where mounts below a
+    bound directory can't be left out. `mounts`: a user's own, for a nursery that serves one sandbox.
     """
+    submounts = MS_REC if rootless else 0
     base = str(stage)
     program = Program()
     program.syscall("mount", 0, "/", 0, MS_REC | MS_PRIVATE, 0, step="make mounts private")
@@ -78,11 +85,16 @@ def stage_program(stage: Path, rootfs: RootFs) -> Program:
     for index, layer in enumerate(rootfs.layers):
         _mkdir(program, f"{base}/l{index}")
         _bind(program, str(layer), f"{base}/l{index}")
-        _remount(program, f"{base}/l{index}", MS_RDONLY | MS_NOSUID | MS_NODEV)
+        _set_attributes(program, f"{base}/l{index}", SAFE_READ_ONLY, f"make layer {index} read-only")
     for index, (source, _target) in enumerate(rootfs.binds):
         _mkdir(program, f"{base}/b{index}")
-        _bind(program, source, f"{base}/b{index}")
-        _remount(program, f"{base}/b{index}", MS_RDONLY | MS_NOSUID | MS_NODEV)
+        _bind(program, source, f"{base}/b{index}", submounts)
+        _set_attributes(program, f"{base}/b{index}", SAFE_READ_ONLY, f"make {source} read-only")
+    for index, mount in enumerate(mounts):
+        _place(program, mount, f"{base}/m{index}")
+        _bind(program, mount.source, f"{base}/m{index}", MS_REC)
+        attributes = ATTR_NOSUID | ATTR_NODEV | (ATTR_RDONLY if mount.read_only else 0)
+        _set_attributes(program, f"{base}/m{index}", attributes, f"restrict {mount.source}")
     _mkdir(program, f"{base}/dev")
     _mount(program, "tmpfs", f"{base}/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "size=64k,nr_inodes=64,mode=755",
            "mount the device directory")  # fmt: skip
@@ -92,7 +104,7 @@ def stage_program(stage: Path, rootfs: RootFs) -> Program:
     for name, target in DEV_LINKS:
         program.syscall("symlinkat", target, AT_FDCWD, f"{base}/dev/{name}", step=f"link /dev/{name}")
     _mkdir(program, f"{base}/dev/pts")
-    _mkdir(program, f"{base}/dev/shm")
+    _mkdir(program, f"{base}/dev/shm")  # noqa: S108 - the mount point, not a file in it
     _mkdir(program, f"{base}/sys")
     _mount(program, "tmpfs", f"{base}/sys", "tmpfs", MS_NOSUID | MS_NOEXEC | MS_NODEV, "size=64k,nr_inodes=64,mode=755",
            "mount the sys directory")  # fmt: skip
@@ -100,8 +112,8 @@ def stage_program(stage: Path, rootfs: RootFs) -> Program:
         _mkdir(program, f"{base}/sys{path}")
     for visible in SYS_VISIBLE:
         _mkdir(program, base + visible)
-        _bind(program, visible, base + visible, ok=ENOENT)
-        _remount(program, base + visible, MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        _bind(program, visible, base + visible, submounts, ok=ENOENT)
+        _set_attributes(program, base + visible, SAFE_READ_ONLY | ATTR_NOEXEC, f"make {visible} read-only")
     _mkdir(program, f"{base}/z")
     return program
 
@@ -113,7 +125,7 @@ def unshare_program(flags: int) -> Program:
     return program
 
 
-def nursery_program(stage: Path, rootfs: RootFs) -> Program:
+def nursery_program(stage: Path, rootfs: RootFs, mounts: Sequence[Mount] = ()) -> Program:
     """As root of the new user namespace and pid 1 of the new pid namespace: stand inside the template's root."""
     base = str(stage)
     root = f"{base}/z/root"
@@ -121,7 +133,9 @@ def nursery_program(stage: Path, rootfs: RootFs) -> Program:
     program.syscall("setresgid", 0, 0, 0, step="become the namespace's root group")
     program.syscall("setresuid", 0, 0, 0, step="become the namespace's root")
     program.syscall("umask", 0o22, step="umask")
-    _mount(program, "tmpfs", f"{base}/z", "tmpfs", MS_NOSUID | MS_NODEV, "size=64m,mode=755", "mount the nursery's tmpfs")
+    _mount(
+        program, "tmpfs", f"{base}/z", "tmpfs", MS_NOSUID | MS_NODEV, "size=64m,mode=755", "mount the nursery's tmpfs"
+    )
     for name in ("root", "up", "wk"):
         _mkdir(program, f"{base}/z/{name}")
     lower = ":".join(f"{base}/l{index}" for index in range(len(rootfs.layers)))
@@ -137,6 +151,9 @@ def nursery_program(stage: Path, rootfs: RootFs) -> Program:
     for index in range(len(rootfs.layers)):
         _mkdir(program, f"{root}/.tartarus/l{index}")
         _bind(program, f"{base}/l{index}", f"{root}/.tartarus/l{index}")
+    for index, mount in enumerate(mounts):
+        _place(program, mount, f"{root}/.tartarus/m{index}")
+        _bind(program, f"{base}/m{index}", f"{root}/.tartarus/m{index}", MS_REC)
     _mkdir(program, f"{root}/.tartarus/box")
     _pivot(program, root)
     program.syscall("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0, step="be undumpable")
@@ -156,19 +173,27 @@ def _pivot(program: Program, root: str) -> None:
 
 
 def box_program(
-    rootfs: RootFs, resources: Resources, mounts: Sequence[Mount], *, landlock_abi: int, limit_level: Isolation
+    rootfs: RootFs,
+    resources: Resources,
+    mounts: Sequence[Mount],
+    *,
+    landlock_abi: int,
+    limit_level: Isolation,
+    staged_mounts: bool = False,
 ) -> Program:
     """What a guest does to itself between its birth and its agent: box, wait for its cgroup, drop everything.
 
     The guest waits for one byte on its channel before it takes its cgroup namespace, because the
     namespace's root is the group it stands in at that moment. `limit_level`: whose rlimits to set; the process
-    level's stand in for the cgroups that a host does not give.
+    level's stand in for the cgroups that a host does not give. `mounts` come as passed descriptors, or with
+    `staged_mounts` from this nursery's own stage.
     """
     box, root = "/.tartarus/box", "/.tartarus/box/m"
     program = Program()
     program.syscall("umask", 0o22, step="umask")
     inodes = max(4096, min(1 << 20, resources.disk_bytes // 8192))
-    _mount(program, "tmpfs", box, "tmpfs", MS_NOSUID | MS_NODEV, f"size={resources.disk_bytes},nr_inodes={inodes},mode=755",
+    size = f"size={resources.disk_bytes},nr_inodes={inodes},mode=755"
+    _mount(program, "tmpfs", box, "tmpfs", MS_NOSUID | MS_NODEV, size,
            "mount the sandbox's own storage")  # fmt: skip
     for name in ("u", "w", "m", "e"):
         _mkdir(program, f"{box}/{name}")
@@ -180,15 +205,18 @@ def box_program(
         _bind(program, target, root + target)
     for name in ("dev", "sys"):
         _bind(program, f"/{name}", f"{root}/{name}", MS_REC)
-    _bind(program, f"{box}/shm", f"{root}/dev/shm")
+    _bind(program, f"{box}/shm", f"{root}/dev/shm")  # noqa: S108 - the mount point, not a file in it
     _mount(program, "devpts", f"{root}/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620",
            "mount /dev/pts")  # fmt: skip
     _mount(program, "proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "", "mount /proc")
     _network(program, root)
     _mask(program, root, f"{box}/e")
     program.syscall("sethostname", HOSTNAME_PLACEHOLDER, len(HOSTNAME_PLACEHOLDER), step="set the host name")
+    for index, mount in enumerate(mounts if staged_mounts else ()):
+        _mount_point(program, mount, root)
+        _bind(program, f"/.tartarus/m{index}", root + mount.target, MS_REC)
     _pivot(program, root)
-    for index, mount in enumerate(mounts):
+    for index, mount in enumerate(() if staged_mounts else mounts):
         _user_mount(program, mount, FIRST_PASSED_MOUNT + index)
     byte = program.blob(b"\0" * 8)
     program.syscall("read", Fd(0), byte, 1, step="wait for the cgroup")
@@ -228,14 +256,23 @@ def _mask(program: Program, root: str, empty: str) -> None:
             _remount(program, root + path, MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
 
-def _user_mount(program: Program, mount: Mount, fd_index: int) -> None:
-    """Attach a mount that the host prepared; runs in the new root, so the template's links can't lead outside."""
+def _place(program: Program, mount: Mount, path: str) -> None:
+    """Something to mount on: a directory or an empty file, as the source is."""
+    if Path(mount.source).is_dir():
+        _mkdir(program, path)
+    else:
+        program.syscall("mknodat", AT_FDCWD, path, 0o100644, 0, step=f"make {path}", ok=EEXIST)
+
+
+def _mount_point(program: Program, mount: Mount, root: str = "") -> None:
     parts = mount.target.strip("/").split("/")
     for depth in range(1, len(parts)):
-        _mkdir(program, "/" + "/".join(parts[:depth]))
-    if Path(mount.source).is_dir():
-        _mkdir(program, mount.target)
-    else:
-        program.syscall("mknodat", AT_FDCWD, mount.target, 0o100644, 0, step=f"make {mount.target}", ok=EEXIST)
+        _mkdir(program, f"{root}/" + "/".join(parts[:depth]))
+    _place(program, mount, root + mount.target)
+
+
+def _user_mount(program: Program, mount: Mount, fd_index: int) -> None:
+    """Attach a mount that the host prepared; runs in the new root, so the template's links can't lead outside."""
+    _mount_point(program, mount)
     program.syscall("move_mount", Fd(fd_index), "", AT_FDCWD, mount.target, MOVE_MOUNT_F_EMPTY_PATH,
                     step=f"mount {mount.source} at {mount.target}")  # fmt: skip

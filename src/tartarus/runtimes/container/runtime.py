@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from tartarus.guest.binary import agent_memfd
 from tartarus.guest.channel import GuestChannel, channel_pair
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
-from tartarus.model.sandbox import Isolation, Resources
+from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
-from tartarus.runtimes.cgroups import Cgroup, Hierarchy
+from tartarus.runtimes.cgroups import Cgroup, Hierarchy, attach
 from tartarus.runtimes.confine import landlock
 from tartarus.runtimes.container import layout, mounts
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import IdMap
-from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, warm_command
+from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, exhausted_or_failed, warm_command
 
 _PROGRAM_CACHE = 64
 _WITHOUT = {
@@ -30,11 +31,12 @@ _WITHOUT = {
 class ContainerSnapshot(WarmNursery):
     """A template's nursery, boxed into the template's root, and its zygote."""
 
-    def __init__(self, rootfs: RootFs, nursery: Nursery, cgroup: Cgroup | None) -> None:
+    def __init__(self, rootfs: RootFs, nursery: Nursery, cgroup: Cgroup | None, own_mounts: Sequence[Mount]) -> None:
         argv, env = warm_command(rootfs.template)
         super().__init__(nursery, argv, env)
         self.rootfs = rootfs
         self._cgroup = cgroup
+        self._own_mounts = bool(own_mounts)
         self._programs: dict[Resources, tuple[bytes, list[str]]] = {}
 
     def memory_bytes(self) -> int:
@@ -51,7 +53,14 @@ class ContainerSnapshot(WarmNursery):
         """The box program, encoded; the one for requests without mounts is kept, as only the host name differs."""
         cached = None if request.mounts else self._programs.get(request.resources)
         if cached is None:
-            program = layout.box_program(self.rootfs, request.resources, request.mounts, landlock_abi=abi, limit_level=limit_level)
+            program = layout.box_program(
+                self.rootfs,
+                request.resources,
+                request.mounts,
+                landlock_abi=abi,
+                limit_level=limit_level,
+                staged_mounts=self._own_mounts,
+            )
             cached = (program.encode(), program.steps)
             if not request.mounts:
                 if len(self._programs) >= _PROGRAM_CACHE:
@@ -77,7 +86,8 @@ class ContainerRuntime:
         self._limit_level = Isolation.PROCESS if self._lacking & {"memory", "pids"} else Isolation.CONTAINER
         self._agent_fd = agent_memfd()
         self._snapshots: set[ContainerSnapshot] = set()
-        self._snapshot_count = 0
+        self._nursery_count = 0
+        self._mount_namespace = -1
 
     def capabilities(self) -> Capabilities:
         """What this host gives the level."""
@@ -101,15 +111,21 @@ class ContainerRuntime:
 
     async def snapshot(self, rootfs: RootFs) -> Snapshot:
         """Start a template's nursery."""
-        what = f"template {rootfs.template.id}"
-        nursery = await Nursery.spawn(what, shared_pids=False)
+        snapshot = await self._start_nursery(rootfs, ())
+        self._snapshots.add(snapshot)
+        return snapshot
+
+    async def _start_nursery(self, rootfs: RootFs, own_mounts: Sequence[Mount]) -> ContainerSnapshot:
+        nursery = await Nursery.spawn(f"template {rootfs.template.id}", shared_pids=False)
         cgroup: Cgroup | None = None
         try:
             if self._hierarchy is not None:
-                self._snapshot_count += 1
-                cgroup = self._hierarchy.create(f"nursery-{rootfs.template.id}-{os.getpid()}-{self._snapshot_count}", None)
+                self._nursery_count += 1
+                cgroup = self._hierarchy.create(
+                    f"nursery-{rootfs.template.id}-{os.getpid()}-{self._nursery_count}", None
+                )
                 cgroup.attach(nursery.pid)
-            await self._build(nursery, rootfs)
+            await self._build(nursery, rootfs, own_mounts)
         except BaseException as error:
             nursery.close()
             if cgroup is not None:
@@ -117,33 +133,53 @@ class ContainerRuntime:
             if isinstance(error, GuestFailed):
                 raise IsolationUnavailable(error.what, why=error.why, fix=error.fix) from error
             raise
-        snapshot = ContainerSnapshot(rootfs, nursery, cgroup)
-        self._snapshots.add(snapshot)
-        return snapshot
+        return ContainerSnapshot(rootfs, nursery, cgroup, own_mounts)
 
-    async def _build(self, nursery: Nursery, rootfs: RootFs) -> None:
-        if self._id_map.privileged:
+    async def _build(self, nursery: Nursery, rootfs: RootFs, own_mounts: Sequence[Mount]) -> None:
+        rootless = not self._id_map.privileged
+        stage = layout.stage_program(self._stage, rootfs, own_mounts, rootless=rootless)
+        if not rootless:
             await nursery.run(layout.unshare_program(layout.CLONE_NEWNS))
-            await nursery.run(layout.stage_program(self._stage, rootfs))
-            await nursery.run(layout.unshare_program(layout.NURSERY_FLAGS))
-            await nursery.fork()
-            self._id_map.apply(nursery.pid)
-        else:
-            await nursery.run(layout.unshare_program(layout.NURSERY_FLAGS))
-            await nursery.fork()
-            self._id_map.apply(nursery.pid)
-            await nursery.run(layout.stage_program(self._stage, rootfs))
-        await nursery.run(layout.nursery_program(self._stage, rootfs))
+            await nursery.run(stage)
+        await nursery.run(layout.unshare_program(layout.NURSERY_FLAGS))
+        await nursery.fork()
+        self._id_map.apply(nursery.pid)
+        if rootless:
+            await nursery.run(stage)
+        await nursery.run(layout.nursery_program(self._stage, rootfs, own_mounts))
 
-    def places(self, rootfs: RootFs, guest_id: str) -> Places:
+    def places(self, rootfs: RootFs, guest_id: str) -> Places:  # noqa: ARG002 - each guest has a root of its own
         """As the template's files say."""
         return Places(home="/root", workdir=rootfs.template.workdir, prefix=GUEST_PREFIX)
 
     async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
-        """Fork a guest into its box."""
+        """Fork a guest into its box.
+
+        Only root can hand a mount over to a nursery that stands already; a rootless sandbox with mounts gets
+        a nursery of its own, started with them.
+        """
         assert isinstance(snapshot, ContainerSnapshot)
+        if not request.mounts or self._id_map.privileged:
+            return await self._clone(snapshot, request, warm=warm)
+        own = await self._start_nursery(snapshot.rootfs, request.mounts)
+        try:
+            if warm:
+                await own.warm()
+            return await self._clone(own, request, warm=warm, after_end=own.close)
+        except BaseException:
+            await asyncio.shield(own.close())
+            raise
+
+    async def _clone(
+        self,
+        snapshot: ContainerSnapshot,
+        request: GuestRequest,
+        *,
+        warm: bool,
+        after_end: Callable[[], Awaitable[None]] | None = None,
+    ) -> Guest:
         program, steps = snapshot.program(request, self._landlock_abi, self._limit_level)
-        mount_fds = mounts.prepare(request.mounts, request.owner_uid, self._id_map)
+        mount_fds = await self._mount_fds(request)
         ours, theirs = channel_pair()
         cgroup: Cgroup | None = None
         born: Clone | None = None
@@ -152,9 +188,8 @@ class ContainerRuntime:
                 cgroup = self._hierarchy.create(request.id, request.resources)
             fds = [theirs.fileno(), self._agent_fd, *mount_fds]
             born = await snapshot.clone(program, layout.GUEST_FLAGS, fds, warm=warm)
-            theirs.close()
-            if cgroup is not None and born.pid > 0:
-                _attach(cgroup, born.pid)
+            if cgroup is not None:
+                attach(cgroup, born.pid)
             ours.send(b"\0")
         except BaseException as error:
             ours.close()
@@ -164,7 +199,7 @@ class ContainerRuntime:
                 cgroup.kill()
                 await _remove(cgroup)
             if isinstance(error, OSError):
-                raise GuestFailed("the guest's cgroup can't be set up", why=str(error)) from error
+                raise exhausted_or_failed("the guest's cgroup can't be set up", error.errno or 0) from error
             raise
         finally:
             theirs.close()
@@ -172,7 +207,14 @@ class ContainerRuntime:
                 os.close(fd)
         channel = GuestChannel(ours)
         await channel.open()
-        return HostGuest(born, channel, cgroup, request.resources, steps=steps, warm=warm)
+        return HostGuest(born, channel, cgroup, request.resources, steps=steps, warm=warm, after_end=after_end)
+
+    async def _mount_fds(self, request: GuestRequest) -> list[int]:
+        if not request.mounts or not self._id_map.privileged:
+            return []
+        if self._mount_namespace < 0:
+            self._mount_namespace = await mounts.owner_namespace(self._id_map)
+        return mounts.prepare(request.mounts, self._mount_namespace)
 
     async def close(self) -> None:
         """End every nursery."""
@@ -180,14 +222,8 @@ class ContainerRuntime:
             await snapshot.close()
         self._snapshots.clear()
         os.close(self._agent_fd)
-
-
-def _attach(cgroup: Cgroup, pid: int) -> None:
-    """Move a new guest in. One that died already is no error: its channel tells why."""
-    try:
-        cgroup.attach(pid)
-    except ProcessLookupError:
-        return
+        if self._mount_namespace >= 0:
+            os.close(self._mount_namespace)
 
 
 async def _remove(cgroup: Cgroup) -> None:

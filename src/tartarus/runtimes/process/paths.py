@@ -19,7 +19,8 @@ READABLE_FILES = (
     "/etc/ld.so.cache", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/localtime", "/etc/timezone",
     "/etc/mime.types", "/etc/magic", "/etc/os-release", "/etc/hosts", "/etc/services", "/etc/protocols",
     "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/uptime", "/proc/loadavg", "/proc/version",
-    "/proc/filesystems", "/proc/sys/kernel/ngroups_max", "/proc/sys/kernel/cap_last_cap", "/proc/sys/vm/overcommit_memory",
+    "/proc/filesystems", "/proc/sys/kernel/ngroups_max", "/proc/sys/kernel/cap_last_cap",
+    "/proc/sys/vm/overcommit_memory",
 )  # fmt: skip
 """Of /proc only what describes the machine: with other processes' directories would come their command lines."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")

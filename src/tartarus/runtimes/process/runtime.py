@@ -15,14 +15,14 @@ from pathlib import Path
 from tartarus.guest.binary import agent_memfd
 from tartarus.guest.channel import GuestChannel, channel_pair
 from tartarus.guest.program import Fd, Program
-from tartarus.model.errors import GuestFailed, IsolationUnavailable, Unsupported
+from tartarus.model.errors import IsolationUnavailable, Unsupported
 from tartarus.model.sandbox import Isolation
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
-from tartarus.runtimes.cgroups import Cgroup, Hierarchy
+from tartarus.runtimes.cgroups import Cgroup, Hierarchy, attach
 from tartarus.runtimes.confine import caps, keyring, landlock, rlimits, seccomp
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import PRIVILEGED_BASE, SPAN
-from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, warm_command
+from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, exhausted_or_failed, warm_command
 from tartarus.runtimes.process import paths
 
 _FIRST_UID = PRIVILEGED_BASE + SPAN
@@ -61,7 +61,9 @@ class ProcessRuntime:
         self._landlock_abi = landlock.abi()
         if self._landlock_abi == 0:
             raise IsolationUnavailable(
-                "the process level needs Landlock", why="this kernel has none", fix="use Linux 5.13 or later with lsm=landlock"
+                "the process level needs Landlock",
+                why="this kernel has none",
+                fix="use Linux 5.13 or later with lsm=landlock",
             )
         self._agent_fd = agent_memfd()
         self._snapshots: set[ProcessSnapshot] = set()
@@ -110,8 +112,8 @@ class ProcessRuntime:
                 cgroup = self._hierarchy.create(request.id, request.resources)
             fds = [theirs.fileno(), self._agent_fd]
             born = await snapshot.clone(program.encode(), 0, fds, warm=warm)
-            if cgroup is not None and born.pid > 0:
-                cgroup.attach(born.pid)
+            if cgroup is not None:
+                attach(cgroup, born.pid)
             ours.send(b"\0")
         except BaseException as error:
             ours.close()
@@ -122,7 +124,7 @@ class ProcessRuntime:
                 cgroup.remove()
             shutil.rmtree(home, ignore_errors=True)
             if isinstance(error, OSError):
-                raise GuestFailed("the guest's cgroup can't be set up", why=str(error)) from error
+                raise exhausted_or_failed("the guest's cgroup can't be set up", error.errno or 0) from error
             raise
         finally:
             theirs.close()
@@ -135,7 +137,14 @@ class ProcessRuntime:
         channel = GuestChannel(ours)
         await channel.open()
         return HostGuest(
-            born, channel, cgroup, request.resources, steps=program.steps, warm=warm, shared_pids=True, after_end=after_end
+            born,
+            channel,
+            cgroup,
+            request.resources,
+            steps=program.steps,
+            warm=warm,
+            shared_pids=True,
+            after_end=after_end,
         )
 
     def _make_home(self, name: str, uid: int) -> Path:
@@ -165,7 +174,9 @@ class ProcessRuntime:
             program.syscall("setresgid", uid, uid, uid, step="take a group of its own")
             program.syscall("setresuid", uid, uid, uid, step="take a user of its own")
         caps.add_capability_drop(program)
-        landlock.add_landlock(program, self._landlock_abi, paths.rules(rootfs, home, own_terminals=self._privileged), tcp=False)
+        landlock.add_landlock(
+            program, self._landlock_abi, paths.rules(rootfs, home, own_terminals=self._privileged), tcp=False
+        )
         seccomp.add_seccomp(program, Isolation.PROCESS, own_uid=self._privileged, landlock_abi=self._landlock_abi)
         return program
 
