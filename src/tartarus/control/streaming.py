@@ -32,7 +32,7 @@ async def _chain(first: list[T], rest: AsyncIterator[T]) -> AsyncIterator[T]:
         async for item in rest:
             yield item
     finally:
-        await _close(rest)
+        await close_iterator(rest)
 
 
 async def _lines(items: AsyncIterable[Any]) -> AsyncIterator[bytes]:
@@ -43,10 +43,11 @@ async def _lines(items: AsyncIterable[Any]) -> AsyncIterator[bytes]:
         # The answer has begun: the problem is its last line.
         yield _encode({"type": "problem", "problem": problem_of(as_tartarus_error(error))}) + b"\n"
     finally:
-        await _close(items)
+        await close_iterator(items)
 
 
-async def _close(items: object) -> None:
+async def close_iterator(items: object) -> None:
+    """End an iterator early, if it is of a kind that holds something until then."""
     close = getattr(items, "aclose", None)
     if close is not None:
         await close()

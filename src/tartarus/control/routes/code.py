@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -9,11 +11,12 @@ from litestar import delete, post
 from litestar.params import FromPath, JSONBody
 from litestar.response import Stream
 
-from tartarus.control.api import ApiRequest
+from tartarus.control.api import Api, ApiRequest
 from tartarus.control.decode import Strict
-from tartarus.control.streaming import ndjson, primed
+from tartarus.control.ports import Sandbox
+from tartarus.control.streaming import close_iterator, ndjson, primed
 from tartarus.model.checks import no_nul
-from tartarus.model.errors import InvalidRequest
+from tartarus.model.errors import GuestFailed, InvalidRequest, TartarusError
 
 MAX_CODE_BYTES = 8 * 1024 * 1024
 
@@ -67,9 +70,27 @@ async def interrupt(request: ApiRequest, sandbox_id: FromPath[str], context_id: 
 async def run_code(request: ApiRequest, sandbox_id: FromPath[str], data: JSONBody[CodeRequest]) -> Stream:
     """Run a cell; its output, results and errors come as JSON lines while it runs."""
     sandbox = await request.live(sandbox_id)
-    context_id = data.context if data.context is not None else await request.api.default_context(sandbox)
-    events: Any = sandbox.context(context_id).run(data.code, data.timeout_s)
+    if data.context is not None:
+        events: AsyncIterator[Any] = sandbox.context(data.context).run(data.code, data.timeout_s)
+    else:
+        events = _in_default(request.api, sandbox, data)
     return ndjson(await primed(events))
+
+
+async def _in_default(api: Api, sandbox: Sandbox, cell: CodeRequest) -> AsyncIterator[Any]:
+    """Run a cell in the shared context. When that context died, the next cell gets a new one."""
+    context_id = await api.default_context(sandbox)
+    events = sandbox.context(context_id).run(cell.code, cell.timeout_s)
+    try:
+        async for event in events:
+            yield event
+    except GuestFailed:
+        api.forget_default_context(sandbox, context_id)
+        with contextlib.suppress(TartarusError):
+            await sandbox.close_context(context_id)
+        raise
+    finally:
+        await close_iterator(events)
 
 
 ROUTES = [open_context, close_context, interrupt, run_code]
