@@ -10,6 +10,7 @@ DOCS := $(VENV)/.docs-done
 AGENT := src/tartarus/guest/bin/tartarus-guest
 AGENT_SOURCES := $(wildcard src/tartarus/guest/agent/*.c src/tartarus/guest/agent/*.h src/tartarus/guest/agent/Makefile)
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: help setup hello test lint format bench docs docs-serve clean agent
 
@@ -51,7 +52,7 @@ format: setup
 	@$(BIN)/ruff format .
 
 bench: setup
-	@$(BIN)/tartarus bench --all
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 $(DOCS): pyproject.toml | $(SETUP)
 	@scripts/setup-venv.sh $(VENV) docs

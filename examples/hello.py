@@ -33,7 +33,11 @@ def run(title: str, label: str, arguments: list[str], stdin: Path | None = None)
         raise SystemExit(done.returncode)
     (sandbox,) = Sandbox.list(states=["succeeded"], labels={STATE_MARK: label})
     record = sandbox.info
-    how = "warm: cloned from an interpreter that had imported everything" if record.warm else "cold"
+    how = (
+        "warm: cloned from an interpreter that stood ready"
+        if record.warm
+        else "cold: had to make that interpreter first"
+    )
     print(f"  isolation {record.isolation.value} ({record.isolation_reason})")
     print(f"  sandbox started in {record.start_ms or 0:.1f} ms ({how}); the whole command took {took_ms:.0f} ms")
 
@@ -44,9 +48,9 @@ def main() -> None:
     script = (HERE / "daylight.py").read_text()
     data = HERE / "data" / "daylight.csv"
     arguments = ["-i", "--template", "python-ds", "--", "python3", "-c", script]
-    print("\nThe template python-ds is prepared once: its packages are installed and imported.", end="")
-    run("A year of daylight, with numpy and pandas, cold:", "cold", arguments, data)
-    run("The same again, warm:", "warm", arguments, data)
+    print("\nNow the template python-ds. On its first use ever, its packages are installed; give it a moment.", end="")
+    run("A year of daylight, with numpy and pandas, for the first time:", "first-time", arguments, data)
+    run("The same again:", "again", arguments, data)
     print("\nNext: tartarus doctor, tartarus --help, docs/quick-start.md")
 
 

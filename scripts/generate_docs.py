@@ -75,7 +75,7 @@ def cli_page() -> str:
 
     from tartarus.cli.app import app
 
-    top = click.Context(app, info_name="tartarus", terminal_width=100, max_content_width=100)
+    top = click.Context(app, info_name="tartarus", terminal_width=100, **app.context_settings)
     sections = (f"\n## {at.command_path}\n\n```text\n{at.command.get_help(at)}\n```\n" for at in _commands(top))
     return _NOTICE + _CLI_HEAD + "".join(sections)
 
