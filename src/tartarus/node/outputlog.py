@@ -68,7 +68,7 @@ class OutputLog:
         if self._fd >= 0:
             os.close(self._fd)
             os.replace(self._path, self.previous)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._size = 0
 

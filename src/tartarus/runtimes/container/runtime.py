@@ -78,7 +78,7 @@ class ContainerRuntime:
 
     def __init__(self, state_dir: Path, hierarchy: Hierarchy | None, id_map: IdMap) -> None:
         self._stage = state_dir / "stage"
-        self._stage.mkdir(parents=True, exist_ok=True)
+        self._stage.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._hierarchy = hierarchy
         self._id_map = id_map
         self._landlock_abi = landlock.abi()
