@@ -126,7 +126,7 @@ class ApiSocket(WebSocket[None, None, State]):
         return peer_of(self.scope["client"])
 
 
-def refuse_unknown_parameters(request: Request[None, None, State]) -> None:
+async def refuse_unknown_parameters(request: Request[None, None, State]) -> None:
     """Refuse query parameters that the handler does not have: a misspelt filter must not list everything."""
     if not request.scope["query_string"]:
         return
