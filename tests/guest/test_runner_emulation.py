@@ -222,7 +222,9 @@ def test_a_program_as_a_module(warm: Warm, name: str, tmp_path: Path) -> None:
     same(warm, "-m", "prog", "arg", cwd=str(tmp_path), env={**ENV, "PYTHONDONTWRITEBYTECODE": "1"}, stdin=b"a\nb\n")
 
 
-@pytest.mark.parametrize("name", ["exception after output", "exit text", "atexit after exception", "excepthook", "logging"])
+@pytest.mark.parametrize(
+    "name", ["exception after output", "exit text", "atexit after exception", "excepthook", "logging"]
+)
 @pytest.mark.parametrize("mode", ["-c", "file", "-"])
 def test_the_order_of_both_outputs_in_one_file(warm: Warm, name: str, mode: str, tmp_path: Path) -> None:
     (tmp_path / "prog.py").write_text(PROGRAMS[name], "utf-8")

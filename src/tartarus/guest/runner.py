@@ -18,13 +18,17 @@ descriptors, signals or random numbers of ours. Nothing here is trusted by the h
 this process is the user's.
 """
 
+
+# ruff: noqa: PLR1714 - a formatted string or a set costs more bytecode, which each clone touches anew
+
+
 from __future__ import annotations
 
 import sys
 
 STARTUP_MODULES = frozenset(sys.modules)  # what any python3 has loaded before its script directory counts
 
-import _signal  # noqa: E402  (the line above must come first)
+import _signal  # type: ignore[import-not-found]  # noqa: E402  (the line above must come first)
 import _socket  # noqa: E402
 import atexit  # noqa: E402
 import ctypes  # noqa: E402
@@ -172,10 +176,11 @@ def report_failure(step: int, number: int) -> NoReturn:
 # would copy every page table again only for execve(2) to throw one copy away. Instead the child is made to
 # share the memory (CLONE_VM), and the parent calls execveat at once, touching neither stack nor heap: so it
 # can't be C, let alone Python. These are its instructions; `Split.FIELDS` names what they read, 8 bytes each.
-#   clone(flags, 0, 0, child_tid); in the child, or on failure: return
-#   while go == 0: futex(&go, FUTEX_WAIT_PRIVATE, 0, NULL)
-#   execveat(exe, path, argv, envp, AT_EMPTY_PATH); report[16:20] = errno; write(report_fd, report, 20)
-#   exit_group(125)
+# - clone(flags, 0, 0, child_tid): the child, and a parent without one, return;
+# - futex(&go, FUTEX_WAIT_PRIVATE, 0) until `go` is not 0;
+# - execveat(exe, path, argv, envp, AT_EMPTY_PATH); if that returns, its errno goes into bytes 16 to 19 of the
+#   report, which is written to report_fd;
+# - exit_group(125).
 SPLIT_X86_64 = (
     "534889fbb838000000488b3b31f631d24c8b53084531c00f054885c07e5e488d7b40833f007513b8ca000000be8000000031d24531d2"
     "0f05ebe4b842010000488b7b10488b7318488b53204c8b532841b8001000000f05f7d8488b7330894610488b7b38ba14000000b80100"
@@ -394,7 +399,7 @@ class Zygote:
         return size, rights_in(ancillary), not flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC)
 
     def clone(self, flags: int) -> int:
-        """clone(2) with a pidfd: 0 in the child, -1 on failure."""
+        """Fork into new namespaces, with a pidfd: 0 in the child, -1 on failure."""
         pidfd = ctypes.addressof(self.pidfd)
         return _syscall(SYS_CLONE, flags | SIGCHLD | CLONE_PIDFD, 0, pidfd, 0, 0, 0)  # type: ignore[no-any-return]
 
@@ -605,14 +610,13 @@ def check_environment(environ: dict[str, str], plan: Plan) -> None:
     """Take flags from variables; Refused when one asks for what only a start-up can give."""
     ours = prepared.environ
     flags = plan.flags
-    for name in environ:
+    for name, value in environ.items():
         if name.startswith("PYTHON"):
-            value = environ[name]
             if not value or ours.get(name) == value or "ignore_environment" in flags:
                 continue
             if name in START_UP_ONLY or ("_" not in name and name not in HONOURED):
                 raise Refused(errno.ENOTSUP)
-        elif name in READ_AT_IMPORT and READ_AT_IMPORT[name] in sys.modules and ours.get(name) != environ[name]:
+        elif name in READ_AT_IMPORT and READ_AT_IMPORT[name] in sys.modules and ours.get(name) != value:
             raise Refused(errno.ENOTSUP)
     if "ignore_environment" not in flags:
         if environ.get("PYTHONUNBUFFERED"):
@@ -719,7 +723,7 @@ def load_script(path: str) -> CodeType:
 def compile_or_refuse(source: Any, name: str) -> CodeType:
     """Compile; errors are left to the real interpreter, which words and shows them best."""
     try:
-        return compile(source, name, "exec", 0, True)  # type: ignore[no-any-return]
+        return compile(source, name, "exec", 0, True)
     except BaseException:
         raise Refused(errno.EINVAL) from None
 
@@ -794,7 +798,7 @@ def record_fork_hooks() -> Callable[[], list[Callable[[], object]]]:
         if hook is not None and getattr(hook, "__module__", None) not in NEEDLESS_HOOKS:
             wanted.append(hook)
 
-    os.register_at_fork = register_at_fork  # type: ignore[assignment]
+    os.register_at_fork = register_at_fork
 
     def stop() -> list[Callable[[], object]]:
         os.register_at_fork = original
@@ -821,7 +825,7 @@ def prepare_random() -> None:
 
 def renew_secrets() -> None:
     """Give this process random numbers of its own: nothing that was drawn before parking may repeat here."""
-    modules = sys.modules
+    modules = sys.modules  # type: Any
     if prepared.random is not None:
         prepared.random.seed()
     if prepared.numpy_state:
@@ -904,10 +908,10 @@ def set_environment(environ: dict[str, str]) -> None:
     _clearenv()
     encode, put = os.fsencode, posix.putenv
     data = {}
-    for name in environ:
-        key, value = encode(name), encode(environ[name])
-        put(key, value)
-        data[key] = value
+    for name, value in environ.items():
+        key, content = encode(name), encode(value)
+        put(key, content)
+        data[key] = content
     ours = os.environ._data  # type: ignore[attr-defined]
     ours.clear()
     ours.update(data)
@@ -966,7 +970,8 @@ class Frames:
         self.current = 0  # address of the pointer to the current frame; by way of `indirect` in 3.11 and 3.12
         self.depth = 0  # address of the recursion counter
         self.counts_down = VERSION >= (3, 11)
-        if sys.implementation.name != "cpython" or hasattr(sys, "gettotalrefcount") or VERSION > (3, 14) or "t" in sys.abiflags:
+        other_build = hasattr(sys, "gettotalrefcount") or "t" in sys.abiflags or sys.implementation.name != "cpython"
+        if other_build or VERSION > (3, 14):
             return
         get = ctypes.pythonapi.PyThreadState_Get
         get.restype = ctypes.c_void_p
@@ -1065,7 +1070,7 @@ class Run:
         extra = "" if "ignore_environment" in plan.flags else self.environ.get("PYTHONPATH", "")
         if not extra:
             check_shadows(first)
-            return first + prepared.path
+            return [*first, *prepared.path]
         path = []  # type: list[str]
         for entry in [os.path.abspath(entry) for entry in extra.split(":")] + prepared.path:
             if entry not in path:
@@ -1106,14 +1111,15 @@ def set_native_id() -> None:
 def dedent(source: str) -> str:
     """Remove the indentation that all lines of a -c program share, as Python 3.14 does."""
     lines = source.split("\n")
-    full = [line for line in lines if line.strip(" \t\f")]
-    margin = os.path.commonprefix([line[: len(line) - len(line.lstrip(" \t"))] for line in full])
-    return "\n".join(line[len(margin) :] if line.strip(" \t\f") else "" for line in lines)
+    margins = [line[: len(line) - len(line.lstrip(" \t"))] for line in lines if line.strip(" \t\f")]
+    low, high = (min(margins), max(margins)) if margins else ("", "")
+    size = next((at for at, letter in enumerate(low) if high[at : at + 1] != letter), len(low))
+    return "\n".join(line[size:] if line.strip(" \t\f") else "" for line in lines)
 
 
 def read_all(fd: int) -> bytes:
     """Everything up to end of file."""
-    parts = []
+    parts = []  # type: list[bytes]
     while True:
         data = os.read(fd, 65536)
         if not data:
@@ -1125,9 +1131,9 @@ def compile_stdin(run: Run) -> CodeType:
     """Read and compile a program from standard input; one with errors is given to a real interpreter whole."""
     source = read_all(0)
     try:
-        return compile(source, "<stdin>", "exec", 0, True)  # type: ignore[no-any-return]
+        return compile(source, "<stdin>", "exec", 0, True)
     except BaseException:
-        memory = os.memfd_create("stdin") if hasattr(os, "memfd_create") else os.open("/tmp", os.O_TMPFILE | os.O_RDWR)
+        memory = os.memfd_create("stdin")
         os.write(memory, source)
         os.lseek(memory, 0, os.SEEK_SET)
         os.dup2(memory, 0)
@@ -1143,7 +1149,7 @@ def execute(run: Run) -> NoReturn:
     gc.enable()
     status = 0
     mode = run.plan.mode
-    code = run.code
+    code = run.code  # type: Any
     module = None  # type: Any
     if mode == "stdin":
         code = compile_stdin(run)
@@ -1202,7 +1208,7 @@ def handle_exception(failure: BaseException, mode: str) -> int:
     kind, trace = type(failure), failure.__traceback__
     sys.last_type, sys.last_value, sys.last_traceback = kind, failure, trace
     if VERSION >= (3, 12):
-        sys.last_exc = failure
+        sys.last_exc = failure  # type: ignore[attr-defined]
     status = -SIGINT if kind is KeyboardInterrupt else 1
     hook = getattr(sys, "excepthook", None)
     if hook is None:
@@ -1277,7 +1283,7 @@ def flush_streams(speak: bool) -> bool:
         except BaseException as failure:
             fine = False
             if speak and name == "stdout":
-                failure.__traceback__ = failure.__traceback__ and failure.__traceback__.tb_next
+                failure.__traceback__ = None  # the interpreter flushes without a frame
                 if VERSION < (3, 13):
                     unraisable(failure, stream)
                 else:
@@ -1315,7 +1321,8 @@ def tear_down() -> None:
     known = prepared.modules
     modules = sys.modules
     weak = []
-    for name in [name for name, module in modules.items() if module is not None and id(module) not in known]:
+    module = None  # type: Any
+    for name in [name for name, found in modules.items() if id(found) not in known]:
         module = modules.pop(name)
         if isinstance(module, type(sys)):
             weak.append(_weakref.ref(module))
@@ -1369,6 +1376,7 @@ class Context:
 
     def __init__(self, names: dict[str, Any], commands: int, link: int) -> None:
         import __future__
+
         import json
         import linecache
 
@@ -1567,10 +1575,11 @@ class PyplotWatch:
     def __init__(self, show: Callable[..., None]) -> None:
         self.show = show
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(self, name: str, *_: Any) -> Any:
+        """Find pyplot as others would, and add to its loading; nothing else is for us."""
         if name != "matplotlib.pyplot":
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         import importlib.util
 
         spec = importlib.util.find_spec(name)
@@ -1595,7 +1604,7 @@ def watch_pyplot(show: Callable[..., None]) -> None:
     if pyplot is not None:
         pyplot.show = plain_show
     else:
-        sys.meta_path.insert(0, PyplotWatch(plain_show))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, PyplotWatch(plain_show))
 
 
 class Pump:
@@ -1603,7 +1612,6 @@ class Pump:
 
     def __init__(self, out: int, err: int, link: int, events: int, context: int) -> None:
         import codecs
-
         from _json import encode_basestring_ascii
 
         decoder = codecs.getincrementaldecoder("utf-8")
@@ -1709,7 +1717,7 @@ def context_main(names: dict[str, Any]) -> NoReturn:
     theirs.close()
     open_streams("surrogateescape", False)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     _signal.signal(SIGINT, _signal.SIG_IGN)
     os.environ.setdefault("MPLBACKEND", "agg")
     Context(names, commands, link).serve()
@@ -1919,7 +1927,7 @@ def rehearse() -> None:
     frames = prepared.frames
     frames.depth_counter()
     frames.slot()
-    exec(run.code, names)
+    exec(run.code or "", names)
     flush_streams(True)
     sys.modules["__main__"] = main
     sys.path[:] = path
