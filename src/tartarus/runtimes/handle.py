@@ -14,7 +14,6 @@ from tartarus.runtimes.cgroups import Cgroup
 from tartarus.runtimes.nursery import Clone, step_failed
 
 _REMOVE_ATTEMPTS = 200
-_AGENT_GRACE_S = 2.0
 
 
 class HostGuest:
@@ -29,7 +28,7 @@ class HostGuest:
         *,
         steps: Sequence[str],
         warm: bool,
-        shared_pids: bool = False,
+        end_guest: Callable[[int], Awaitable[None]] | None = None,
         after_end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.channel = channel
@@ -39,7 +38,7 @@ class HostGuest:
         self._pidfd = clone.pidfd
         self._cgroup = cgroup
         self._resources = resources
-        self._shared_pids = shared_pids
+        self._end_guest = end_guest
         self._after_end = after_end
         self._paused = False
         self._final_stats: Stats | None = None
@@ -76,14 +75,14 @@ class HostGuest:
     async def destroy(self) -> None:
         """End it: the kernel kills all of a pid namespace with its first process.
 
-        Without one, the agent kills what it started when its channel closes, and is killed itself
-        only when that takes too long.
+        Without one, its cgroup's processes are killed, and where there is no cgroup either, the nursery kills
+        all that descends from its first process.
         """
-        if self._shared_pids and not self.ended.done():
+        if self._end_guest is not None and not self.ended.done():
             if self._cgroup is not None:
                 self._cgroup.kill()
-            self.channel.close()
-            await asyncio.wait([self.ended], timeout=_AGENT_GRACE_S)
+            elif self._pidfd >= 0:
+                await self._end_guest(self.pid)
         if not self.ended.done():
             self._kill()
         await asyncio.shield(self.ended)

@@ -108,9 +108,12 @@ class Nursery:
             os.close(log_read)
         return zygote
 
-    async def sweep(self) -> None:
-        """Kill orphans whose guest agent is gone; needed only where guests share the host's pids."""
-        await self.control.request(b"TSWP")
+    async def end_guest(self, pid: int) -> None:
+        """Kill a guest with all that runs below it, and orphans; needed only where guests share the host's pids.
+
+        `pid` 0: only the orphans of guests that are gone.
+        """
+        await self.control.request(b"TEND", struct.pack("<i", pid))
 
     def close(self) -> None:
         """Let it end."""

@@ -297,8 +297,9 @@ static void serve(struct session *session)
 		bool was_busy = out_busy(session);
 		more = pump_streams(session);
 		was_busy |= out_busy(session);
-		out_flush(session);
+		/* Before the answers leave: what a stream held is given back when the host learns of its end. */
 		sweep_streams(session, false);
+		out_flush(session);
 		more = (more || was_busy || session->channel_readable) && !out_busy(session);
 		if (session->deadline_ms != 0 && monotonic_ms() >= session->deadline_ms)
 			session->over = true;
@@ -312,6 +313,7 @@ static void last_words(struct session *session)
 		return;
 	reap(session);
 	pump_streams(session);
+	sweep_streams(session, false);
 	session->out.blocked = false;
 	session->over = false;
 	out_flush(session);

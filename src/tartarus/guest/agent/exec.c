@@ -337,7 +337,7 @@ static void exec_exited(struct session *session, struct exec *exec, int status, 
 	output_drain(session, &exec->err);
 }
 
-void exec_reaped(struct session *session, pid_t pid, int status, const struct rusage *usage)
+bool exec_reaped(struct session *session, pid_t pid, int status, const struct rusage *usage)
 {
 	for (struct stream *stream = session->streams; stream != NULL; stream = stream->next) {
 		struct exec *exec = exec_of(stream);
@@ -345,7 +345,8 @@ void exec_reaped(struct session *session, pid_t pid, int status, const struct ru
 		if (stream->kind == &exec_kind && !stream->ended && exec->pid == pid && !exec->exited &&
 		    (usage != NULL || exec->warm)) {
 			exec_exited(session, exec, status, usage);
-			return;
+			return true;
 		}
 	}
+	return false;
 }

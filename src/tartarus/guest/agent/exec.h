@@ -34,7 +34,7 @@ void exec_start_cold(struct session *session, struct exec *exec);
 /* It runs, as `pid`. */
 void exec_started(struct session *session, struct exec *exec, pid_t pid, bool warm);
 /* A process ended: was it one of ours? `usage` is NULL when the runner says so: then only its own are meant. */
-void exec_reaped(struct session *session, pid_t pid, int status, const struct rusage *usage);
+bool exec_reaped(struct session *session, pid_t pid, int status, const struct rusage *usage);
 
 /* pty.c: a new terminal; fds[0] for us, fds[1] for the program. 0 or -errno. */
 int open_terminal(int fds[2], uint16_t rows, uint16_t cols);

@@ -89,10 +89,9 @@ static void read_table(struct table *table)
 	closedir(proc);
 }
 
-/* Mark all descendants of ours: children of the marked, until a look finds no more. */
-static void mark_ours(struct table *table)
+/* Mark all descendants of `root`: children of the marked, until a look finds no more. */
+static void mark_descendants(struct table *table, pid_t root)
 {
-	pid_t self = getpid();
 	bool found = true;
 
 	while (found) {
@@ -101,20 +100,20 @@ static void mark_ours(struct table *table)
 			struct process *process = &table->items[i];
 
 			for (size_t j = 0; j < table->count && !process->ours; j++)
-				if (process->parent == self ||
+				if (process->parent == root ||
 				    (table->items[j].ours && table->items[j].pid == process->parent))
 					found = process->ours = true;
 		}
 	}
 }
 
-static size_t signal_descendants(int signo)
+static size_t signal_descendants(pid_t root, int signo)
 {
 	struct table table = {NULL, 0};
 	size_t count = 0;
 
 	read_table(&table);
-	mark_ours(&table);
+	mark_descendants(&table, root);
 	for (size_t i = 0; i < table.count; i++)
 		if (table.items[i].ours) {
 			kill(table.items[i].pid, signo);
@@ -129,28 +128,41 @@ void signal_everybody(struct session *session, int signo)
 	if (session->config.own_pid_namespace)
 		kill(-1, signo);
 	else
-		signal_descendants(signo);
+		signal_descendants(getpid(), signo);
+}
+
+void kill_descendants(pid_t root)
+{
+	size_t before = 0;
+
+	for (int round = 0; round < STOP_ROUNDS; round++) {
+		size_t now = signal_descendants(root, SIGSTOP);
+		if (now == before)
+			break;
+		before = now;
+	}
+	signal_descendants(root, SIGKILL);
 }
 
 void kill_everybody(struct session *session)
 {
 	struct timespec pause = {0, 200000};
-	size_t before = 0;
 
 	if (session->config.own_pid_namespace)
 		return;
-	for (int round = 0; round < STOP_ROUNDS; round++) {
-		size_t now = signal_descendants(SIGSTOP);
-		if (now == before)
-			break;
-		before = now;
+	if (parent_of(getpid()) == 0) {
+		/* Confined without /proc: direct children die with us, and the nursery, which can see, ends the rest. */
+		if (session->config.runner_pid > 0)
+			kill(session->config.runner_pid, SIGKILL);
+		return;
 	}
+	kill_descendants(getpid());
 	for (int round = 0; round < KILL_ROUNDS; round++) {
-		signal_descendants(SIGKILL);
 		while (waitpid(-1, NULL, WNOHANG) > 0)
 			;
 		if (waitpid(-1, NULL, WNOHANG) < 0 && errno == ECHILD)
 			return;
 		nanosleep(&pause, NULL);
+		signal_descendants(getpid(), SIGKILL);
 	}
 }

@@ -7,7 +7,7 @@
  *   TFRK seq                go on as pid 1 of the pid namespace that an earlier TRUN unshared
  *   TZYG seq argv env       start the template's warm interpreter; fds: its control socket, its log
  *   TCLN seq flags program  fork a guest; fds: its channel, the agent's executable, others
- *   TSWP seq                kill orphans (only where there is no pid namespace to do it)
+ *   TEND seq pid            kill a guest, all below it and all orphans (where no pid namespace does it)
  *
  * Each is answered by TCLD {seq, errno, pid or failed step}, with a pidfd where a process began.
  * When the socket closes (the daemon ended, however it ended) the nursery ends, and the kernel ends
@@ -16,6 +16,7 @@
 #include "nursery.h"
 
 #include "agent.h"
+#include "kill.h"
 #include "program.h"
 
 #include <errno.h>
@@ -216,7 +217,7 @@ static void forget(pid_t pid)
 		}
 }
 
-/* Kill children that we did not start (`all`: and those that we did). Returns how many. */
+/* Kill children that we did not start (`all`: and those that we did) with all below them. Returns how many. */
 static size_t kill_children(bool all)
 {
 	size_t killed = 0;
@@ -227,6 +228,8 @@ static size_t kill_children(bool all)
 		return 0;
 	while (fscanf(file, "%d", &pid) == 1)
 		if (all || !is_known(pid)) {
+			kill(pid, SIGSTOP);
+			kill_descendants(pid);
 			kill(pid, SIGKILL);
 			killed++;
 		}
@@ -372,6 +375,22 @@ static void handle_fork(uint32_t seq)
 	_exit(0);
 }
 
+/* The guest's agent is the subreaper of all it started, so everything is below it, or below us once it is dead. */
+static void handle_end(struct request *request, uint32_t seq)
+{
+	if (!shared_pids || request->size != 12) {
+		answer(seq, EINVAL, 0, -1);
+		return;
+	}
+	pid_t pid = (pid_t)u32_at(request->bytes + 8);
+	if (pid > 1) {
+		kill(pid, SIGSTOP);
+		kill_descendants(pid);
+		kill(pid, SIGKILL);
+	}
+	answer(seq, 0, (int32_t)kill_children(false), -1);
+}
+
 static void dispatch(struct request *request)
 {
 	if (request->size < 8)
@@ -385,8 +404,8 @@ static void dispatch(struct request *request)
 		handle_fork(seq);
 	else if (memcmp(request->bytes, "TZYG", 4) == 0)
 		handle_zygote(request, seq);
-	else if (memcmp(request->bytes, "TSWP", 4) == 0)
-		answer(seq, 0, (int32_t)kill_children(false), -1);
+	else if (memcmp(request->bytes, "TEND", 4) == 0)
+		handle_end(request, seq);
 	else
 		answer(seq, ENOSYS, 0, -1);
 }

@@ -172,11 +172,15 @@ static bool take_answer(struct session *session)
 	pid_t pid = (pid_t)get_u32(&answer);
 	uint32_t status = get_u32(&answer);
 
+	bool answers = runner->waiting != NULL && all_sent(runner);
+
 	if (kind == EXITED) {
-		exec_reaped(session, pid, (int)status, NULL);
+		/* The child that should have become the program died before it did. */
+		if (!exec_reaped(session, pid, (int)status, NULL) && answers)
+			exec_start_cold(session, take_first(runner));
 		return true;
 	}
-	if (runner->waiting == NULL || !all_sent(runner))
+	if (!answers)
 		return false;
 	if (kind == STARTED && credible(session, pid))
 		exec_started(session, take_first(runner), pid, true);

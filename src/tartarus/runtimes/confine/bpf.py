@@ -67,6 +67,8 @@ _Code = list[tuple[int, int, int, int]]
 
 ALLOW: Final = Verdict(0x7FFF_0000)
 KILL: Final = Verdict(0x8000_0000)
+ASK: Final = Verdict(0x7FC0_0000)
+"""SECCOMP_RET_USER_NOTIF: the call waits until whoever holds the filter's listener has answered it."""
 
 
 def refuse(error: int) -> Verdict:

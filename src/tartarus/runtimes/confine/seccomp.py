@@ -9,6 +9,7 @@ clone3 to clone, openat2 to openat.
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 from functools import cache
 from typing import TYPE_CHECKING, Final
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Final
 from tartarus.guest.syscalls import machine, table
 from tartarus.model.sandbox import Isolation
 from tartarus.runtimes.confine import calls
-from tartarus.runtimes.confine.bpf import ALLOW, Branch, Match, Rule, assemble, refuse
+from tartarus.runtimes.confine.bpf import ALLOW, ASK, Branch, Match, Rule, assemble, refuse
+from tartarus.runtimes.confine.metadata import BROKERED
 
 if TYPE_CHECKING:
-    from tartarus.guest.program import Program
+    from tartarus.guest.program import Fd, Program, Ref
 
 PRETEND: Final = refuse(0)
 EPERM: Final = refuse(errno.EPERM)
@@ -30,6 +32,8 @@ _NO_TYPE: Final = refuse(errno.ESOCKTNOSUPPORT)
 _NO_PROTOCOL: Final = refuse(errno.EPROTONOSUPPORT)
 
 SET_MODE_FILTER: Final = 1
+_FILTER_FLAG_NEW_LISTENER = 8
+_INSTALL = "install the system call filter"
 NEW_NAMESPACES: Final = 0x7E02_0000
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; CLONE_NEWTIME is not a clone(2) flag."""
 _SET_ID_BITS: Final = 0o6000
@@ -130,7 +134,7 @@ def _container() -> dict[str, Rule]:
     }
 
 
-def _process(*, own_uid: bool, landlock_abi: int) -> dict[str, Rule]:
+def _process(*, own_uid: bool, brokered: bool, landlock_abi: int) -> dict[str, Rule]:
     """The process level shares the host's namespaces, and perhaps a user id: nothing may be reached by name.
 
     Landlock mediates files but not sockets with path names, nor metadata; and limits, priorities and
@@ -157,49 +161,85 @@ def _process(*, own_uid: bool, landlock_abi: int) -> dict[str, Rule]:
     if landlock_abi < 3:
         rules["truncate"] = EPERM
     if not own_uid:
-        rules.update(_shared_files())
+        # Landlock would allow these for every file of the user; through an open descriptor it judged the opening.
+        by_path = {name: _by_broker(rules[name]) if brokered else EPERM for name in BROKERED}
+        rules |= {**by_path, "utimensat": _null(1, ALLOW, by_path["utimensat"])}
     return rules
 
 
-def _shared_files() -> dict[str, Rule]:
-    """No change of a file's metadata by its path, because Landlock would allow it for every file of the user.
-
-    Changes through an open descriptor work, for Landlock allowed the opening.
-    """
-    by_path = "chmod fchmodat fchmodat2 chown lchown fchownat utime utimes futimesat"
-    by_path += " setxattr lsetxattr removexattr lremovexattr"
-    return {**dict.fromkeys(by_path.split(), EPERM), "utimensat": _null(1, ALLOW, EPERM)}
+def _by_broker(rule: Rule) -> Rule:
+    """The rule, with the broker asked where it allows."""
+    if isinstance(rule, Branch):
+        return Branch(rule.test, _by_broker(rule.then), _by_broker(rule.otherwise))
+    return ASK if rule == ALLOW else rule
 
 
-def rules_by_name(level: Isolation, *, own_uid: bool = False, landlock_abi: int = 0) -> dict[str, Rule]:
+def rules_by_name(
+    level: Isolation, *, own_uid: bool = False, brokered: bool = False, landlock_abi: int = 0
+) -> dict[str, Rule]:
     """Every named call's rule at a level; a call that is not here gets ENOSYS. See `seccomp_filter`."""
     if level is Isolation.CONTAINER:
         special = _container()
     elif level is Isolation.PROCESS:
-        special = _process(own_uid=own_uid, landlock_abi=landlock_abi)
+        special = _process(own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi)
     else:
         raise ValueError(f"no system call filter for level {level.value}")
     return {**dict.fromkeys(calls.COMMON, ALLOW), **dict.fromkeys(calls.DENIED, EPERM), **special}
 
 
 @cache
-def seccomp_filter(level: Isolation, *, arch: str | None = None, own_uid: bool = False, landlock_abi: int = 0) -> bytes:
+def seccomp_filter(
+    level: Isolation,
+    *,
+    arch: str | None = None,
+    own_uid: bool = False,
+    brokered: bool = False,
+    landlock_abi: int = 0,
+) -> bytes:
     """The filter as an array of struct sock_filter.
 
-    `own_uid`: at process level, whether the sandbox's user id owns nothing outside it. `landlock_abi`: at
-    process level, what Landlock will mediate; older ones need more refusals here. The defaults are the
-    careful ones. LookupError for an architecture without a table.
+    The options are the process level's. `own_uid`: the sandbox's user id owns nothing outside it. `brokered`:
+    if it does, changes of metadata by path are handed to a MetadataBroker, not refused. `landlock_abi`: what
+    Landlock will mediate; older ones need more refusals here. The defaults are the careful ones.
+    LookupError for an architecture without a table.
     """
-    named = rules_by_name(level, own_uid=own_uid, landlock_abi=landlock_abi)
+    named = rules_by_name(level, own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi)
     numbers = table(arch)
     rules: dict[int, Rule] = {numbers[name]: rule for name, rule in named.items() if name in numbers}
     return assemble(arch or machine(), rules, ENOSYS)
 
 
-def add_seccomp(program: Program, level: Isolation, *, own_uid: bool = False, landlock_abi: int = 0) -> None:
-    """Install the filter: the program's last step. Needs `no_new_privs`, which `add_capability_drop` sets."""
-    code = seccomp_filter(level, own_uid=own_uid, landlock_abi=landlock_abi)
+def add_seccomp(
+    program: Program, level: Isolation, *, own_uid: bool = False, landlock_abi: int = 0, broker: Fd | None = None
+) -> None:
+    """Install the filter: the program's last step. Needs `no_new_privs`, which `add_capability_drop` sets.
+
+    `broker`: a passed end of a socket pair; the filter's listener is sent through it to a MetadataBroker, and
+    neither is left open in the guest, where a listener could answer for the broker.
+    """
+    brokered = broker is not None and not own_uid
+    code = seccomp_filter(level, own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi)
     instructions = program.blob(code)
     filter_ = program.blob(struct.pack("<HxxxxxxQ", len(code) // 8, 0))
     program.reloc(instructions, into=filter_, at=8)
-    program.syscall("seccomp", SET_MODE_FILTER, 0, filter_, step="install the system call filter")
+    if not brokered:
+        program.syscall("seccomp", SET_MODE_FILTER, 0, filter_, step=_INSTALL)
+        return
+    assert broker is not None
+    # A struct cmsghdr and the descriptor that it carries, which the next call fills in.
+    control = program.blob(struct.pack("<Qiii4x", 20, socket.SOL_SOCKET, socket.SCM_RIGHTS, -1))
+    listener = program.slot_at(control, 16)
+    program.syscall("seccomp", SET_MODE_FILTER, _FILTER_FLAG_NEW_LISTENER, filter_, store=listener, step=_INSTALL)
+    _send(program, broker, control)
+    program.syscall("close", listener, step="close the filter's listener")
+    program.syscall("close", broker, step="close the way to the broker")
+
+
+def _send(program: Program, through: Fd, control: Ref) -> None:
+    """Send a control message, with one byte of anything: descriptors travel only with data."""
+    vector = program.blob(struct.pack("<QQ", 0, 1))
+    program.reloc(control, into=vector, at=0)
+    message = program.blob(struct.pack("<QI4xQQQQi4x", 0, 0, 0, 1, 0, control.size, 0))
+    program.reloc(vector, into=message, at=16)
+    program.reloc(control, into=message, at=32)
+    program.syscall("sendmsg", through, message, 0, step="hand over the filter's listener")

@@ -129,9 +129,13 @@ class ProcessRuntime:
         finally:
             theirs.close()
 
+        async def end_guest(pid: int) -> None:
+            if not snapshot.nursery.control.closed.done():
+                await snapshot.nursery.end_guest(pid)
+
         async def after_end() -> None:
             if not snapshot.nursery.control.closed.done():
-                await snapshot.nursery.sweep()
+                await snapshot.nursery.end_guest(0)
             await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
 
         channel = GuestChannel(ours)
@@ -143,7 +147,7 @@ class ProcessRuntime:
             request.resources,
             steps=program.steps,
             warm=warm,
-            shared_pids=True,
+            end_guest=end_guest,
             after_end=after_end,
         )
 

@@ -1,0 +1,290 @@
+"""Modes, owners, times and attributes of files by path, changed on a sandbox's behalf by the daemon.
+
+Landlock does not mediate them, so at process level, where a sandbox may have the user's own id, `chmod` of
+any file of the user would work. The filter hands such calls over instead (SECCOMP_RET_USER_NOTIF): the
+daemon finds the file as the caller would, makes sure that it lies in the sandbox's own directory, and makes
+the change. The rest of this package builds programs; this is the one part that serves while a guest runs.
+
+Races change nothing: the path is read once and leads to a descriptor, the descriptor is judged by where its
+file lies, and the change is made through it. A file that lies in the sandbox's directory is the sandbox's to
+change, however it was reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import fcntl
+import os
+import select
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tartarus.guest.syscalls import number, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_NOTIFICATION = struct.Struct("<QIIiIQ6Q")
+_RESPONSE = struct.Struct("<Qqii")
+_RECEIVE, _SEND, _STILL_VALID = 0xC050_2100, 0xC018_2101, 0x4008_2102
+_AT_FDCWD, _AT_EMPTY_PATH, _AT_SYMLINK_NOFOLLOW = -100, 0x1000, 0x100
+_PATH_BYTES, _VALUE_BYTES, _NAME_BYTES, _PAGE = 4096, 65536, 256, 4096
+_NO_CHANGE: Final = 0xFFFF_FFFF
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Where a call keeps its arguments: indexes, None for what it has not."""
+
+    change: Callable[[Caller, int, tuple[int, ...]], None]
+    path: int
+    directory: int | None = None
+    flags: int | None = None
+    follow: bool = True
+
+
+class Caller:
+    """The process that made a call, held by its /proc directory; what is read from it is hostile."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._proc = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._memory = os.open("mem", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+        except OSError:
+            os.close(self._proc)
+            raise
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._memory)
+        os.close(self._proc)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Exactly `size` bytes of its memory. Raises EFAULT."""
+        try:
+            data = os.pread(self._memory, size, address) if address < 1 << 63 else b""
+        except OSError:
+            data = b""
+        if len(data) != size:
+            raise OSError(errno.EFAULT, "bad address")
+        return data
+
+    def text(self, address: int, limit: int) -> bytes:
+        """A NUL-terminated string of its memory, page by page, for the next one may not be there."""
+        found = b""
+        while b"\0" not in found:
+            if len(found) >= limit:
+                raise OSError(errno.ENAMETOOLONG, "too long")
+            at = address + len(found)
+            found += self.read(at, _PAGE - at % _PAGE)
+        return found[: found.index(b"\0")]
+
+    def open(self, path: bytes, directory: int, flags: int, *, follow: bool) -> int:
+        """A path descriptor of the file that it means. `directory` and `flags` are as in the *at calls."""
+        base = self._directory(directory) if not path.startswith(b"/") else None
+        try:
+            if not path:
+                if not flags & _AT_EMPTY_PATH:
+                    raise OSError(errno.ENOENT, "empty path")
+                return os.dup(base) if base is not None else -1
+            for own in (b"/proc/self/", b"/proc/thread-self/"):
+                if path.startswith(own):
+                    path = b"/proc/%d/" % self.pid + path[len(own) :]
+            how = os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+            return os.open(path, how, dir_fd=base)
+        finally:
+            if base is not None:
+                os.close(base)
+
+    def _directory(self, directory: int) -> int:
+        name = "cwd" if directory == _AT_FDCWD else f"fd/{directory}"
+        try:
+            return os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=self._proc)
+        except FileNotFoundError:
+            raise OSError(errno.EBADF, "no such descriptor") from None
+
+
+def _change_mode(_caller: Caller, file: int, args: tuple[int, ...]) -> None:
+    os.chmod(f"/proc/self/fd/{file}", args[0] & 0o1777)
+
+
+def _change_owner(_caller: Caller, file: int, args: tuple[int, ...]) -> None:
+    """Only to what it is already: anything else takes a privilege that no sandbox has."""
+    now = os.stat(f"/proc/self/fd/{file}", follow_symlinks=True)
+    if args[0] & _NO_CHANGE not in {now.st_uid, _NO_CHANGE} or args[1] & _NO_CHANGE not in {now.st_gid, _NO_CHANGE}:
+        raise OSError(errno.EPERM, "not the owner's to give")
+
+
+def _change_times(read: Callable[[Caller, int], bytes]) -> Callable[[Caller, int, tuple[int, ...]], None]:
+    def change(caller: Caller, file: int, args: tuple[int, ...]) -> None:
+        times = read(caller, args[0]) if args[0] else None
+        if _libc.syscall(number("utimensat"), _AT_FDCWD, b"/proc/self/fd/%d" % file, times, 0) < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+
+    return change
+
+
+def _timespecs(caller: Caller, address: int) -> bytes:
+    return caller.read(address, 32)
+
+
+def _seconds(caller: Caller, address: int) -> bytes:
+    accessed, modified = struct.unpack("<qq", caller.read(address, 16))
+    return struct.pack("<4q", accessed, 0, modified, 0)
+
+
+def _microseconds(caller: Caller, address: int) -> bytes:
+    values = struct.unpack("<4q", caller.read(address, 32))
+    if not all(0 <= part < 1_000_000 for part in values[1::2]):
+        raise OSError(errno.EINVAL, "not a time")
+    return struct.pack("<4q", values[0], values[1] * 1000, values[2], values[3] * 1000)
+
+
+def _attribute(caller: Caller, address: int) -> str:
+    name = caller.text(address, _NAME_BYTES)
+    if not name.startswith(b"user."):
+        raise OSError(errno.EPERM, "only attributes of users may be changed")
+    return os.fsdecode(name)
+
+
+def _set_attribute(caller: Caller, file: int, args: tuple[int, ...]) -> None:
+    if args[2] > _VALUE_BYTES:
+        raise OSError(errno.E2BIG, "too large")
+    value = caller.read(args[1], args[2]) if args[2] else b""
+    os.setxattr(f"/proc/self/fd/{file}", _attribute(caller, args[0]), value, args[3] & _NO_CHANGE)
+
+
+def _remove_attribute(caller: Caller, file: int, args: tuple[int, ...]) -> None:
+    os.removexattr(f"/proc/self/fd/{file}", _attribute(caller, args[0]))
+
+
+_SHAPES: Final = {
+    "chmod": Shape(_change_mode, 0),
+    "fchmodat": Shape(_change_mode, 1, 0),
+    "fchmodat2": Shape(_change_mode, 1, 0, 3),
+    "chown": Shape(_change_owner, 0),
+    "lchown": Shape(_change_owner, 0, follow=False),
+    "fchownat": Shape(_change_owner, 1, 0, 4),
+    "utime": Shape(_change_times(_seconds), 0),
+    "utimes": Shape(_change_times(_microseconds), 0),
+    "futimesat": Shape(_change_times(_microseconds), 1, 0),
+    "utimensat": Shape(_change_times(_timespecs), 1, 0, 3),
+    "setxattr": Shape(_set_attribute, 0),
+    "lsetxattr": Shape(_set_attribute, 0, follow=False),
+    "removexattr": Shape(_remove_attribute, 0),
+    "lremovexattr": Shape(_remove_attribute, 0, follow=False),
+}
+BROKERED: Final = frozenset(_SHAPES)
+"""The calls that the filter hands over."""
+
+
+def serve_one(listener: int, roots: Sequence[str]) -> None:
+    """Answer one waiting call. `roots`: real paths of the directories whose files the sandbox may change."""
+    buffer = bytearray(_NOTIFICATION.size)
+    try:
+        fcntl.ioctl(listener, _RECEIVE, buffer)
+    except FileNotFoundError:
+        return  # the caller was killed meanwhile
+    identity, pid, _flags, nr, _arch, _ip, *args = _NOTIFICATION.unpack(buffer)
+    try:
+        error = _serve(listener, identity, pid, nr, tuple(args), roots)
+    except OSError as failure:
+        error = failure.errno or errno.EIO
+    try:
+        fcntl.ioctl(listener, _SEND, _RESPONSE.pack(identity, 0, -error, 0))
+    except FileNotFoundError:
+        return
+
+
+def _serve(listener: int, identity: int, pid: int, nr: int, args: tuple[int, ...], roots: Sequence[str]) -> int:
+    names = {value: name for name, value in table().items()}
+    shape = _SHAPES[names[nr]]
+    try:
+        caller = Caller(pid)
+    except OSError:
+        return errno.EPERM  # undumpable: nothing may be read from it
+    try:
+        # Only now is it certain that the directory just opened is the caller's, not that of a later process.
+        fcntl.ioctl(listener, _STILL_VALID, struct.pack("<Q", identity))
+        _make_change(caller, shape, args, roots)
+    finally:
+        caller.close()
+    return 0
+
+
+def _make_change(caller: Caller, shape: Shape, args: tuple[int, ...], roots: Sequence[str]) -> None:
+    directory = _signed(args[shape.directory]) if shape.directory is not None else _AT_FDCWD
+    flags = args[shape.flags] & _NO_CHANGE if shape.flags is not None else 0
+    follow = shape.follow and not flags & _AT_SYMLINK_NOFOLLOW
+    file = caller.open(caller.text(args[shape.path], _PATH_BYTES), directory, flags, follow=follow)
+    try:
+        place = os.readlink(f"/proc/self/fd/{file}")
+        if not any(place == root or place.startswith(f"{root}/") for root in roots):
+            raise OSError(errno.EPERM, "outside the sandbox's directory")
+        shape.change(caller, file, args[shape.path + 1 :])
+    finally:
+        os.close(file)
+
+
+def _signed(value: int) -> int:
+    low = value & _NO_CHANGE
+    return low - (1 << 32) if low >= 1 << 31 else low
+
+
+class MetadataBroker:
+    """Serves one sandbox on the running event loop, from when its filter is installed until its last process ends.
+
+    `link`: our end of the socket pair whose other end the guest's program sends the listener through (see
+    `add_seccomp`). Each call is answered on the loop, one per turn, so no sandbox keeps the others waiting.
+    """
+
+    def __init__(self, link: socket.socket, roots: Sequence[str]) -> None:
+        self._roots = tuple(os.path.realpath(root) for root in roots)
+        self._link: socket.socket | None = link
+        self._listener = -1
+        self._poll = select.poll()
+        self._loop = asyncio.get_running_loop()
+        link.setblocking(False)
+        self._loop.add_reader(link, self._receive)
+
+    def _receive(self) -> None:
+        assert self._link is not None
+        try:
+            _data, fds, _flags, _address = socket.recv_fds(self._link, 1, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            fds = []
+        self._drop_link()
+        if fds:
+            self._listener = fds[0]
+            self._poll.register(self._listener, select.POLLIN)
+            self._loop.add_reader(self._listener, self._serve)
+
+    def _serve(self) -> None:
+        events = sum(event for _fd, event in self._poll.poll(0))
+        if events & select.POLLIN:
+            serve_one(self._listener, self._roots)
+        elif events:
+            self.close()
+
+    def _drop_link(self) -> None:
+        if self._link is not None:
+            self._loop.remove_reader(self._link)
+            self._link.close()
+            self._link = None
+
+    def close(self) -> None:
+        """Serve no more: calls that wait, and all later ones, fail with ENOSYS. Safe to repeat."""
+        self._drop_link()
+        if self._listener >= 0:
+            self._loop.remove_reader(self._listener)
+            os.close(self._listener)
+            self._listener = -1
