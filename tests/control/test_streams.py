@@ -117,6 +117,20 @@ async def test_signals_overtake_input_that_nobody_reads(socket: Path) -> None:
     assert done.last["exit"]["signal"] == signal.SIGINT
 
 
+async def test_a_terminal_has_the_size_that_it_is_told(socket: Path) -> None:
+    script = "stty size; read line; stty size; echo got $line"
+    command = {"argv": ["sh", "-c", script], "tty": True, "stdin": True, "rows": 30, "cols": 90}
+    async with wire.connect(socket, "/v1/run") as connection:
+        await connection.send(json.dumps({"spec": {"command": command}}))
+        await wire.until(connection, "started")
+        assert await connection.recv() == b"\x0130 90\r\n"
+        await wire.resize(connection, 50, 132)
+        await wire.stdin(connection, b"word\n")
+        done = await wire.collect(connection)
+    assert done.stdout.replace(b"\r\n", b"\n") == b"word\n50 132\ngot word\n"
+    assert done.last["exit"]["code"] == 0
+
+
 async def test_what_comes_before_the_start_is_kept(socket: Path) -> None:
     async with wire.connect(socket, "/v1/run") as connection:
         spec = sh("trap 'echo got; exit 5' USR1; cat >/dev/null; while :; do sleep 0.01; done")

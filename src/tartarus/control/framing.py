@@ -51,6 +51,6 @@ class StreamProtocol(WebSocketsSansIOProtocol):
             return
         if not self.writable.is_set():
             await self.writable.wait()
-        if self.disconnected or self.close_sent:
+        if self.close_sent or self.transport.is_closing():
             raise ClientDisconnected
         self.transport.write(b"".join((header(sum(map(len, parts))), *parts)))

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
 MAX_ARGV_BYTES = 2 * 1024 * 1024 - 4096
 MAX_ARG_BYTES = 128 * 1024 - 1
+MAX_TIMEOUT_S = 366 * 86400.0
+MAX_LABELS = 64
+MAX_LABEL_KEY = 128
+MAX_LABEL_VALUE = 1024
 
 
 def require(holds: bool, what: str, fix: str) -> None:
@@ -51,6 +55,25 @@ def check_command(argv: tuple[str, ...], env: dict[str, str]) -> None:
         f"arguments and environment are {total} bytes in all",
         f"the kernel takes at most {MAX_ARGV_BYTES}: pass data in a file or on standard input",
     )
+
+
+def check_time_limit(timeout_s: float | None) -> None:
+    """Refuse time limits that are none."""
+    in_range = timeout_s is None or 0 < timeout_s <= MAX_TIMEOUT_S
+    require(in_range, "timeout is out of range", "use more than 0 and at most 366d")
+
+
+def check_labels(labels: dict[str, str]) -> None:
+    """Refuse labels that a filter (``key=value``) could not name, and too many or too long ones."""
+    require(len(labels) <= MAX_LABELS, f"{len(labels)} labels", f"use at most {MAX_LABELS}")
+    for key, value in labels.items():
+        no_nul(key + value, f"label {key!r}")
+        require(bool(key) and "=" not in key, f"{key!r} is not a label's key", "use key=value")
+        require(
+            len(key) <= MAX_LABEL_KEY and len(value) <= MAX_LABEL_VALUE,
+            f"label {key[:MAX_LABEL_KEY]!r} is too long",
+            f"use at most {MAX_LABEL_KEY} characters for the key and {MAX_LABEL_VALUE} for the value",
+        )
 
 
 def check_mount(mount: Mount) -> None:

@@ -6,11 +6,21 @@ from enum import Enum
 
 import msgspec
 
-from tartarus.model.checks import check_command, check_env, check_mount, no_nul, require
+from tartarus.model.checks import (
+    check_command,
+    check_env,
+    check_labels,
+    check_mount,
+    check_time_limit,
+    no_nul,
+    require,
+)
 from tartarus.model.ids import check_name
 from tartarus.model.states import State
 
-MAX_LABELS = 64
+MAX_BYTES = 2**60
+# What the terminal's own structure (struct winsize) can hold.
+MAX_TERMINAL_SIZE = 65535
 
 
 class Isolation(str, Enum):
@@ -58,9 +68,11 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         require(self.memory_bytes >= 8 * 1024**2, "memory is below 8MiB", "give at least 8MiB")
+        require(self.memory_bytes < MAX_BYTES, "memory is out of range", "use less than 1024PiB")
         require(10 <= self.cpu_milli <= 1024_000, "cpus is out of range", "use 0.01 to 1024")
         require(4 <= self.pids <= 4_194_304, "pids is out of range", "use 4 to 4194304")
         require(self.disk_bytes >= 1024**2, "disk is below 1MiB", "give at least 1MiB")
+        require(self.disk_bytes < MAX_BYTES, "disk is out of range", "use less than 1024PiB")
 
 
 class ResourceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,6 +112,9 @@ class ExecSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             f"workdir {self.workdir!r} is not absolute",
             "begin it with /",
         )
+        check_time_limit(self.timeout_s)
+        for size, what in ((self.rows, "rows"), (self.cols, "cols")):
+            require(0 < size <= MAX_TERMINAL_SIZE, f"{what} is out of range", f"use 1 to {MAX_TERMINAL_SIZE}")
 
 
 class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,12 +146,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             f"workdir {self.workdir!r} is not absolute",
             "begin it with /",
         )
-        require(
-            self.timeout_s is None or 0 < self.timeout_s <= 366 * 86400,
-            "timeout is out of range",
-            "use more than 0 and at most 366d",
-        )
-        require(len(self.labels) <= MAX_LABELS, f"{len(self.labels)} labels", f"use at most {MAX_LABELS}")
+        check_time_limit(self.timeout_s)
+        check_labels(self.labels)
         for mount in self.mounts:
             check_mount(mount)
 
