@@ -1,0 +1,118 @@
+"""The whole product as a user without privileges: installed from this checkout, run as nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.needs("root", "system-python", "user-namespaces"), pytest.mark.timeout(300)]
+ROOT = Path(__file__).parents[2]
+NOBODY = 65534
+
+
+class Rootless:
+    """The `tartarus` command of an installation that nobody may use, with a home of nobody's."""
+
+    def __init__(self, base: Path) -> None:
+        self.home = base / "home"
+        self._command = base / "venv" / "bin" / "tartarus"
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {"HOME": str(self.home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+        return subprocess.run(
+            [str(self._command), *arguments], user=NOBODY, group=NOBODY, extra_groups=[], env=environment,
+            cwd=self.home, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tartarus() -> Iterator[Rootless]:
+    base = Path(tempfile.mkdtemp(prefix="tartarus-rootless-", dir="/var/tmp"))
+    base.chmod(0o755)
+    venv = base / "venv"
+    uv = [sys.executable, "-m", "uv", "-q"]
+    subprocess.run([*uv, "venv", "--python", "/usr/bin/python3", str(venv)], check=True)
+    subprocess.run([*uv, "pip", "install", "--python", str(venv / "bin/python"), str(ROOT)], check=True)
+    home = base / "home"
+    home.mkdir()
+    os.chown(home, NOBODY, NOBODY)
+    command = Rootless(base)
+    yield command
+    command("down")
+    shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.mark.parametrize("level", ["process", "container"])
+def test_commands_run(tartarus: Rootless, level: str) -> None:
+    done = tartarus("run", "--isolation", level, "--", "python3", "-c", "print(6*7)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
+
+
+def test_container_has_its_own_root_and_network(tartarus: Rootless) -> None:
+    script = "id -u; ls /sys/class/net 2>/dev/null; cat /proc/net/dev | grep -c :; echo x > /usr/x || echo read-only"
+    done = tartarus("run", "--isolation", "container", "--", "/bin/sh", "-c", script)
+    assert done.stdout.split() == ["0", "1", "read-only"]
+
+
+def test_a_users_directory_can_be_mounted(tartarus: Rootless) -> None:
+    data = tartarus.home / "data"
+    data.mkdir(exist_ok=True)
+    os.chown(data, NOBODY, NOBODY)
+    done = tartarus("run", "--mount", f"{data}:/data", "--", "/bin/sh", "-c", "echo new > /data/out")
+    assert done.returncode == 0, done.stderr
+    assert (data / "out").read_text() == "new\n"
+    assert (data / "out").stat().st_uid == NOBODY
+    assert tartarus("run", "--mount", f"{data}:/data:ro", "--", "touch", "/data/x").returncode != 0
+
+
+@pytest.mark.parametrize("level", ["process", "container"])
+def test_memory_is_bounded_without_cgroups(tartarus: Rootless, level: str) -> None:
+    done = tartarus("run", "--isolation", level, "--memory", "64MiB", "--", "python3", "-c", "bytearray(200 << 20)")
+    assert "MemoryError" in done.stderr
+
+
+@pytest.mark.parametrize("level", ["process", "container"])
+def test_orphans_end_with_the_sandbox(tartarus: Rootless, level: str) -> None:
+    marker = f"tartarus-orphan-{level}"
+    code = f"import os,time\nif os.fork()==0:\n os.setsid()\n if os.fork()==0:\n  os.execvp('python3',['{marker}','-c','import time;time.sleep(300)'])\n os._exit(0)\nos.wait(); time.sleep(0.2)"  # noqa: E501
+    assert tartarus("run", "--isolation", level, "--", "python3", "-c", code).returncode == 0
+    running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if marker.encode() in _read(path).split(b"\0")[:1]]
+    assert running == []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_what_is_weaker_is_said(tartarus: Rootless) -> None:
+    tartarus("run", "--name", "weaker", "--", "true")
+    record = json.loads(tartarus("inspect", "weaker").stdout)[0]
+    if not os.access("/sys/fs/cgroup/cgroup.controllers", os.R_OK):
+        assert "no memory cgroup" in record["isolation_reason"]
+
+
+def test_another_user_is_refused(tartarus: Rootless) -> None:
+    tartarus("run", "--", "true")
+    socket = tartarus.home / ".local/state/tartarus/run/tartarus.sock"
+    assert socket.exists()
+    script = f"import socket; s=socket.socket(socket.AF_UNIX); s.connect({str(socket)!r})"
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", script],
+        user=NOBODY - 1,
+        group=NOBODY - 1,
+        extra_groups=[],
+        check=False,
+        capture_output=True,
+    )
+    assert b"PermissionError" in done.stderr
