@@ -177,7 +177,7 @@ async def launches_per_second(_home: Path) -> list[Row]:
             await _rate(node, spec, expected, 4, 40)
             for in_flight in (1, 4, 16, 64):
                 rate = await _rate(node, spec, expected, in_flight, total)
-                rows.append(Row("launches per second", f"{label}, {in_flight} at once", "/s", [rate]))  # noqa: PERF401
+                rows.append(Row("launches per second", f"{label}, {in_flight} at once", "/s", [rate]))
         return rows
 
 
