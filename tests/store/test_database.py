@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from tartarus.model.errors import TartarusError, VersionMismatch
+from tartarus.model.errors import NoSpace, TartarusError, VersionMismatch
 from tartarus.model.states import State
 from tartarus.store import SandboxStore, database
 from tartarus.store.schema import SCHEMA_VERSION, metadata
@@ -161,3 +162,32 @@ async def test_killing_the_writer_loses_nothing_that_it_had_acknowledged(
     )
     await store.insert(a_record())
     await store.close()
+
+
+@pytest.mark.needs("root")
+async def test_a_full_disk_refuses_changes_and_keeps_what_was_there(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=True)
+    try:
+        store = await SandboxStore.open(disk / "state.db")
+        first = await store.insert(a_record())
+        filler = disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        inserted = [first.id]
+
+        async def insert_for_ever() -> None:
+            while True:
+                inserted.append((await store.insert(a_record(message="m" * 2000))).id)
+
+        with pytest.raises(NoSpace, match=r"state\.db"):
+            await insert_for_ever()
+        assert [record.id for record in await store.alive()] == inserted
+        filler.unlink()
+        inserted.append((await store.insert(a_record())).id)
+        assert [record.id for record in await store.alive()] == inserted
+        await store.close()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
