@@ -280,7 +280,9 @@ class TestTerminal:
         assert (await process.wait()).code == 0
 
     async def test_control_c_interrupts_the_foreground(self, guest: GuestChannel) -> None:
-        process = guest.exec(shell("trap 'echo interrupted; exit 3' INT; echo ready; sleep 1000", tty=True))
+        process = guest.exec(
+            shell("trap 'echo interrupted; exit 3' INT; echo ready; while :; do sleep 0.01; done", tty=True)
+        )
         assert await process.read() == (1, b"ready\r\n")
         await process.write_stdin(b"\x03")
         out, _ = await output_of(process)
