@@ -749,7 +749,7 @@ class Prepared:
         self.blas = []  # type: list[ctypes.c_int]
         self.thread_setters = []  # type: list[Any]
         self.threads = 0
-        self.modules = frozenset()  # type: frozenset[int]
+        self.modules = frozenset()  # type: frozenset[str]
         self.shadowable = frozenset()  # type: frozenset[str]
 
     @staticmethod
@@ -766,7 +766,9 @@ class Prepared:
         always = STARTUP_MODULES | frozenset(sys.builtin_module_names)
         loaded = frozenset(name.partition(".")[0] for name in sys.modules)
         self.shadowable = frozenset(name for name in loaded - always if not _imp.is_frozen(name))
-        self.modules = frozenset(id(module) for name, module in sys.modules.items() if name != "__main__")
+        self.modules = frozenset(sys.modules)
+        # Kept, since to let go of them at the end would be to write to all their parts.
+        self.kept = [sys.meta_path, sys.path_hooks, sys.path_importer_cache]  # type: list[object]
 
 
 prepared = None  # type: Any
@@ -1320,27 +1322,36 @@ def tear_down() -> None:
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
     known = prepared.modules
     modules = sys.modules
+    # From the end, as they were imported: to look at all modules would be to write to (a count in) all of them.
+    names = ["__main__"]
+    for name in reversed(modules):
+        if name in known:
+            break
+        names.append(name)
     weak = []
     module = None  # type: Any
-    for name in [name for name, found in modules.items() if id(found) not in known]:
-        module = modules.pop(name)
+    for name in names:
+        module = modules.pop(name, None)
         if isinstance(module, type(sys)):
             weak.append(_weakref.ref(module))
     module = None
     if len(sys._current_frames()) > 1:
         return  # daemon threads still use all this
     gc.collect()
-    for reference in reversed(weak):
+    for reference in weak:
         module = reference()
         if module is not None:
-            names = module.__dict__
-            for private in (True, False):
-                for name in list(names):
-                    if (name[:1] == "_" and name[1:2] != "_") == private and name != "__builtins__":
-                        names[name] = None
-            del names
+            empty(module.__dict__)
         module = None
     gc.collect()
+
+
+def empty(names: dict[str, Any]) -> None:
+    """Take the values out of a module, private names first."""
+    for private in (True, False):
+        for name in list(names):
+            if (name[:1] == "_" and name[1:2] != "_") == private and name != "__builtins__":
+                names[name] = None
 
 
 def flush_files() -> None:
