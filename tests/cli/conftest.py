@@ -1,0 +1,7 @@
+"""The fixtures of the command line's tests."""
+
+from __future__ import annotations
+
+from tests.sdk.service import home, levels, sandbox
+
+__all__ = ["home", "levels", "sandbox"]
