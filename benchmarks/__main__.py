@@ -5,16 +5,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import node_benches
+import structlog
+
+from benchmarks import node_benches, peers
 from benchmarks.measure import Row, machine, table
 
 
 async def _all(names: list[str], home: Path) -> list[Row]:
     rows: list[Row] = []
+    missing = peers.absent()
+    if missing:
+        print(f"not installed here, so absent below: {', '.join(missing)}", file=sys.stderr)
     for name, bench in node_benches.BENCHES.items():
         if names and name not in names:
             continue
@@ -23,18 +29,24 @@ async def _all(names: list[str], home: Path) -> list[Row]:
     return rows
 
 
+def run(names: list[str], json_file: Path | None) -> None:
+    """Run the benches of these names (all when there are none), print the table, write the JSON."""
+    with tempfile.TemporaryDirectory(prefix="tartarus-bench-") as home:
+        rows = asyncio.run(_all(names, Path(home)))
+    print(table(rows))
+    if json_file is not None:
+        document = {"machine": machine(), "absent": peers.absent(), "rows": [row.as_json() for row in rows]}
+        json_file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("bench", nargs="*", help=f"of: {', '.join(node_benches.BENCHES)} (default: all)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="tartarus-bench-") as home:
-        rows = asyncio.run(_all(arguments.bench, Path(home)))
-    print(table(rows))
-    if arguments.json:
-        document = {"machine": machine(), "rows": [row.as_json() for row in rows]}
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    run(arguments.bench, arguments.json)
 
 
 if __name__ == "__main__":

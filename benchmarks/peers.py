@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -54,6 +55,7 @@ def bundle(directory: Path, runtime: str, argv: list[str]) -> Path | None:
     return directory
 
 
+@functools.cache
 def docker_image() -> bool:
     """Whether a Docker engine answers; makes the image `tartarus-bench` from busybox when it does."""
     if not shutil.which("docker"):
@@ -74,3 +76,10 @@ def docker_image() -> bool:
         ["docker", "import", "-", "tartarus-bench"], input=buffer.getvalue(), capture_output=True, check=False
     )
     return done.returncode == 0
+
+
+def absent() -> list[str]:
+    """Peers that can't be measured on this machine."""
+    found = {"bubblewrap": shutil.which("bwrap"), "runc": shutil.which("runc"), "gVisor": shutil.which("runsc")}
+    missing = [name for name, path in found.items() if path is None]
+    return missing if docker_image() else [*missing, "docker"]

@@ -30,6 +30,7 @@ COMMANDS = {
     "up": ("daemon", "Start the daemon."),
     "down": ("daemon", "Stop the daemon and its sandboxes."),
     "doctor": ("doctor", "Find out what this host can give."),
+    "bench": ("bench", "Measure this host beside other sandboxes."),
     "completion": ("completion", "Print the completion script of a shell."),
     "version": ("daemon", "Show the versions of this client and of the daemon."),
 }
