@@ -110,6 +110,8 @@ NEEDS: dict[str, Need] = {
     # The kernel's or the container engine's to give: CI takes what its machine has.
     "user-namespaces": Need(_user_namespaces, in_ci=False),
     "landlock": Need(_landlock, in_ci=False),
+    "node": Need(_program("node"), in_ci=False),
+    "java": Need(_program("java"), in_ci=False),
     "docker": Need(lambda: _runs(["docker", "version"]), in_ci=False),
     "runsc": Need(lambda: _runs(["runsc", "--version"]), in_ci=False),
     "kvm": Need(_kvm, in_ci=False),

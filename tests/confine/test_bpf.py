@@ -87,15 +87,16 @@ def test_every_number_gets_its_rule(arch: str, level: Isolation) -> None:
     arch=st.sampled_from(sorted(TABLES)),
     level=st.sampled_from([Isolation.CONTAINER, Isolation.PROCESS]),
     own_uid=st.booleans(),
+    brokered=st.booleans(),
     landlock_abi=st.sampled_from([1, 7]),
     name=st.data(),
     args=arguments,
 )
-def test_any_arguments_get_what_the_rules_say(arch, level, own_uid, landlock_abi, name, args) -> None:
-    named, numbers = rules_by_name(level, own_uid=own_uid, landlock_abi=landlock_abi), table(arch)
+def test_any_arguments_get_what_the_rules_say(arch, level, own_uid, brokered, landlock_abi, name, args) -> None:
+    named, numbers = rules_by_name(level, own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi), table(arch)
     judged = sorted(call for call, rule in named.items() if isinstance(rule, Branch) and call in numbers)
     call = name.draw(st.sampled_from(judged))
-    code = seccomp_filter(level, arch=arch, own_uid=own_uid, landlock_abi=landlock_abi)
+    code = seccomp_filter(level, arch=arch, own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi)
     assert interpret(code, AUDIT_ARCH[arch], numbers[call], args) == evaluate(named[call], args)
 
 
