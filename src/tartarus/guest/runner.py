@@ -337,6 +337,7 @@ class Spare:
         self.pid = pid
         self.pidfd = pidfd
         self.link = link
+        self.warm = False
 
 
 class Zygote:
@@ -435,27 +436,38 @@ class Zygote:
     def become_spare(self, flags: int) -> NoReturn:
         """In the spare: write to every page that the way to a program writes to, then wait for the program."""
         rehearse()
+        exercise(LIGHT_EXERCISES)
+        self.control.send(b"\0")
         size, fds, _ = self.receive()
         if size == 0:
             os._exit(0)
         self.become_guest(fds, flags, size - REQUEST.size)
 
     def hand_over(self, sequence: int, flags: int, size: int, fds: list[int]) -> bool:
-        """Give a request to the spare, if there is one that fits and lives."""
-        spare, self.spare = self.spare, None
+        """Give a request to the spare, if there is one that fits, lives, and has finished warming."""
+        spare = self.spare
         if spare is None:
             return False
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("<%di" % len(fds), *fds))]
+        given = False
         try:
-            if spare.flags == flags and spare.link.sendmsg([self.view[:size]], rights, _socket.MSG_NOSIGNAL) == size:
-                self.reply(sequence, spare.pid, spare.pidfd)
-                return True
+            if spare.flags == flags:
+                if not spare.warm:
+                    spare.link.recv(1, _socket.MSG_DONTWAIT)
+                    spare.warm = True
+                rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("<%di" % len(fds), *fds))]
+                spare.link.sendmsg([self.view[:size]], rights, _socket.MSG_NOSIGNAL)
+                given = True
+        except BlockingIOError:
+            return False
         except OSError:
-            pass  # it was killed: clone anew
-        finally:
-            spare.link.close()
-        os.close(spare.pidfd)
-        return False
+            pass  # it was killed
+        self.spare = None
+        spare.link.close()
+        if given:
+            self.reply(sequence, spare.pid, spare.pidfd)
+        else:
+            os.close(spare.pidfd)
+        return given
 
     def become_guest(self, fds: list[int], clone_flags: int, program_len: int) -> NoReturn:
         """In the clone: confine, then split into agent (this process) and runner (its child)."""
@@ -505,13 +517,16 @@ def zygote_main(control_fd: int, imports: list[str]) -> NoReturn:
             __import__(module)
         except BaseException as failure:
             zygote.fail("the warm-up could not import %s: %s: %s" % (module, type(failure).__name__, failure))
+    prepare(hooks())
+    exercise(EXERCISES)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         zygote.fail(
             "the warm-up left %d threads running, which a clone can't carry over: drop the import that starts them, "
             "or make it start them later" % (threads - 1)
         )
-    prepare(hooks())
+    prepared.look_at_modules()
+    prepare_threads()
     os.chdir("/")
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
@@ -781,8 +796,6 @@ def prepare(fork_hooks: list[Callable[[], object]]) -> None:
     sys.path[:] = prepared.path
     prepared.fork_hooks = fork_hooks
     prepare_random()
-    prepare_threads()
-    prepared.look_at_modules()
 
 
 # At a fork, these modules renew locks that can't be held here, or random numbers, which `renew_secrets` does.
@@ -1944,10 +1957,43 @@ def rehearse() -> None:
     sys.path[:] = path
 
 
+# What programs commonly do first with these. Done before parking, it loads what they load late and fills caches;
+# done in a spare it takes the page faults, but each page counts there: so that is less.
+EXERCISES = {
+    "numpy": """
+a = numpy.arange(6.0).reshape(2, 3)
+str(a), a.sum(), a.mean(axis=0), numpy.sqrt(a) + 1, a[a > 2], numpy.array([1, 2, 3]).tolist()
+""",
+    "pandas": """
+import io
+s = pandas.Series(range(10))
+int(s.sum()), float(s.mean()), str(s.describe())
+f = pandas.read_csv(io.StringIO("k,v\\na,1.5\\nb,2\\na,3\\n"))
+str(f.groupby("k")["v"].sum()), str(f.head()), f.describe(), f[f.v > 1].sort_values("v"), f.to_dict()
+""",
+}
+LIGHT_EXERCISES = {"numpy": "str(numpy.arange(3).sum())", "pandas": "str(pandas.Series(range(3)).sum())"}
+
+
+def exercise(exercises: dict[str, str]) -> None:
+    """Use the preloaded modules a little, on one thread."""
+    for number in prepared.blas:
+        number.value = 1
+    for name, source in exercises.items():
+        if name in sys.modules:
+            try:
+                exec(source, {name: sys.modules[name]})
+            except Exception:
+                pass  # another version of it: slower, nothing else
+    for number in prepared.blas:
+        number.value = prepared.threads
+
+
 def main(argv: list[str]) -> NoReturn:
     """Dispatch on the mode."""
     if argv == ["context"]:
         prepare([])
+        prepared.look_at_modules()
         sys.path.insert(0, "")
         sys.argv = [""]
         context_main(new_main("", False))
