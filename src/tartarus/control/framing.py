@@ -35,6 +35,14 @@ def header(length: int) -> bytes:
     return _LARGE.pack(_BINARY, 127, length)
 
 
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class StreamProtocol(WebSocketsSansIOProtocol):
     """Sends ``{"type": "websocket.send", "parts": (a, b, …)}`` as one binary message."""
 
@@ -42,6 +50,15 @@ class StreamProtocol(WebSocketsSansIOProtocol):
         """Let more be buffered than asyncio's 64 KiB: less than one message would be a stop after each."""
         super().connection_made(transport)
         cast("WriteTransport", transport).set_write_buffer_limits(high=HIGH_WATER_BYTES)
+
+    def send_receive_event_to_app(self) -> None:
+        """Pass a whole message on. Text that is not UTF-8 arrives as bytes, which no handler takes for a request.
+
+        uvicorn would log a traceback for it, and fail when more follows.
+        """
+        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
+            self.curr_msg_data_type = "bytes"
+        super().send_receive_event_to_app()
 
     async def send(self, message: ASGISendEvent) -> None:
         """Send a message, waiting while the client is slow. Raises ClientDisconnected when it is gone."""
