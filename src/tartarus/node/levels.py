@@ -32,12 +32,16 @@ class LevelReport(msgspec.Struct, frozen=True):
 
 
 class Levels:
-    """Owns the runtimes. A level that fails with IsolationUnavailable stays marked until the daemon restarts."""
+    """Owns the runtimes.
+
+    `unavailable`: why a level can't be given, until the daemon restarts. `proved`: levels that have started once.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.runtimes: dict[Isolation, Runtime] = {}
         self.unavailable: dict[Isolation, str] = {}
+        self.proved: set[Isolation] = set()
         self.hierarchy: Hierarchy | None = None
         self.id_map: IdMap = host_id_map()
 
@@ -83,3 +87,5 @@ class Levels:
         for runtime in self.runtimes.values():
             await runtime.close()
         self.runtimes.clear()
+        if self.hierarchy is not None:
+            self.hierarchy.close()

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from tartarus.images import catalogue, prepare
-from tartarus.model.errors import InvalidState, SandboxNotFound, TartarusError, TemplateNotFound
+from tartarus.model.errors import InvalidState, IsolationUnavailable, SandboxNotFound, TartarusError, TemplateNotFound
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec
 from tartarus.model.settings import Settings
@@ -77,7 +77,7 @@ class Node:
         template = self._template(spec.template)
         limits = spec.resources.over(template.resources)
         spec = msgspec.structs.replace(spec, resources=ResourceRequest(**msgspec.structs.asdict(limits)))
-        isolation, why = selection.choose(spec, self._levels.unavailable)
+        isolation, why = await self._choose_level(spec, template)
         why = "; ".join([why, *self._levels.runtimes[isolation].capabilities().missing])
         record = SandboxRecord(
             id=new_id("sbx"), tenant=tenant, name=spec.name, template=template.id, isolation=isolation,
@@ -96,6 +96,20 @@ class Node:
             raise
         finally:
             self._starting.discard(record.id)
+
+    async def _choose_level(self, spec: SandboxSpec, template: Template) -> tuple[Isolation, str]:
+        """Decide; a level that `auto` takes for the first time is first proved by starting its nursery."""
+        while True:
+            isolation, why = selection.choose(spec, self._levels.unavailable)
+            if spec.isolation is not Isolation.AUTO or isolation in self._levels.proved:
+                return isolation, why
+            try:
+                await self._pool.get(await self._prepared(template), isolation, warm=False)
+            except IsolationUnavailable as error:
+                _log.warning("level_unavailable", isolation=isolation.value, error=str(error))
+                self._levels.unavailable[isolation] = f"{error.what}: {error.why}"
+            else:
+                self._levels.proved.add(isolation)
 
     async def _start(self, record: SandboxRecord, template: Template, clock: float) -> Sandbox:
         spec = record.spec

@@ -6,6 +6,7 @@ by `missing`, never skipped in silence.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -68,6 +69,10 @@ class Hierarchy(Protocol):
 
     def open(self, name: str) -> Cgroup:
         """An existing group."""
+        ...
+
+    def close(self) -> None:
+        """Remove the group above them, unless one of them is still there."""
         ...
 
 
@@ -152,6 +157,9 @@ class _V1Cgroup:
             if _read(f"{base}/freezer.state").strip() == ("FROZEN" if frozen else "THAWED"):
                 return
             time.sleep(0.0002)
+        if frozen:
+            # Half frozen it could neither run nor be killed.
+            _write(f"{base}/freezer.state", "THAWED")
         raise GuestFailed("the sandbox did not freeze")
 
     def stats(self, limit: int) -> Stats:
@@ -171,9 +179,12 @@ class _V1Cgroup:
     def kill(self) -> None:
         path = self._paths.get("pids") or next(iter(self._paths.values()))
         if "freezer" in self._paths and os.path.exists(self._paths["freezer"]):
-            self.freeze(True)
+            # Frozen, so that nobody forks meanwhile; who can't be frozen is killed all the same.
+            with contextlib.suppress(GuestFailed, OSError):
+                self.freeze(True)
             _kill_all(f"{path}/cgroup.procs")
-            self.freeze(False)
+            with contextlib.suppress(GuestFailed, OSError):
+                self.freeze(False)
         _kill_all(f"{path}/cgroup.procs")
 
     def remove(self) -> bool:
@@ -216,6 +227,10 @@ class _V1Hierarchy:
             names.update(entry.name for entry in os.scandir(base) if entry.is_dir())
         return sorted(names)
 
+    def close(self) -> None:
+        for base in self._bases.values():
+            _rmdir(base)
+
 
 class _V2Cgroup:
     def __init__(self, path: str) -> None:
@@ -240,6 +255,8 @@ class _V2Cgroup:
             if _field(_read(f"{self._path}/cgroup.events"), "frozen") == int(frozen):
                 return
             time.sleep(0.0002)
+        if frozen:
+            _write(f"{self._path}/cgroup.freeze", "0")
         raise GuestFailed("the sandbox did not freeze")
 
     def stats(self, limit: int) -> Stats:
@@ -295,6 +312,27 @@ class _V2Hierarchy:
     def existing(self) -> list[str]:
         return sorted(entry.name for entry in os.scandir(self._base) if entry.is_dir())
 
+    def close(self) -> None:
+        _rmdir(str(self._base))
+
+
+_WITHOUT = {
+    "memory": "the memory limit holds for each process by itself",
+    "cpu": "the CPU limit is not enforced",
+    "pids": "the process limit holds for the sandbox's user",
+    "freezer": "sandboxes can't be paused",
+}
+
+
+def lacking(hierarchy: Hierarchy | None) -> frozenset[str]:
+    """Controllers that sandboxes must do without on this host."""
+    return frozenset(_WITHOUT if hierarchy is None else hierarchy.missing)
+
+
+def weaker_limits(missing: frozenset[str]) -> tuple[str, ...]:
+    """What the lack of controllers means for a sandbox, in words."""
+    return tuple(f"no {name} cgroup: {meaning}" for name, meaning in _WITHOUT.items() if name in missing)
+
 
 def attach(cgroup: Cgroup, pid: int) -> None:
     """Move a new guest in. One that died already is no error: its channel tells why."""
@@ -325,13 +363,18 @@ def _delegated_v2_base(mount: Path, parent: str) -> Path:
     return here / parent
 
 
-def open_hierarchy(state_dir: Path) -> Hierarchy:
-    """The groups of the daemon with this state directory. Raises IsolationUnavailable where none can be made.
+def group_name(state_dir: Path) -> str:
+    """The group above all of a daemon's groups.
 
-    The parent group's name comes from the state directory, so that two daemons on one host never
-    take each other's sandboxes for leftovers.
+    Its name comes from the state directory, so that two daemons on one host never take each other's
+    sandboxes for leftovers.
     """
-    parent = "tartarus-" + hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:10]
+    return "tartarus-" + hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:10]
+
+
+def open_hierarchy(state_dir: Path) -> Hierarchy:
+    """The groups of the daemon with this state directory. Raises IsolationUnavailable where none can be made."""
+    parent = group_name(state_dir)
     if (_ROOT / "cgroup.controllers").exists():
         base = _ROOT / parent if os.access(_ROOT, os.W_OK) else _delegated_v2_base(_ROOT, parent)
         try:

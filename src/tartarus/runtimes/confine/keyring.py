@@ -1,21 +1,31 @@
-"""A session keyring of the guest's own, so that it does not hold the keys of whoever started the daemon.
+"""Kernel keyrings: a sandbox starts with an empty one, and its filter keeps it from every call on keys.
 
-Keyrings are not namespaced and survive setuid and execve. The filter refuses the keyring calls, but the
-kernel also searches the session keyring on a process's behalf (network file systems, fscrypt). The new
-ring stays empty, counts against the user's quota (200 for most) and is freed with its last process.
+Without this a guest would hold (though never reach) the session keyring of whoever started the daemon.
 """
 
 from __future__ import annotations
 
-import errno
+import ctypes
+from functools import cache
 from typing import TYPE_CHECKING
+
+from tartarus.guest.syscalls import number
 
 if TYPE_CHECKING:
     from tartarus.guest.program import Program
 
-_KEYCTL_JOIN_SESSION_KEYRING = 1
+_KEYCTL_GET_KEYRING_ID, _KEYCTL_JOIN_SESSION_KEYRING = 0, 1
+_KEY_SPEC_SESSION_KEYRING = -3
 
 
-def add_keyring(program: Program) -> None:
-    """Join a new, empty, nameless session keyring; nothing to do on kernels without keyrings."""
-    program.syscall("keyctl", _KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0, step="take a session keyring", ok=errno.ENOSYS)
+@cache
+def available() -> bool:
+    """Whether this process may use keyrings: a kernel may lack them, and container engines refuse the call."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return int(libc.syscall(number("keyctl"), _KEYCTL_GET_KEYRING_ID, _KEY_SPEC_SESSION_KEYRING, 0)) >= 0
+
+
+def add_keyring(program: Program, *, usable: bool | None = None) -> None:
+    """Join a new, empty, nameless session keyring; nothing where keyrings can't be used at all."""
+    if usable if usable is not None else available():
+        program.syscall("keyctl", _KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0, step="take a session keyring")

@@ -12,7 +12,7 @@ from tartarus.guest.channel import GuestChannel, channel_pair
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
 from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
-from tartarus.runtimes.cgroups import Cgroup, Hierarchy, attach
+from tartarus.runtimes.cgroups import Cgroup, Hierarchy, attach, lacking, weaker_limits
 from tartarus.runtimes.confine import landlock
 from tartarus.runtimes.container import layout, mounts
 from tartarus.runtimes.handle import HostGuest
@@ -20,12 +20,6 @@ from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, exhausted_or_failed, warm_command
 
 _PROGRAM_CACHE = 64
-_WITHOUT = {
-    "memory": "the memory limit holds for each process by itself",
-    "cpu": "the CPU limit is not enforced",
-    "pids": "the process limit holds for the sandbox's user",
-    "freezer": "sandboxes can't be paused",
-}
 
 
 class ContainerSnapshot(WarmNursery):
@@ -82,7 +76,7 @@ class ContainerRuntime:
         self._hierarchy = hierarchy
         self._id_map = id_map
         self._landlock_abi = landlock.abi()
-        self._lacking = frozenset(hierarchy.missing if hierarchy else ("memory", "cpu", "pids", "freezer"))
+        self._lacking = lacking(hierarchy)
         self._limit_level = Isolation.PROCESS if self._lacking & {"memory", "pids"} else Isolation.CONTAINER
         self._agent_fd = agent_memfd()
         self._snapshots: set[ContainerSnapshot] = set()
@@ -92,19 +86,18 @@ class ContainerRuntime:
     def capabilities(self) -> Capabilities:
         """What this host gives the level."""
         groups = self._hierarchy
-        lacking = self._lacking
-        missing = [f"no {name} cgroup: {_WITHOUT[name]}" for name in sorted(lacking) if name in _WITHOUT]
+        missing = list(weaker_limits(self._lacking))
         if self._landlock_abi == 0:
             missing.append("no Landlock in this kernel: one wall less")
         return Capabilities(
             warm_start=True,
-            pause=groups is not None and "freezer" not in lacking,
+            pause=groups is not None and "freezer" not in self._lacking,
             own_network=True,
             own_pids=True,
             mounts=True,
-            memory_limit="each process (rlimit)" if "memory" in lacking else "cgroup",
-            cpu_limit="none" if "cpu" in lacking else "cgroup",
-            pids_limit="each user (rlimit)" if "pids" in lacking else "cgroup",
+            memory_limit="each process (rlimit)" if "memory" in self._lacking else "cgroup",
+            cpu_limit="none" if "cpu" in self._lacking else "cgroup",
+            pids_limit="each user (rlimit)" if "pids" in self._lacking else "cgroup",
             disk_limit="tmpfs",
             missing=tuple(missing),
         )

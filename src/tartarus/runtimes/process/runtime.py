@@ -18,7 +18,7 @@ from tartarus.guest.program import Fd, Program
 from tartarus.model.errors import IsolationUnavailable, Unsupported
 from tartarus.model.sandbox import Isolation
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
-from tartarus.runtimes.cgroups import Cgroup, Hierarchy, attach
+from tartarus.runtimes.cgroups import Cgroup, Hierarchy, attach, lacking, weaker_limits
 from tartarus.runtimes.confine import caps, keyring, landlock, rlimits, seccomp
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import PRIVILEGED_BASE, SPAN
@@ -71,19 +71,18 @@ class ProcessRuntime:
 
     def capabilities(self) -> Capabilities:
         """What this host gives the level."""
-        groups = self._hierarchy
-        lacking = set(groups.missing) if groups else {"memory", "cpu", "pids"}
+        missing = lacking(self._hierarchy)
         return Capabilities(
             warm_start=True,
-            pause=groups is not None,
+            pause="freezer" not in missing,
             own_network=False,
             own_pids=False,
             mounts=False,
-            memory_limit="each process (rlimit)" if "memory" in lacking else "cgroup",
-            cpu_limit="none" if "cpu" in lacking else "cgroup",
-            pids_limit="each user (rlimit)" if "pids" in lacking else "cgroup",
+            memory_limit="each process (rlimit)" if "memory" in missing else "cgroup",
+            cpu_limit="none" if "cpu" in missing else "cgroup",
+            pids_limit="each user (rlimit)" if "pids" in missing else "cgroup",
             disk_limit="each file (rlimit)",
-            missing=tuple(landlock.unenforceable(self._landlock_abi)),
+            missing=(*weaker_limits(missing), *landlock.unenforceable(self._landlock_abi)),
         )
 
     async def snapshot(self, rootfs: RootFs) -> Snapshot:
