@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import tartarus
+from tartarus.model.errors import registry
 
 if TYPE_CHECKING:
     import click
@@ -46,10 +50,10 @@ tells the two apart.
 
 def errors_page() -> str:
     """The registry as a table."""
-    # Whoever defines errors beside the registry's own module must be known to it first.
-    for module in ("tartarus.sdk.results", "tartarus.control.instance"):
-        importlib.import_module(module)
-    from tartarus.model.errors import registry
+    # An error is in the registry once its module is imported: all are, but programs and what others load by path.
+    for module in pkgutil.walk_packages(tartarus.__path__, "tartarus."):
+        if not module.name.endswith((".runner", ".__main__")) and ".migrations" not in module.name:
+            importlib.import_module(module.name)
 
     rows = []
     for code, error in sorted(registry().items()):
