@@ -37,9 +37,13 @@ def add_bounding_drop(program: Program) -> None:
     program.syscall("prctl", _PR_SET_SECUREBITS, SECUREBITS, 0, 0, 0, step="lock the secure bits", ok=errno.EPERM)
 
 
-def add_capability_drop(program: Program) -> None:
-    """Leave the process without capabilities, unable to gain any by execve, and with `no_new_privs` set."""
-    add_bounding_drop(program)
+def add_capability_drop(program: Program, *, bounding: bool = True) -> None:
+    """Leave the process without capabilities, unable to gain any by execve, and with `no_new_privs` set.
+
+    `bounding`: false where `add_bounding_drop` came before.
+    """
+    if bounding:
+        add_bounding_drop(program)
     program.syscall("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, step="clear ambient capabilities")
     header = program.blob(struct.pack("<Ii", _CAPABILITY_VERSION_3, 0))
     program.syscall("capset", header, program.blob(bytes(24)), step="drop all capabilities")
