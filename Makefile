@@ -52,7 +52,7 @@ format: setup
 	@$(BIN)/ruff format .
 
 bench: setup
-	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+	@$(BIN)/tartarus bench --all $(BENCH_ARGS)
 
 $(DOCS): pyproject.toml | $(SETUP)
 	@scripts/setup-venv.sh $(VENV) docs
