@@ -18,6 +18,7 @@ from tartarus.store.sandboxes import SandboxStore
 _log = structlog.get_logger("tartarus.node.reconcile")
 _GRACE_S = 30.0
 """A record younger than this may still be on its way to becoming a live sandbox."""
+_REMOVE_ATTEMPTS = 500
 
 
 async def records_without_guests(store: SandboxStore, live: set[str], *, at_start: bool) -> int:
@@ -40,20 +41,19 @@ async def groups_without_sandboxes(hierarchy: Hierarchy | None, known: set[str])
     """Kill and remove cgroups (and so processes) that no live sandbox or nursery owns; returns how many."""
     if hierarchy is None:
         return 0
-    removed = 0
-    for name in hierarchy.existing():
-        if name in known:
-            continue
-        group = hierarchy.open(name)
-        for _ in range(500):
+    names = [name for name in hierarchy.existing() if name not in known]
+    left = [(name, hierarchy.open(name)) for name in names]
+    for _ in range(_REMOVE_ATTEMPTS):
+        # All of them again and again: a nursery ends only after its guests, which a pause may still hold.
+        for _name, group in left:
             group.kill()
-            if group.remove():
-                removed += 1
-                break
-            await asyncio.sleep(0.01)
-        else:
-            _log.error("leftover_group", name=name)
-    return removed
+        left = [(name, group) for name, group in left if not group.remove()]
+        if not left:
+            break
+        await asyncio.sleep(0.01)
+    for name, _group in left:
+        _log.error("leftover_group", name=name)
+    return len(names) - len(left)
 
 
 def directories_without_sandboxes(base: Path, known: set[str]) -> int:
