@@ -162,6 +162,11 @@ class Connection:
         """Close, which ends the guest. What still waits fails with GuestFailed."""
         self._end(None)
 
+    def breach(self, error: BadFrame) -> GuestFailed:
+        """Close because of what the guest sent. Returns the error that everything waiting fails with."""
+        self._end(GuestFailed("the sandbox's guest broke its protocol", why=str(error)))
+        return self._reason()
+
     def on_session_frame(self, kind: int, payload: bytes) -> None:
         """Take a frame that belongs to no stream."""
         raise BadFrame(f"frame type {kind:#x} ({len(payload)} bytes) on no stream")
@@ -208,7 +213,7 @@ class Connection:
             for kind, flags, number, payload in self._decoder.feed(view[:size]):
                 self._dispatch(kind, flags, number, payload)
         except BadFrame as error:
-            self._end(GuestFailed("the sandbox's guest broke its protocol", why=str(error)))
+            self.breach(error)
 
     def _dispatch(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         stream = self._streams.get(number)

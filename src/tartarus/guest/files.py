@@ -69,15 +69,15 @@ def read_entry(reader: Reader, directory: str = "") -> FileInfo:
 
 
 class Answer(Stream):
-    """Waits for one RESULT of at most `limit` bytes."""
+    """Waits for one RESULT of `size` bytes (None: any)."""
 
-    __slots__ = ("_doing", "_limit", "_path", "_result")
+    __slots__ = ("_doing", "_path", "_result", "_size")
 
-    def __init__(self, connection: Connection, doing: str, path: str, limit: int = 0) -> None:
+    def __init__(self, connection: Connection, doing: str, path: str, size: int | None = 0) -> None:
         super().__init__(connection)
         self._doing = doing
         self._path = path
-        self._limit = limit
+        self._size = size
         self._result: asyncio.Future[bytes] = connection.loop.create_future()
 
     @property
@@ -98,7 +98,7 @@ class Answer(Stream):
         if kind == ToHost.ERROR:
             self.connection.forget(self)
             fail(self._result, read_error(payload, self._doing, self._path))
-        elif kind == ToHost.RESULT and not flags and len(payload) <= self._limit:
+        elif kind == ToHost.RESULT and not flags and self._size in (None, len(payload)):
             self.connection.forget(self)
             settle(self._result, payload)
         else:
@@ -199,9 +199,12 @@ class FileCalls(Connection):
 
     async def stat(self, path: str) -> FileInfo:
         """One file's attributes; a symbolic link's own."""
-        reader = Reader(await self.ask(Answer(self, "stat", path, 16384), ToGuest.STAT, text(path)))
-        info = read_entry(reader)
-        reader.done()
+        reader = Reader(await self.ask(Answer(self, "stat", path, None), ToGuest.STAT, text(path)))
+        try:
+            info = read_entry(reader)
+            reader.done()
+        except BadFrame as error:
+            raise self.breach(error) from error
         return info
 
     async def list(self, path: str) -> list[FileInfo]:

@@ -63,10 +63,10 @@ class GuestPort(Stream):
 
     async def write(self, data: bytes) -> None:
         """Send bytes; returns when all are on their way. What the sandbox no longer reads is dropped."""
+        if self._write_closed:
+            raise InvalidState("this end of the connection is closed for writing")
         view = memoryview(data)
         while view and not self._over:
-            if self._write_closed:
-                raise InvalidState("this end of the connection is closed for writing")
             if not self._sendable:
                 await self._room.wait()
                 continue

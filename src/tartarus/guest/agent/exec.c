@@ -1,6 +1,7 @@
 /* See exec.h. */
 #include "exec.h"
 
+#include "kill.h"
 #include "runner.h"
 
 #include <errno.h>
@@ -165,11 +166,14 @@ void exec_start_cold(struct session *session, struct exec *exec)
 	exec_started(session, exec, pid, false);
 }
 
-static void send_signal(struct exec *exec, uint32_t signo, uint32_t scope)
+static void send_signal(struct session *session, struct exec *exec, uint32_t signo, uint32_t scope)
 {
 	pid_t group = exec->pid;
 
 	if (signo == 0 || signo > 64)
+		return;
+	/* The runner named this pid, and it shares the sandbox with hostile code: it may be a stranger's. */
+	if (exec->warm && !session->config.own_pid_namespace && !is_descendant(exec->pid))
 		return;
 	if (scope != SCOPE_GROUP) {
 		kill(exec->pid, (int)signo);
@@ -195,7 +199,7 @@ void exec_started(struct session *session, struct exec *exec, pid_t pid, bool wa
 	put_u32(payload + 4, warm);
 	out_frame(session, F_STARTED, exec->stream.id, payload, sizeof payload);
 	for (uint32_t i = 0; i < exec->n_early; i += 2)
-		send_signal(exec, exec->early_signals[i], exec->early_signals[i + 1]);
+		send_signal(session, exec, exec->early_signals[i], exec->early_signals[i + 1]);
 }
 
 static int on_signal(struct session *session, struct exec *exec, struct cursor *payload)
@@ -209,7 +213,7 @@ static int on_signal(struct session *session, struct exec *exec, struct cursor *
 		return 0;
 	runner_pump(session);
 	if (exec->pid != 0) {
-		send_signal(exec, signo, scope);
+		send_signal(session, exec, signo, scope);
 	} else if (exec->n_early + 2 <= sizeof exec->early_signals / sizeof exec->early_signals[0]) {
 		exec->early_signals[exec->n_early++] = signo;
 		exec->early_signals[exec->n_early++] = scope;

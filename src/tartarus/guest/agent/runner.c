@@ -5,8 +5,6 @@
  */
 #include "runner.h"
 
-#include "kill.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -157,12 +155,6 @@ static void send_waiting(struct session *session)
 	}
 }
 
-/* May this pid, named by the runner, be the program? */
-static bool credible(const struct session *session, pid_t pid)
-{
-	return pid > 1 && pid != getpid() && (session->config.own_pid_namespace || is_descendant(pid));
-}
-
 /* False when the runner talks nonsense. */
 static bool take_answer(struct session *session)
 {
@@ -182,7 +174,7 @@ static bool take_answer(struct session *session)
 	}
 	if (!answers)
 		return false;
-	if (kind == STARTED && credible(session, pid))
+	if (kind == STARTED && pid > 1 && pid != getpid())
 		exec_started(session, take_first(runner), pid, true);
 	else if (kind == REFUSED)
 		exec_start_cold(session, take_first(runner));
