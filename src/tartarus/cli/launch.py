@@ -15,7 +15,7 @@ from tartarus.cli import output, relay, requests, terminal
 from tartarus.model.errors import InvalidRequest, SandboxLost, TartarusError, TimeLimit
 from tartarus.sdk import daemon
 from tartarus.sdk.places import Places
-from tartarus.sdk.streams import STDOUT, StreamProtocol, check_version
+from tartarus.sdk.streams import STDOUT, StreamProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,6 @@ class _Launch:
         opening = requests.encode(self._request)
         began = time.monotonic()
         with daemon.connect(self._places) as connection, terminal.RawTerminal(0) as raw:
-            check_version(daemon.version_of(connection))
             stream = relay.Relay(
                 connection, StreamProtocol(self._path, opening), write=self._capture if self._json else output.write,
                 on_event=self._on_event, on_slow=self._on_slow, forward_stdin=self._command["stdin"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 
@@ -21,14 +20,11 @@ from tartarus.sdk.contexts import MAX_OUTPUT_BYTES, OnOutput
 from tartarus.sdk.decoding import LogDecoder
 from tartarus.sdk.http import Call
 from tartarus.sdk.opening import Opening
-from tartarus.sdk.places import Places
 from tartarus.sdk.progress import Progress
 from tartarus.sdk.results import CodeResult, CommandResult, LogEntry
 from tartarus.sdk.sandbox import state_names
 from tartarus.sdk.specs import exec_spec, sandbox_spec
 from tartarus.sdk.waiting import Deadline
-
-_clients: dict[Places, AsyncClient] = {}
 
 
 class AsyncSandbox:
@@ -97,7 +93,7 @@ class AsyncSandbox:
 
     @classmethod
     async def _made(cls, call: Call[SandboxRecord], client: AsyncClient | None, *, owned: bool) -> AsyncSandbox:
-        client = client or default_client()
+        client = client or AsyncClient()
         return cls(await client.transport.call(call), client, owned=owned)
 
     @classmethod
@@ -116,7 +112,7 @@ class AsyncSandbox:
         client: AsyncClient | None = None,
     ) -> builtins.list[AsyncSandbox]:
         """Your sandboxes, newest first: the live ones, or those in the given `states`."""
-        client = client or default_client()
+        client = client or AsyncClient()
         wanted = state_names(states)
         found: list[SandboxRecord] = []
         cursor = None
@@ -267,7 +263,7 @@ class AsyncSandbox:
         Also ``await AsyncSandbox.kill("sbx-…")``, without connecting first.
         """
         if isinstance(self, str):
-            await (client or default_client()).transport.call(calls.end(self))
+            await (client or AsyncClient()).transport.call(calls.end(self))
         else:
             await (client or self._client).transport.call(calls.end(self.id))
 
@@ -293,9 +289,3 @@ class AsyncSandbox:
 
     def __repr__(self) -> str:
         return f"<AsyncSandbox {self.id} {self._record.template} {self._record.state.value}>"
-
-
-def default_client() -> AsyncClient:
-    """The client of the environment's daemon. It is kept, since it remembers that the versions agree."""
-    places = Places.from_environment(os.environ, os.geteuid())
-    return _clients.setdefault(places, AsyncClient())

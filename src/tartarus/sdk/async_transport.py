@@ -11,12 +11,12 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from tartarus.model.errors import DaemonUnavailable, PermissionRefused
+from tartarus.model.errors import DaemonUnavailable
 from tartarus.sdk import daemon
 from tartarus.sdk.http import Call, Exchange
 from tartarus.sdk.places import Places
 from tartarus.sdk.progress import opening_error
-from tartarus.sdk.streams import Refused, StreamProtocol, check_version
+from tartarus.sdk.streams import Refused, StreamProtocol
 
 T = TypeVar("T")
 _CHUNK = 256 * 1024
@@ -29,35 +29,22 @@ class AsyncTransport:
     def __init__(self, places: Places, *, start: bool = True, any_version: bool = False) -> None:
         self.places = places
         self._start = start
-        self._known = any_version
+        self._any_version = any_version
 
     async def connect(self) -> anyio.abc.SocketStream:
-        """A connection to a daemon of our version, started if need be."""
-        if not self._known:
-            await self._greet()
+        """A connection to the daemon, started if need be."""
         try:
             return await anyio.connect_unix(self.places.socket)
         except OSError:
             # Not there, or not ours: the blocking way starts it, or knows what is wrong.
-            await self._greet()
+            await anyio.to_thread.run_sync(self._reach)
         try:
             return await anyio.connect_unix(self.places.socket)
-        except PermissionError as error:
-            raise PermissionRefused(f"you may not use the daemon at {self.places.socket}") from error
         except OSError as error:
             raise DaemonUnavailable(f"can't connect to {self.places.socket}", why=str(error)) from error
 
-    async def _greet(self) -> None:
-        """Reach the daemon once in a thread (starting it may take a while) and compare versions."""
-        skip_version = self._known
-
-        def greet() -> None:
-            with daemon.connect(self.places, start=self._start) as connection:
-                if not skip_version:
-                    check_version(daemon.version_of(connection))
-
-        await anyio.to_thread.run_sync(greet)
-        self._known = True
+    def _reach(self) -> None:
+        daemon.connect(self.places, start=self._start).close()
 
     async def call(self, call: Call[T], body: AsyncIterable[bytes] | None = None) -> T:
         """Make a call; `body` is sent as it is produced."""
@@ -70,7 +57,7 @@ class AsyncTransport:
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Make a call and read its answer's body as it comes; a refusal is raised at once. Leaving hangs up."""
         async with await self.connect() as connection:
-            exchange = Exchange()
+            exchange = Exchange(any_version=self._any_version)
             # A daemon that refuses a body hangs up before it has read all: its answer says why.
             with contextlib.suppress(*_HUNG_UP):
                 await connection.send(exchange.request(call, streamed=body is not None))
@@ -80,7 +67,7 @@ class AsyncTransport:
                             await connection.send(exchange.body_part(part))
                     await connection.send(exchange.body_end())
             first: list[bytes] = []
-            while not exchange.status:
+            while not exchange.accepted:
                 first += exchange.receive(await _receive(connection, call))
             async with contextlib.aclosing(_body(first, connection, exchange, call)) as answer:
                 yield answer
@@ -136,14 +123,15 @@ class AsyncStreamConnection:
                 if self._protocol.closed:
                     return None
                 await self._take()
-            await self.flush()
+            # Whoever is sending now takes our answers along; to wait for it would be to stop reading.
+            if not self._sending.locked():
+                await self.flush()
 
     async def flush(self) -> None:
         """Send what is queued."""
         async with self._sending:
-            data = self._protocol.outgoing()
-            if data:
-                with contextlib.suppress(*_HUNG_UP):  # it hung up: what it said last is still to be read
+            with contextlib.suppress(*_HUNG_UP):  # it hung up: what it said last is still to be read
+                while data := self._protocol.outgoing():
                     await self._socket.send(data)
 
     async def close(self) -> None:

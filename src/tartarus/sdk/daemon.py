@@ -11,7 +11,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from tartarus.model.errors import DaemonUnavailable, PermissionRefused, TimeLimit, from_code
+from tartarus.model.errors import DaemonUnavailable, PermissionRefused, TimeLimit
 
 if TYPE_CHECKING:
     from tartarus.sdk.places import Places
@@ -130,28 +130,6 @@ def log_tail(places: Places) -> str:
         except ValueError:
             shown.append(line)
     return " | ".join(shown)[:500]
-
-
-def version_of(connection: socket.socket) -> str:
-    """Ask the daemon on a fresh connection for its version; the connection stays usable."""
-    import json
-
-    from tartarus.sdk.websocket import Head, broken
-
-    connection.sendall(b"GET /v1/version HTTP/1.1\r\nHost: tartarus\r\n\r\n")
-    data = b""
-    try:
-        while (head := Head.parse(data)) is None or len(head.rest) < int(head.headers.get("content-length", "0")):
-            part = connection.recv(65536)
-            if not part:
-                raise DaemonUnavailable("the daemon closed the connection without an answer", fix="try again")
-            data += part
-        answer = json.loads(head.rest)
-        if head.status == 200:
-            return str(answer["version"])
-        raise from_code(answer["code"], answer["detail"], why=answer.get("why", ""), fix=answer.get("fix", ""))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise broken("it does not tell a version") from error
 
 
 def stop(places: Places, timeout_s: float) -> bool:

@@ -8,16 +8,16 @@ import msgspec
 
 from tartarus.model.sandbox import SandboxSpec
 from tartarus.sdk import calls
-from tartarus.sdk.sandbox import default_client
+from tartarus.sdk.client import Client
 
 
 def create(spec: dict[str, Any]) -> dict[str, Any]:
     """Make a sandbox from a spec's JSON; returns its record's."""
-    record = default_client().transport.call(calls.create(msgspec.convert(spec, SandboxSpec)))
+    record = Client().transport.call(calls.create(msgspec.convert(spec, SandboxSpec)))
     shown: dict[str, Any] = msgspec.to_builtins(record)
     return shown
 
 
 def send_signal(sandbox: str, number: int) -> None:
     """Signal a sandbox's main command."""
-    default_client().transport.call(calls.send_signal(sandbox, number))
+    Client().transport.call(calls.send_signal(sandbox, number))

@@ -21,6 +21,7 @@ from tartarus.sdk.websocket import broken
 
 T = TypeVar("T")
 _MAX_PROBLEM_BYTES = 1024**2
+_VERSION = VERSION_HEADER.encode()
 
 
 class Problem(msgspec.Struct):
@@ -82,14 +83,21 @@ def target(*parts: str, **query: Any) -> str:
 class Exchange:
     """One request and its answer: `request` and `body_part` make bytes, `receive` takes them.
 
-    Until the whole head has come `status` is 0; `done` is true at the answer's end.
+    `status` is 0 until the whole head has come; `done` is true at the answer's end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, any_version: bool = False) -> None:
+        self._any_version = any_version
         self._h11 = h11.Connection(h11.CLIENT)
         self.status = 0
         self.done = False
+        self._heard = False
         self._problem = bytearray()
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the answer is known to be no refusal (which is raised at its end)."""
+        return 0 < self.status < 400
 
     def request(self, call: Call[Any], *, streamed: bool = False) -> bytes:
         """The request's head, with `call.body`; when `streamed`, the body follows through `body_part`."""
@@ -118,6 +126,9 @@ class Exchange:
 
         Raises the error that the daemon answered with, VersionMismatch, or DaemonUnavailable.
         """
+        if not data and not self._heard:
+            raise DaemonUnavailable("the daemon went away before it answered", fix="try again")
+        self._heard = True
         try:
             self._h11.receive_data(data)
             while True:
@@ -136,16 +147,15 @@ class Exchange:
                     if self.status >= 400:
                         raise problem_error(self.status, bytes(self._problem))
                     return
-                elif isinstance(event, h11.ConnectionClosed):
-                    raise DaemonUnavailable("the daemon closed the connection without an answer", fix="try again")
         except h11.RemoteProtocolError as error:
             raise DaemonUnavailable("the daemon's answer broke off", why=str(error), fix="see its log") from error
 
     def _head(self, response: h11.Response) -> None:
         self.status = response.status_code
-        for name, value in response.headers:
-            if name == VERSION_HEADER.encode():
-                check_version(value.decode("latin-1"))
+        told = next((value.decode("latin-1") for name, value in response.headers if name == _VERSION), None)
+        # A refusal at the door comes without one, and says more than a comparison of versions could.
+        if not self._any_version and (told is not None or self.status < 400):
+            check_version(told)
 
     def _send(self, event: h11.Event) -> bytes:
         return self._h11.send(event) or b""

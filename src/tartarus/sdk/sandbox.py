@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import os
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
@@ -16,7 +14,6 @@ from tartarus.sdk.client import Client
 from tartarus.sdk.contexts import MAX_OUTPUT_BYTES, CodeContext, OnOutput, run_cell
 from tartarus.sdk.decoding import LogDecoder
 from tartarus.sdk.files import Files
-from tartarus.sdk.places import Places
 from tartarus.sdk.process import Process
 from tartarus.sdk.progress import Progress
 from tartarus.sdk.results import CodeResult, CommandResult, LogEntry
@@ -85,13 +82,13 @@ class Sandbox:
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
         )  # fmt: skip
-        client = client or default_client()
+        client = client or Client()
         return cls(client.transport.call(calls.create(spec)), client, owned=True)
 
     @classmethod
     def connect(cls, sandbox: str, *, client: Client | None = None) -> Sandbox:
         """The sandbox of that id, name or unique id prefix, alive or ended. Raises SandboxNotFound."""
-        client = client or default_client()
+        client = client or Client()
         return cls(client.transport.call(calls.show(sandbox)), client)
 
     @classmethod
@@ -105,7 +102,7 @@ class Sandbox:
         client: Client | None = None,
     ) -> builtins.list[Sandbox]:
         """Your sandboxes, newest first: the live ones, or those in the given `states`."""
-        client = client or default_client()
+        client = client or Client()
         wanted = state_names(states)
         found: list[SandboxRecord] = []
         cursor = None
@@ -247,7 +244,7 @@ class Sandbox:
         Also ``Sandbox.kill("sbx-…")``, without connecting first.
         """
         if isinstance(self, str):
-            (client or default_client()).transport.call(calls.end(self))
+            (client or Client()).transport.call(calls.end(self))
         else:
             (client or self._client).transport.call(calls.end(self.id))
 
@@ -279,17 +276,3 @@ def state_names(states: Iterable[State | str] | None) -> list[str]:
     if states is None:
         return [state.value for state in State if state not in TERMINAL]
     return [State(state).value for state in states]
-
-
-_clients: dict[Places, Client] = {}
-_clients_lock = threading.Lock()
-
-
-def default_client() -> Client:
-    """The client of the environment's daemon. It is kept, since it remembers that the versions agree."""
-    places = Places.from_environment(os.environ, os.geteuid())
-    with _clients_lock:
-        client = _clients.get(places)
-        if client is None:
-            client = _clients[places] = Client()
-        return client

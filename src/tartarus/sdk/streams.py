@@ -19,11 +19,11 @@ _STDIN, _STDIN_EOF, _SIGNAL, _RESIZE = 0, 1, 2, 3
 _GOING_AWAY = (1000).to_bytes(2, "big")
 
 
-def check_version(daemon: str) -> None:
-    """Raise VersionMismatch unless the daemon's version is ours."""
+def check_version(daemon: str | None) -> None:
+    """Raise VersionMismatch unless the daemon's version, from the header of its answer, is ours."""
     if daemon != __version__:
         raise VersionMismatch(
-            f"the daemon is version {daemon} and this client is {__version__}",
+            f"the daemon is {f'version {daemon}' if daemon else 'of another version'} and this client is {__version__}",
             fix="stop the old one with: tartarus down (the next command starts the new one)",
         )
 
@@ -101,10 +101,8 @@ class StreamProtocol:
             head = websocket.Head.parse(self._head)
             if head is None:
                 return b""
-            daemon = head.headers.get(VERSION_HEADER)
-            if daemon is not None:
-                check_version(daemon)
             if head.status == 101:
+                check_version(head.headers.get(VERSION_HEADER))
                 websocket.check_upgrade(head, self._key)
                 self._out.append(websocket.encode(websocket.TEXT, self._opening))
                 self.started = True

@@ -16,7 +16,7 @@ from tartarus.sdk import daemon
 from tartarus.sdk.http import Call, Exchange
 from tartarus.sdk.places import Places
 from tartarus.sdk.progress import opening_error
-from tartarus.sdk.streams import Refused, StreamProtocol, check_version
+from tartarus.sdk.streams import Refused, StreamProtocol
 
 T = TypeVar("T")
 Sink = Callable[[int, memoryview], None]
@@ -31,19 +31,11 @@ class Transport:
     def __init__(self, places: Places, *, start: bool = True, any_version: bool = False) -> None:
         self.places = places
         self._start = start
-        self._known = any_version
+        self._any_version = any_version
 
     def connect(self) -> socket.socket:
-        """A connection to a daemon of our version, started if need be."""
-        connection = daemon.connect(self.places, start=self._start)
-        if not self._known:
-            try:
-                check_version(daemon.version_of(connection))
-            except BaseException:
-                connection.close()
-                raise
-            self._known = True
-        return connection
+        """A connection to the daemon, started if need be."""
+        return daemon.connect(self.places, start=self._start)
 
     def call(self, call: Call[T], body: Iterable[bytes] | None = None) -> T:
         """Make a call; `body` is sent as it is produced."""
@@ -55,7 +47,7 @@ class Transport:
         """Make a call and read its answer's body as it comes; a refusal is raised at once. Leaving hangs up."""
         with self.connect() as connection:
             connection.settimeout(call.patience_s)
-            exchange = Exchange()
+            exchange = Exchange(any_version=self._any_version)
             # A daemon that refuses a body hangs up before it has read all: its answer says why.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(exchange.request(call, streamed=body is not None))
@@ -64,7 +56,7 @@ class Transport:
                         connection.sendall(exchange.body_part(part))
                     connection.sendall(exchange.body_end())
             first: list[bytes] = []
-            while not exchange.status:
+            while not exchange.accepted:
                 first += exchange.receive(_receive(connection, call))
             yield itertools.chain(first, _rest(connection, exchange, call))
 
@@ -121,7 +113,9 @@ class StreamConnection:
                     return None
                 self._poll(select.POLLIN)
                 self._take()
-            self.flush()
+            # Whoever is sending now takes our answers along; to wait for it would be to stop reading.
+            if not self._sending.locked():
+                self.flush()
 
     def flush(self, sink: Sink | None = None) -> None:
         """Send what is queued, so that neither side waits for the other for ever.
@@ -129,14 +123,14 @@ class StreamConnection:
         Output that arrives meanwhile goes to `sink`, or is kept for `next`, up to a cap.
         """
         with self._sending:
-            data = memoryview(self._protocol.outgoing())
-            while data and not self._closed:
-                try:
-                    data = data[self._socket.send(data) :]
-                except BlockingIOError:
-                    self._wait_to_send(sink)
-                except (BrokenPipeError, ConnectionResetError):
-                    return  # it hung up: what it said last is still to be read
+            while data := memoryview(self._protocol.outgoing()):
+                while data and not self._closed:
+                    try:
+                        data = data[self._socket.send(data) :]
+                    except BlockingIOError:
+                        self._wait_to_send(sink)
+                    except (BrokenPipeError, ConnectionResetError):
+                        return  # it hung up: what it said last is still to be read
 
     def close(self) -> None:
         """Hang up; idempotent."""
