@@ -95,6 +95,24 @@ def _read(path: Path) -> bytes:
         return b""
 
 
+@pytest.mark.parametrize("level", ["process", "container"])
+def test_files_of_its_own_can_change_their_modes(tartarus: Rootless, level: str) -> None:
+    script = "printf '#!/bin/sh\\necho ran' > tool && chmod 755 tool && ./tool && mkdir -m 0 locked"
+    assert tartarus("run", "--isolation", level, "--", "/bin/sh", "-c", script).stdout == "ran\n"
+    homes = tartarus.home / ".local/state/tartarus/process"
+    assert list(homes.iterdir()) == []
+
+
+def test_files_of_the_user_keep_theirs(tartarus: Rootless) -> None:
+    private = tartarus.home / "private"
+    private.write_text("x")
+    private.chmod(0o600)
+    os.chown(private, NOBODY, NOBODY)
+    done = tartarus("run", "--isolation", "process", "--", "chmod", "666", str(private))
+    assert done.returncode != 0
+    assert private.stat().st_mode & 0o777 == 0o600
+
+
 def test_what_is_weaker_is_said(tartarus: Rootless) -> None:
     tartarus("run", "--name", "weaker", "--", "true")
     record = json.loads(tartarus("inspect", "weaker").stdout)[0]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from tartarus.model.errors import GuestFailed
 
 _MFD_EXEC = 0x10
+_SEAL_ATTEMPTS = 200
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -33,6 +36,20 @@ def _executable_memfd() -> int:
         return os.memfd_create("tartarus-guest", flags)
 
 
+def _seal(fd: int) -> None:
+    """Add the seals. The kernel answers EBUSY while it still holds references to pages just written; they pass."""
+    for _ in range(_SEAL_ATTEMPTS - 1):
+        try:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            time.sleep(0.001)
+        else:
+            return
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+
+
 def agent_memfd(path: Path | None = None) -> int:
     """A new descriptor of a sealed memory file holding the agent; the caller closes it.
 
@@ -46,7 +63,7 @@ def agent_memfd(path: Path | None = None) -> int:
         while view:
             view = view[os.write(fd, view) :]
         os.fchmod(fd, 0o555)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        _seal(fd)
     except BaseException:
         os.close(fd)
         raise

@@ -21,7 +21,6 @@ this process is the user's.
 
 # ruff: noqa: PLR1714 - a formatted string or a set costs more bytecode, which each clone touches anew
 
-
 from __future__ import annotations
 
 import sys
@@ -481,8 +480,7 @@ class Zygote:
             _signal.signal(SIGCHLD, _signal.SIG_DFL)
             start = REQUEST.size
             run_program(self.address + start, self.view[start : start + program_len], n_fds)
-            for fd in range(FIRST_FD + 2, FIRST_FD + n_fds):
-                os.close(fd)
+            os.closerange(FIRST_FD + 2, FIRST_FD + n_fds)  # the program may have closed some itself
             step = STEP_RUNNER
             os.set_inheritable(FIRST_FD, True)
             os.set_inheritable(agent_side.fileno(), True)
@@ -658,8 +656,11 @@ def find_executable(name: str, environ: dict[str, str]) -> str:
     if not candidate.startswith("/"):
         raise Refused(errno.ENOENT)
     same = os.path.samefile
-    if not (same(candidate, ours) and same(os.path.dirname(candidate), os.path.dirname(ours))):
-        raise Refused(errno.ENOEXEC)
+    try:
+        if not (same(candidate, ours) and same(os.path.dirname(candidate), os.path.dirname(ours))):
+            raise Refused(errno.ENOEXEC)
+    except OSError as failure:
+        raise Refused(failure.errno) from None
     return candidate
 
 
@@ -1868,10 +1869,12 @@ class Runner:
         try:
             context = argv[0] == CONTEXT_ARGV0
             run = ContextRun(environ, cwd) if context else Run(argv, environ, cwd, fds[0])  # type: Any
-        except Refused as refused:
+        except Exception as failure:
+            # Refused, or something unforeseen: then too, a real interpreter is the better answer.
+            reason = failure.args[0] if isinstance(failure, Refused) and failure.args else errno.EINVAL
             if self.verdicts is not None:
                 self.verdicts[os.getpid() % len(self.verdicts)] = 1
-            self.sock.send(ANSWER.pack(REFUSED, refused.args[0] or errno.EINVAL, 0))
+            self.sock.send(ANSWER.pack(REFUSED, reason or errno.EINVAL, 0))
             return
         _signal.signal(SIGINT, _signal.default_int_handler)
         _signal.signal(SIGPIPE, _signal.SIG_IGN)

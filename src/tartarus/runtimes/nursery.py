@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -20,6 +21,7 @@ from tartarus.runtimes.packets import Answer, ControlSocket
 _CLONE = struct.Struct("<QI")
 _ZYGOTE_LOG_BYTES = 8192
 _LOW_FDS = 16
+_END_TIMEOUT_S = 10.0
 WARM_UP_TIMEOUT_S = 120.0
 _EXHAUSTED = frozenset({errno.EAGAIN, errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.ENOSPC})
 
@@ -50,6 +52,7 @@ class Nursery:
         self.control = control
         self.pid = pid
         self.what = what
+        self._pidfd = os.pidfd_open(pid)
 
     @classmethod
     async def spawn(cls, what: str, *, shared_pids: bool) -> Nursery:
@@ -74,8 +77,9 @@ class Nursery:
         """Let a child go on as pid 1 of the pid namespace that a program unshared."""
         parent = self.pid
         answer = self._check(await self.control.request(b"TFRK"), "fork")
+        os.close(self._pidfd)
+        self._pidfd = answer.pidfd
         self.pid = pid_of(answer.pidfd)
-        os.close(answer.pidfd)
         await asyncio.to_thread(os.waitpid, parent, 0)
 
     async def clone(self, encoded: bytes, flags: int, fds: Sequence[int]) -> Clone:
@@ -118,6 +122,23 @@ class Nursery:
     def close(self) -> None:
         """Let it end."""
         self.control.close()
+
+    async def gone(self) -> None:
+        """Wait until it has ended, and with it all of its pid namespace; reap it where it is our child."""
+        if self._pidfd >= 0:
+            loop = asyncio.get_running_loop()
+            ended = asyncio.Event()
+            loop.add_reader(self._pidfd, ended.set)
+            try:
+                await asyncio.wait_for(ended.wait(), _END_TIMEOUT_S)
+            except TimeoutError as error:
+                raise GuestFailed(f"the nursery of {self.what} does not end") from error
+            finally:
+                loop.remove_reader(self._pidfd)
+                os.close(self._pidfd)
+                self._pidfd = -1
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, os.WNOHANG)  # noqa: ASYNC222 - it has ended: this does not wait
 
     def _check(self, answer: Answer, doing: str) -> Answer:
         if answer.error:
@@ -199,10 +220,7 @@ class WarmNursery:
         """End both and wait until the nursery is gone; reap it where it is our child."""
         self.cool()
         self.nursery.close()
-        for _ in range(5000):
-            if _is_gone(self.nursery.pid):
-                return
-            await asyncio.sleep(0.001)
+        await self.nursery.gone()
 
 
 async def clone(control: ControlSocket, encoded: bytes, flags: int, fds: Sequence[int], what: str) -> Clone:
@@ -245,14 +263,6 @@ def _spawn_process(control_fd: int, *, shared_pids: bool) -> int:
         )
     finally:
         os.close(executable)
-
-
-def _is_gone(pid: int) -> bool:
-    """Whether a process has ended; reaps it where it is our child."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return not os.path.exists(f"/proc/{pid}")
 
 
 def _strings(items: Sequence[str]) -> bytes:

@@ -82,6 +82,7 @@ def stage_program(stage: Path, rootfs: RootFs, mounts: Sequence[Mount] = (), *, 
     program = Program()
     program.syscall("mount", 0, "/", 0, MS_REC | MS_PRIVATE, 0, step="make mounts private")
     _mount(program, "tmpfs", base, "tmpfs", MS_NOSUID, "size=1m,nr_inodes=1k,mode=755", "mount the staging tmpfs")
+    program.syscall("chdir", base, step="enter the stage")
     for index, layer in enumerate(rootfs.layers):
         _mkdir(program, f"{base}/l{index}")
         _bind(program, str(layer), f"{base}/l{index}")
@@ -125,9 +126,13 @@ def unshare_program(flags: int) -> Program:
     return program
 
 
-def nursery_program(stage: Path, rootfs: RootFs, mounts: Sequence[Mount] = ()) -> Program:
-    """As root of the new user namespace and pid 1 of the new pid namespace: stand inside the template's root."""
-    base = str(stage)
+def nursery_program(rootfs: RootFs, mounts: Sequence[Mount] = ()) -> Program:
+    """As root of the new user namespace and pid 1 of the new pid namespace: stand inside the template's root.
+
+    Paths are relative to the stage, where `stage_program` left it: the namespace's root may not be let through
+    the directories above.
+    """
+    base = "."
     root = f"{base}/z/root"
     program = Program()
     program.syscall("setresgid", 0, 0, 0, step="become the namespace's root group")
@@ -156,6 +161,8 @@ def nursery_program(stage: Path, rootfs: RootFs, mounts: Sequence[Mount] = ()) -
         _bind(program, f"{base}/m{index}", f"{root}/.tartarus/m{index}", MS_REC)
     _mkdir(program, f"{root}/.tartarus/box")
     _pivot(program, root)
+    # Guests inherit this empty ring and can't use it; one for each would be counted against their user's quota.
+    keyring.add_keyring(program)
     program.syscall("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0, step="be undumpable")
     return program
 
@@ -222,7 +229,6 @@ def box_program(
     program.syscall("read", Fd(0), byte, 1, step="wait for the cgroup")
     program.syscall("unshare", CLONE_NEWCGROUP, step="take a cgroup namespace")
     rlimits.add_rlimits(program, resources, limit_level)
-    keyring.add_keyring(program)
     caps.add_capability_drop(program)
     landlock.add_landlock(program, landlock_abi, LANDLOCK_RULES)
     seccomp.add_seccomp(program, Isolation.CONTAINER)

@@ -7,7 +7,6 @@ id-mapped are refused with what to do).
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import errno
 import os
@@ -83,4 +82,4 @@ async def owner_namespace(id_map: IdMap) -> int:
         return os.open(f"/proc/{helper.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         helper.close()
-        await asyncio.to_thread(os.waitpid, helper.pid, 0)
+        await helper.gone()

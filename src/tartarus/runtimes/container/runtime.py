@@ -121,6 +121,7 @@ class ContainerRuntime:
             await self._build(nursery, rootfs, own_mounts)
         except BaseException as error:
             nursery.close()
+            await asyncio.shield(nursery.gone())
             if cgroup is not None:
                 await _remove(cgroup)
             if isinstance(error, GuestFailed):
@@ -139,7 +140,7 @@ class ContainerRuntime:
         self._id_map.apply(nursery.pid)
         if rootless:
             await nursery.run(stage)
-        await nursery.run(layout.nursery_program(self._stage, rootfs, own_mounts))
+        await nursery.run(layout.nursery_program(rootfs, own_mounts))
 
     def places(self, rootfs: RootFs, guest_id: str) -> Places:  # noqa: ARG002 - each guest has a root of its own
         """As the template's files say."""

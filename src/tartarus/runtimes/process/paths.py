@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,14 +15,16 @@ from tartarus.runtimes.confine.landlock import DEVICE, READ, RUN, WRITE, PathRul
 PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 READABLE_DIRECTORIES = (
     "/etc/alternatives", "/etc/ssl/certs", "/etc/fonts", "/etc/terminfo", "/etc/python3",
+    "/etc/profile.d", "/etc/ld.so.conf.d", "/etc/perl", "/proc/sys", "/sys/kernel/mm/transparent_hugepage",
     "/sys/devices/system/cpu", "/sys/devices/system/node",
 )  # fmt: skip
 READABLE_FILES = (
     "/etc/ld.so.cache", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/localtime", "/etc/timezone",
     "/etc/mime.types", "/etc/magic", "/etc/os-release", "/etc/hosts", "/etc/services", "/etc/protocols",
+    "/etc/ssl/openssl.cnf", "/etc/profile", "/etc/bash.bashrc", "/etc/inputrc", "/etc/gitconfig",
+    "/etc/ld.so.conf", "/etc/gai.conf", "/etc/host.conf", "/etc/networks", "/etc/shells", "/etc/debian_version",
     "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/uptime", "/proc/loadavg", "/proc/version",
-    "/proc/filesystems", "/proc/sys/kernel/ngroups_max", "/proc/sys/kernel/cap_last_cap",
-    "/proc/sys/vm/overcommit_memory",
+    "/proc/filesystems",
 )  # fmt: skip
 """Of /proc only what describes the machine: with other processes' directories would come their command lines."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -33,6 +37,7 @@ def rules(rootfs: RootFs, home: Path, *, own_terminals: bool) -> list[PathRule]:
     granted += [PathRule(path, RUN) for path in PROGRAMS if os.path.isdir(path)]
     granted += [PathRule(str(layer), RUN) for layer in rootfs.layers]
     granted += [PathRule(source, RUN) for source, _target in rootfs.binds if os.path.isdir(source)]
+    granted += [PathRule(str(path), READ) for path in Path("/etc").glob("java*") if path.is_dir()]
     granted += [PathRule(path, READ) for path in READABLE_DIRECTORIES if os.path.isdir(path)]
     granted += [PathRule(path, READ, file=True) for path in READABLE_FILES if os.path.isfile(path)]
     granted += [PathRule(path, DEVICE, file=True) for path in DEVICES]
@@ -52,3 +57,14 @@ def require_reachable(paths: Sequence[Path]) -> None:
                     why=f"{directory} lets no other user through, and each sandbox runs as a user of its own",
                     fix="choose a TARTARUS_HOME whose parents are mode 0711 or wider, or use --isolation container",
                 )
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a dead sandbox's directory, whatever modes it left; without privilege those have to be lifted first."""
+    for folder, names, _files in os.walk(path):
+        for name in names:
+            inner = Path(folder, name)
+            if not inner.is_symlink():
+                with contextlib.suppress(OSError):
+                    inner.chmod(0o700)
+    shutil.rmtree(path, ignore_errors=True)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
+import socket
 from pathlib import Path
 
 from tartarus.guest.binary import agent_memfd
 from tartarus.guest.channel import GuestChannel, channel_pair
 from tartarus.guest.program import Fd, Program
-from tartarus.model.errors import IsolationUnavailable, Unsupported
+from tartarus.model.errors import IsolationUnavailable, NoSpace, Unsupported
 from tartarus.model.sandbox import Isolation
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, attach, lacking, weaker_limits
 from tartarus.runtimes.confine import caps, keyring, landlock, rlimits, seccomp
+from tartarus.runtimes.confine.metadata import MetadataBroker
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import PRIVILEGED_BASE, SPAN
 from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, exhausted_or_failed, warm_command
@@ -27,6 +28,7 @@ from tartarus.runtimes.process import paths
 
 _FIRST_UID = PRIVILEGED_BASE + SPAN
 _UIDS = 32768
+PR_SET_DUMPABLE = 4
 
 
 class ProcessSnapshot(WarmNursery):
@@ -68,6 +70,7 @@ class ProcessRuntime:
         self._agent_fd = agent_memfd()
         self._snapshots: set[ProcessSnapshot] = set()
         self._count = 0
+        self._uids: set[int] = set()
 
     def capabilities(self) -> Capabilities:
         """What this host gives the level."""
@@ -90,6 +93,10 @@ class ProcessRuntime:
         if self._privileged:
             paths.require_reachable([self._base, *rootfs.layers])
         nursery = await Nursery.spawn(f"template {rootfs.template.id}", shared_pids=True)
+        # Guests inherit this empty ring and can't use it; one for each would be counted against their user's quota.
+        program = Program()
+        keyring.add_keyring(program)
+        await nursery.run(program)
         snapshot = ProcessSnapshot(rootfs, nursery)
         self._snapshots.add(snapshot)
         return snapshot
@@ -99,43 +106,64 @@ class ProcessRuntime:
         assert isinstance(snapshot, ProcessSnapshot)
         if request.mounts:
             raise Unsupported("a process-level sandbox has no mounts", fix="use --isolation container, or tartarus cp")
-        self._count += 1
-        uid = _FIRST_UID + self._count % _UIDS if self._privileged else os.getuid()
-        home = self._make_home(request.id, uid)
+        uid = self._take_uid()
+        try:
+            home = self._make_home(request.id, uid)
+        except OSError as error:
+            self._uids.discard(uid)
+            raise exhausted_or_failed("the sandbox's directory can't be made", error.errno or 0) from error
+        try:
+            return await self._clone(snapshot, request, uid, home, warm=warm)
+        except BaseException:
+            self._uids.discard(uid)
+            paths.remove_tree(home)
+            raise
+
+    async def _clone(
+        self, snapshot: ProcessSnapshot, request: GuestRequest, uid: int, home: Path, *, warm: bool
+    ) -> Guest:
         ours, theirs = channel_pair()
+        broker, asker = (None, None) if self._privileged else socket.socketpair()
         cgroup: Cgroup | None = None
         born: Clone | None = None
         try:
             program = self._program(snapshot.rootfs, request, home, uid)
             if self._hierarchy is not None:
                 cgroup = self._hierarchy.create(request.id, request.resources)
-            fds = [theirs.fileno(), self._agent_fd]
+            fds = [theirs.fileno(), self._agent_fd, *([] if asker is None else [asker.fileno()])]
             born = await snapshot.clone(program.encode(), 0, fds, warm=warm)
             if cgroup is not None:
                 attach(cgroup, born.pid)
             ours.send(b"\0")
         except BaseException as error:
             ours.close()
+            if broker is not None:
+                broker.close()
             if born is not None:
                 os.close(born.pidfd)
             if cgroup is not None:
                 cgroup.kill()
                 cgroup.remove()
-            shutil.rmtree(home, ignore_errors=True)
             if isinstance(error, OSError):
-                raise exhausted_or_failed("the guest's cgroup can't be set up", error.errno or 0) from error
+                raise exhausted_or_failed("the guest can't be set up", error.errno or 0) from error
             raise
         finally:
             theirs.close()
+            if asker is not None:
+                asker.close()
+        nursery = snapshot.nursery
+        metadata = None if broker is None else MetadataBroker(broker, [str(home)])
 
         async def end_guest(pid: int) -> None:
-            if not snapshot.nursery.control.closed.done():
-                await snapshot.nursery.end_guest(pid)
+            if not nursery.control.closed.done():
+                await nursery.end_guest(pid)
 
         async def after_end() -> None:
-            if not snapshot.nursery.control.closed.done():
-                await snapshot.nursery.end_guest(0)
-            await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
+            await end_guest(0)
+            if metadata is not None:
+                metadata.close()
+            await asyncio.to_thread(paths.remove_tree, home)
+            self._uids.discard(uid)
 
         channel = GuestChannel(ours)
         await channel.open()
@@ -149,6 +177,18 @@ class ProcessRuntime:
             end_guest=end_guest,
             after_end=after_end,
         )
+
+    def _take_uid(self) -> int:
+        """A user id that no live sandbox has; without privilege there is only our own."""
+        if not self._privileged:
+            return os.getuid()
+        for _ in range(_UIDS):
+            self._count += 1
+            uid = _FIRST_UID + self._count % _UIDS
+            if uid not in self._uids:
+                self._uids.add(uid)
+                return uid
+        raise NoSpace("every process-level user id is in use", fix="end other sandboxes")
 
     def _make_home(self, name: str, uid: int) -> Path:
         home = self._base / name
@@ -170,17 +210,21 @@ class ProcessRuntime:
         program.syscall("umask", 0o22, step="umask")
         program.syscall("chdir", str(home), step="enter the working directory")
         rlimits.add_rlimits(program, request.resources, Isolation.PROCESS)
-        keyring.add_keyring(program)
         if self._privileged:
             caps.add_bounding_drop(program)
             program.syscall("setgroups", 0, 0, step="leave all groups")
             program.syscall("setresgid", uid, uid, uid, step="take a group of its own")
             program.syscall("setresuid", uid, uid, uid, step="take a user of its own")
-        caps.add_capability_drop(program)
+            # A change of user leaves a process undumpable, and its own /dev/stdin out of its reach; the agent differs.
+            program.syscall("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0, step="be dumpable again")
+        caps.add_capability_drop(program, bounding=not self._privileged)
         landlock.add_landlock(
             program, self._landlock_abi, paths.rules(rootfs, home, own_terminals=self._privileged), tcp=False
         )
-        seccomp.add_seccomp(program, Isolation.PROCESS, own_uid=self._privileged, landlock_abi=self._landlock_abi)
+        broker = None if self._privileged else Fd(2)
+        seccomp.add_seccomp(
+            program, Isolation.PROCESS, own_uid=self._privileged, landlock_abi=self._landlock_abi, broker=broker
+        )
         return program
 
     async def close(self) -> None:
