@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
-import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from .programs import PROGRAMS
 from .warm import ENV, Outcome, Warm, build_stub, run_cold
 
 pytestmark = pytest.mark.needs("cc")
 
-# Other interpreters to try, for a release: a colon-separated list.
-INTERPRETERS = [os.path.realpath(sys.executable), *filter(None, os.environ.get("TARTARUS_TEST_PYTHONS", "").split(":"))]
+# Other interpreters to try, before a release: a colon-separated list.
+INTERPRETERS = [sys.executable, *filter(None, os.environ.get("TARTARUS_TEST_PYTHONS", "").split(":"))]
+# With its source at hand, a traceback from the very end has source lines only where linecache still lives.
+IN_FILES = sorted(PROGRAMS.keys() - {"destructor imports"})
+# From 3.12 on, an exit code that makes no sense also has an exception shown by whatever looks next for one.
+SHOWN_DIFFERENTLY = {"exit huge", "exit minus huge", "exit with a bad str"}
 
 
 @pytest.fixture(scope="module", params=INTERPRETERS, ids=lambda path: Path(path).parts[-3])
@@ -29,12 +33,20 @@ def warm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     assert zygote.close() == 0
 
 
-def same(warm: Warm, *args: str, **options: object) -> Outcome:
+def version(warm: Warm) -> tuple[int, ...]:
+    out = subprocess.check_output([warm.interpreter, "-c", "import sys; print(*sys.version_info[:2])"])
+    return tuple(map(int, out.split()))
+
+
+def same(warm: Warm, *args: str, strict: bool = True, **options: object) -> Outcome:
     """Run it both ways and compare; returns what it did."""
     cold = run_cold(warm.interpreter, *args, **options)  # type: ignore[arg-type]
     hot = warm.run(*args, **options)  # type: ignore[arg-type]
     assert hot is not None, "refused"
-    assert without_addresses(hot) == without_addresses(cold)
+    if strict:
+        assert without_addresses(hot) == without_addresses(cold)
+    else:
+        assert (hot.stdout, hot.status) == (cold.stdout, cold.status)
     return hot
 
 
@@ -43,183 +55,32 @@ def without_addresses(outcome: Outcome) -> tuple[bytes, bytes, int]:
     return stdout, stderr, outcome.status
 
 
-PROGRAMS = {
-    "hello": "print('hello')",
-    "nothing": "",
-    "unicode": "print('h\u00e9llo \u2603 \U0001f600'); import sys; sys.stderr.write('\u2603\\n')",
-    "surrogate output": "import sys; print('\\udcff', file=sys.stdout)",
-    "surrogate output on stderr": "import sys; print('\\ud800', file=sys.stderr)",
-    "bytes": "import sys; sys.stdout.buffer.write(bytes(range(256)))",
-    "namespace": "print({k: v for k, v in globals().items() if k != '__loader__'}); print(sorted(dir()))",
-    "loader": "print(type(__loader__).__name__, __spec__, __name__, __package__, __doc__)",
-    "main module": "import sys; m = sys.modules['__main__']; print(m.__dict__ is globals(), m.__name__, repr(m)[:20])",
-    "argv": "import sys; print(sys.argv, getattr(sys, 'orig_argv', None), sys.path[0])",
-    "path": "import sys; print(sys.path)",
-    "executable": "import sys; print(sys.executable, sys._base_executable, sys.prefix, sys.exec_prefix)",
-    "flags": "import sys; print(sys.flags, sys.dont_write_bytecode, sys.flags == tuple(sys.flags))",
-    "environ": "import os; print(sorted(os.environ.items()), sorted(os.environb.items()))",
-    "real environ": "import os; os.environ['NEW'] = 'x'; os.system('env | grep -v ^_= | grep -v ^PWD= | sort')",
-    "getenv in C": "import ctypes; g = ctypes.CDLL(None).getenv; g.restype = ctypes.c_char_p; print(g(b'HOME'), g(b'X'))",
-    "streams": "import sys\nfor s in (sys.stdin, sys.stdout, sys.stderr):\n"
-    "  print(s.name, s.mode, s.encoding, s.errors, s.line_buffering, s.write_through, s.newlines, s.fileno(),"
-    " type(s.buffer).__name__, s.buffer.raw.mode, s.buffer.raw.closefd, s.buffer.raw.name, repr(s))\n"
-    "print(sys.stdin is sys.__stdin__, sys.stdout is sys.__stdout__, sys.stderr is sys.__stderr__)",
-    "signals": "import signal\nfor n in sorted(signal.valid_signals()): print(n, signal.getsignal(n))\n"
-    "print(signal.pthread_sigmask(0, []), signal.getitimer(0))",
-    "descriptors": "import os; print(sorted(set(os.listdir('/proc/self/fd')) - {'3'}))",
-    "umask": "import os; print(oct(os.umask(0)))",
-    "process group": "import os; print(os.getpid() == os.getpgrp() == os.getsid(0))",
-    "gc": "import gc; print(gc.isenabled(), gc.get_threshold(), gc.get_debug(), gc.callbacks)",
-    "limits": "import sys; print(sys.getrecursionlimit(), sys.getswitchinterval(), sys.gettrace(), sys.getprofile())",
-    "hooks": "import sys; print(sys.excepthook is sys.__excepthook__, sys.displayhook is sys.__displayhook__,"
-    " sys.unraisablehook is sys.__unraisablehook__, len(sys.meta_path), len(sys.path_hooks), hasattr(sys, 'last_value'))",
-    "builtins": "import builtins; print(sorted(dir(builtins))); print(exit, quit)",
-    "threads": "import threading, _thread; t = threading.current_thread(); print(t, t is threading.main_thread(),"
-    " t.native_id == __import__('os').getpid(), threading.enumerate(), _thread._count())" if False else
-    "import threading, os; t = threading.current_thread(); print(t.name, t is threading.main_thread(), t.daemon,"
-    " t.native_id == os.getpid(), len(threading.enumerate()))",
-    "locale": "import locale, sys; print(locale.setlocale(locale.LC_ALL), locale.getpreferredencoding(),"
-    " sys.getfilesystemencoding(), sys.getfilesystemencodeerrors(), open('/dev/null').encoding)",
-    "frames": "import sys\ntry: sys._getframe(1)\nexcept ValueError as e: print(e)\nprint(sys._getframe().f_back)",
-    "frames in a function": "import sys, traceback\ndef f():\n  traceback.print_stack()\n  print(sys._getframe().f_back.f_back)\nf()",
-    "stack of a thread": "import threading, traceback\nt = threading.Thread(target=traceback.print_stack); t.start(); t.join()",
-    "inspect stack": "import inspect; print(len(inspect.stack()), inspect.stack()[0].function)",
-    "warning beyond the top": "import warnings; warnings.warn('w', stacklevel=2); warnings.warn('v')",
-    "deprecation": "import warnings; warnings.warn('old', DeprecationWarning)\ndef f(): warnings.warn('x', DeprecationWarning, 2)\nf()",
-    "recursion depth": "n = 0\ndef f():\n  global n\n  n += 1\n  f()\ntry: f()\nexcept RecursionError as e: print(n, e)",
-    "recursion error": "def f(): f()\nf()",
-    "deep recursion": "import sys; sys.setrecursionlimit(5000)\ndef f(n): return n and 1 + f(n - 1)\nprint(f(4000))",
-    "exception": "def f(x):\n  return 1 / x\nf(0)",
-    "exception in a call chain": "def a(): b()\ndef b(): raise KeyError('k')\na()",
-    "chained": "try:\n  1/0\nexcept ZeroDivisionError as e:\n  raise ValueError('no') from e",
-    "context": "try:\n  1/0\nexcept ZeroDivisionError:\n  {}['x']",
-    "suppressed": "try:\n  1/0\nexcept ZeroDivisionError:\n  raise ValueError from None",
-    "multi-line message": "raise ValueError('a\\nb')",
-    "own exception": "class E(Exception):\n  def __str__(self): raise RuntimeError\nraise E",
-    "exception after output": "import sys; print('out'); sys.stderr.write('err\\n'); print('more'); raise ValueError(1)",
-    "unimportable": "import no_such_module",
-    "import error": "from os import nonsense",
-    "name suggestion": "prin('x')",
-    "attribute suggestion": "import sys; sys.exitt",
-    "base exception": "raise BaseException('b')",
-    "generator exit": "raise GeneratorExit",
-    "keyboard interrupt": "raise KeyboardInterrupt",
-    "keyboard interrupt subclass": "class K(KeyboardInterrupt): pass\nraise K('x')",
-    "exit": "import sys; sys.exit()",
-    "exit zero": "raise SystemExit(0)",
-    "exit three": "import sys; print('x'); sys.exit(3)",
-    "exit 256": "import sys; sys.exit(256)",
-    "exit minus one": "import sys; sys.exit(-1)",
-    "exit huge": "import sys; sys.exit(2**70)",
-    "exit minus huge": "import sys; sys.exit(-2**70)",
-    "exit true": "import sys; sys.exit(True)",
-    "exit text": "import sys; print('out'); sys.exit('bye')",
-    "exit tuple": "import sys; sys.exit((1, 2))",
-    "exit float": "raise SystemExit(1.5)",
-    "exit without stderr": "import sys; sys.stderr = None; sys.exit('bye')",
-    "exit of builtin": "exit(4)",
-    "exit in a function": "def f():\n  raise SystemExit(9)\nf()",
-    "exit with a bad str": "class C:\n  def __str__(self): 1/0\nimport sys; sys.exit(C())",
-    "exit now": "import os; print('lost'); os._exit(6)",
-    "abort": "import os; os.abort()",
-    "killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-    "terminated": "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
-    "interrupted": "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
-    "atexit": "import atexit\natexit.register(print, 'one')\natexit.register(print, 'two')\nprint('body')",
-    "atexit error": "import atexit\ndef f(): 1/0\natexit.register(print, 'after'); atexit.register(f)",
-    "atexit exit": "import atexit, sys\natexit.register(sys.exit, 5)",
-    "atexit after exception": "import atexit\natexit.register(print, 'cleanup')\nraise ValueError",
-    "excepthook": "import sys\nsys.excepthook = lambda t, v, tb: print('hook', t, v, tb.tb_frame.f_back)\n1/0",
-    "broken excepthook": "import sys\ndef h(t, v, tb): raise TypeError('in hook')\nsys.excepthook = h\n1/0",
-    "exiting excepthook": "import sys\nsys.excepthook = lambda *a: sys.exit(8)\n1/0",
-    "no excepthook": "import sys\ndel sys.excepthook\n1/0",
-    "excepthook and last": "import sys\ndef h(t, v, tb): print(sys.last_type, sys.last_value, sys.last_traceback is tb)\n"
-    "sys.excepthook = h\n1/0",
-    "unraisable": "class D:\n  def __del__(self): 1/0\nd = D(); del d; print('on')",
-    "destructor at exit": "class D:\n  def __del__(self): print('gone')\nd = D()",
-    "destructors at exit": "class D:\n  def __init__(s, n): s.n = n\n  def __del__(s): print('gone', s.n)\na = D(1); b = D(2); c = [D(3)]",
-    "cyclic destructor": "class D:\n  def __del__(self): print('gone')\nd = D(); d.me = d",
-    "destructor sees globals": "x = 'still'\nclass D:\n  def __del__(self): print(x)\nd = D()",
-    "destructor imports": "class D:\n  def __del__(self):\n    import wave\n    print(wave)\nd = D()",
-    "file name at exit": "import atexit\natexit.register(lambda: print('__file__' in globals(), '__cached__' in globals()))",
-    "frames at exit": "import atexit, sys\natexit.register(lambda: print(sys._getframe().f_back))",
-    "destructor in a function's default": "class D:\n  def __del__(self): print('gone')\ndef f(d=D()): pass",
-    "destructor on exit()": "import sys\nclass D:\n  def __del__(self): print('gone')\nd = D()\nsys.exit(2)",
-    "destructor after an exception": "class D:\n  def __del__(self): print('gone')\nd = D()\n1/0",
-    "destructor of a local after an exception": "class D:\n  def __del__(self): print('gone')\ndef f():\n  d = D()\n  1/0\nf()",
-    "generator left open": "def g():\n  try: yield\n  finally: print('closed')\nx = g(); next(x)",
-    "finalize": "import weakref\nclass C: pass\nc = C(); weakref.finalize(c, print, 'final')",
-    "file left open": "f = open('/proc/self/fd/1', 'w'); f.write('unflushed')",
-    "closed stdout": "import sys; sys.stdout.close()",
-    "no stdout": "import sys; sys.stdout = None; print('x')",
-    "replaced stdout": "import sys, io; sys.stdout = io.StringIO(); print('x')",
-    "stdout without flush": "import sys\nclass S:\n  def write(self, t): pass\nsys.stdout = S(); print('x')",
-    "closed descriptor": "import os; print('x'); os.close(1)",
-    "thread": "import threading\nt = threading.Thread(target=lambda: print('in thread')); t.start(); print('main')\nt.join()",
-    "thread left running": "import threading, time\ndef f():\n  time.sleep(0.05)\n  print('late')\nthreading.Thread(target=f).start()\nprint('main')",
-    "thread exception": "import threading\ndef f(): 1/0\nt = threading.Thread(target=f, name='T'); t.start(); t.join()",
-    "daemon thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\nprint('main')",
-    "thread exit order": "import threading, atexit, time\natexit.register(print, 'atexit')\n"
-    "def f():\n  time.sleep(0.05); print('thread')\nthreading.Thread(target=f).start()",
-    "fork": "import os\nif os.fork() == 0:\n  print('child', flush=True); os._exit(3)\nprint(os.wait()[1])",
-    "fork and fall off": "import os, sys\nprint('before', flush=True)\npid = os.fork()\nif pid: os.waitpid(pid, 0)\nprint('both', bool(pid))",
-    "subprocess": "import subprocess, sys; print(subprocess.run([sys.executable, '-c', 'print(1)'], capture_output=True))",
-    "subprocess signals": "import subprocess; print(subprocess.check_output(['sh', '-c', 'trap; grep SigIgn /proc/self/status']))",
-    "exec": "import os, sys; os.execv(sys.executable, [sys.executable, '-c', 'print(2)'])",
-    "system": "import os; print(os.system('exit 3'))",
-    "print to closed pipe": "import os, sys\nr, w = os.pipe(); os.dup2(w, 1); os.close(w); os.close(r)\nprint('x')",
-    "broken pipe now": "import os, sys\nr, w = os.pipe(); os.dup2(w, 1); os.close(w); os.close(r)\nprint('x' * 100000)",
-    "full device": "import os\nos.dup2(os.open('/dev/full', os.O_WRONLY), 1); print('x')",
-    "hash randomised": "import sys; print(sys.flags.hash_randomization)",
-    "asyncio": "import asyncio\nasync def f():\n  await asyncio.sleep(0.001); return 5\nprint(asyncio.run(f()))",
-    "asyncio exception": "import asyncio\nasync def f(): 1/0\nasyncio.run(f())" if sys.version_info >= (3, 11) else "1/0",
-    "dataclass and enum": "import dataclasses, enum\n@dataclasses.dataclass\nclass A:\n  x: int = 1\nclass B(enum.Enum):\n  Y = 2\nprint(A(), B.Y)",
-    "pickle of main's class": "import pickle\nclass A: pass\na = pickle.loads(pickle.dumps(A())); print(type(a) is A, A.__module__)",
-    "logging": "import logging; logging.warning('w'); logging.getLogger('x').error('e')",
-    "input": "print(input('? '), input())\nimport sys; print(sys.stdin.read())",
-    "input at the end": "input(); input(); input(); input()",
-    "future": "from __future__ import annotations\ndef f(x: Undefined): pass\nprint(f.__annotations__)",
-    "annotations": "x: int = 3\nprint(__annotations__)",
-    "type of modules": "import json, decimal; print(json.__name__, decimal.Decimal('1.10') + 1)",
-    "c output": "import ctypes; ctypes.CDLL(None).printf(b'from C\\n'); print('from Python')",
-    "settrace": "import sys\nseen = []\nsys.settrace(lambda f, e, a: seen.append((e, f.f_code.co_name)))\ndef f(): pass\nf()\n"
-    "sys.settrace(None); print(seen)",
-    "alarm": "import signal\nsignal.signal(signal.SIGALRM, lambda n, f: print('alarm', n, f.f_code.co_name))\n"
-    "signal.setitimer(signal.ITIMER_REAL, 0.01); signal.pause()",
-    "pdb hooks": "import sys; print(hasattr(sys, 'ps1'), sys.stdin.isatty())",
-    "site": "import site; print(site.ENABLE_USER_SITE, site.PREFIXES)",
-    "modules": "import sys; print([n for n in sys.modules if 'runner' in n or 'tartarus' in n])",
-    "code objects": "print(f.__code__.co_filename) if 'f' in dir() else print((lambda: 0).__code__.co_filename)",
-    "doc": "'the doc'\nprint(__doc__)",
-    "exception group": "raise ExceptionGroup('g', [ValueError(1), TypeError(2)])" if sys.version_info >= (3, 11) else "1/0",
-    "note": "e = ValueError('x'); getattr(e, 'add_note', print)('note'); raise e",
-    "help": "import pydoc; print(len(pydoc.render_doc(len)) > 10)",
-    "eval frames": "print(eval('__import__(\"sys\")._getframe().f_back.f_back'))",
-    "memory error": "x = bytearray(1 << 62)",
-    "int digits": "print(len(str(10 ** 4000)))\nint('1' * 5000)",
-}  # fmt: skip
+def strict(warm: Warm, name: str) -> bool:
+    return name not in SHOWN_DIFFERENTLY or version(warm) < (3, 12)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_given_as_text(warm: Warm, name: str) -> None:
-    same(warm, "-c", PROGRAMS[name], stdin=b"line 1\nline 2\r\nrest\n")
+    same(warm, "-c", PROGRAMS[name], strict=strict(warm, name), stdin=b"line 1\nline 2\r\nrest\n")
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", IN_FILES)
 def test_a_program_in_a_file(warm: Warm, name: str, tmp_path: Path) -> None:
     (tmp_path / "prog.py").write_text(PROGRAMS[name], "utf-8")
-    same(warm, "prog.py", "an", "argument", cwd=str(tmp_path), stdin=b"line 1\nline 2\r\nrest\n")
+    text = b"line 1\nline 2\r\nrest\n"
+    same(warm, "prog.py", "an", "argument", strict=strict(warm, name), cwd=str(tmp_path), stdin=text)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_on_standard_input(warm: Warm, name: str) -> None:
-    same(warm, "-", "arg", stdin=PROGRAMS[name].encode())
+    same(warm, "-", "arg", strict=strict(warm, name), stdin=PROGRAMS[name].encode())
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", IN_FILES)
 def test_a_program_as_a_module(warm: Warm, name: str, tmp_path: Path) -> None:
     (tmp_path / "prog.py").write_text(PROGRAMS[name], "utf-8")
-    same(warm, "-m", "prog", "arg", cwd=str(tmp_path), env={**ENV, "PYTHONDONTWRITEBYTECODE": "1"}, stdin=b"a\nb\n")
+    env = {**ENV, "PYTHONDONTWRITEBYTECODE": "1"}
+    same(warm, "-m", "prog", "arg", strict=strict(warm, name), cwd=str(tmp_path), env=env, stdin=b"a\nb\n")
 
 
 @pytest.mark.parametrize(
@@ -230,3 +91,227 @@ def test_the_order_of_both_outputs_in_one_file(warm: Warm, name: str, mode: str,
     (tmp_path / "prog.py").write_text(PROGRAMS[name], "utf-8")
     args = {"-c": ["-c", PROGRAMS[name]], "file": ["prog.py"], "-": ["-"]}[mode]
     same(warm, *args, cwd=str(tmp_path), stdin=PROGRAMS[name].encode() if mode == "-" else b"", one_file=True)
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        "options",
+        [["-u"], ["-B"], ["-E"], ["-s"], ["-q"], ["-I"], ["-Bu"], ["-uBEsq"], ["-I", "-u"], ["-uu"]],
+        ids=" ".join,
+    )
+    def test_simple_ones(self, warm: Warm, options: list[str]) -> None:
+        code = (
+            "import sys; print(sys.flags, sys.argv, sys.path[:1], sys.dont_write_bytecode, sys.orig_argv"
+            " if sys.version_info >= (3, 10) else 0)\nfor s in (sys.stdin, sys.stdout, sys.stderr):"
+            " print(s.line_buffering, s.write_through, type(s.buffer).__name__, repr(s))"
+        )
+        same(warm, *options, "-c", code, "x")
+
+    @pytest.mark.parametrize(
+        "args",
+        [["-cprint(1)"], ["-uc", "print(2)"], ["-Bcimport sys; print(sys.argv)", "-c", "x"], ["-c", ""],
+         ["-c", "import sys; print(sys.argv)", "--", "-v"], ["-mplatform"], ["-m", "this"], ["-um", "this"],
+         ["-c", "print(__import__('sys').argv)", "a b", "", "\u2603"], ["-c", "print('\\xe9', '\u00e9')"]],
+        ids=repr,
+    )  # fmt: skip
+    def test_ways_to_write_them(self, warm: Warm, args: list[str]) -> None:
+        same(warm, *args)
+
+    def test_safe_path(self, warm: Warm) -> None:
+        if version(warm) >= (3, 11):
+            same(warm, "-P", "-c", "import sys; print(sys.path, sys.flags)")
+        else:
+            assert warm.run("-P", "-c", "1") is None
+
+    @pytest.mark.parametrize("name", ["-u", "-I", "-B"])
+    def test_with_scripts_and_modules(self, warm: Warm, name: str, tmp_path: Path) -> None:
+        (tmp_path / "prog.py").write_text(
+            "import sys, os; print(sys.path, sys.argv, __file__, sys.flags, os.listdir())"
+        )
+        same(warm, name, "prog.py", "--", "-x", cwd=str(tmp_path))
+        same(warm, "--", "prog.py", "-c", cwd=str(tmp_path))
+        same(warm, name, "-m", "prog", "-y", cwd=str(tmp_path), env={**ENV, "PYTHONDONTWRITEBYTECODE": "1"})
+
+    @pytest.mark.parametrize(
+        "env",
+        [{"PYTHONUNBUFFERED": "1"}, {"PYTHONDONTWRITEBYTECODE": "x"}, {"PYTHONNOUSERSITE": "1"}, {"PYTHONPATH": "/a:/b"},
+         {"PYTHONPATH": "lib:/lib/../x::/a"}, {"PYTHON_VERSION": "3.99"}, {"PYTHONUNBUFFERED": ""}, {"LANG": ""},
+         {"LANG": "C"}, {"LANG": "POSIX"}, {"LC_ALL": "C"}, {"LC_ALL": "C.UTF-8"}, {"LANG": "xx_XX.UTF-8"},
+         {"LC_CTYPE": "C.UTF-8", "LANG": "C"}, {"LC_ALL": "POSIX"}, {"TZ": "Asia/Tokyo"}, {"HOME": "/"}, {"A": "a=b"},
+         {"B": "caf\u00e9"}, {"C": "\udcff"}, {"EMPTY": ""}, {"PYTHONBREAKPOINT": "0"}],
+        ids=repr,
+    )  # fmt: skip
+    def test_variables(self, warm: Warm, env: dict[str, str]) -> None:
+        code = (
+            "import sys, os, locale, time; print(sys.flags, sys.path, ascii(sorted(os.environ.items())))\n"
+            "print(sys.stdin.errors, sys.stdout.errors, sys.stdout.encoding, locale.setlocale(locale.LC_CTYPE))\n"
+            "print(time.strftime('%Z', time.localtime(0)), time.tzname, sys.dont_write_bytecode, open('/dev/null').encoding)"
+        )
+        same(warm, "-c", code, env={**ENV, **env})
+
+    def test_no_variables_at_all(self, warm: Warm) -> None:
+        same(warm, "-c", "import os, sys; print(dict(os.environ), sys.flags.utf8_mode, sys.stdout.errors)", env={})
+
+    def test_the_interpreters_name(self, warm: Warm) -> None:
+        code = "import sys; print(sys.executable, sys.prefix, sys._base_executable, getattr(sys, 'orig_argv', 0))"
+        folder, name = os.path.split(warm.interpreter)
+        env = {**ENV, "PATH": f"/nowhere:{folder}:/usr/bin"}
+        for argv0 in (name, "python3", warm.interpreter):
+            same(warm, "-c", code, env=env, argv0=argv0)
+
+
+class TestScripts:
+    def test_paths(self, warm: Warm, tmp_path: Path) -> None:
+        source = "import sys, os; print(__file__, sys.argv, sys.path[0], os.getcwd(), __loader__.name, __loader__.path)"
+        deep = tmp_path / "a dir" / "deeper"
+        deep.mkdir(parents=True)
+        (deep / "prog").write_text(source)
+        (tmp_path / "link.py").symlink_to("a dir/deeper/prog")
+        (tmp_path / "linked dir").symlink_to("a dir/deeper")
+        for name in ("link.py", "./link.py", "a dir/deeper/prog", "linked dir/prog", str(deep / "prog"),
+                     "a dir/../link.py", "../" + tmp_path.name + "/link.py"):  # fmt: skip
+            same(warm, name, "x", cwd=str(tmp_path))
+
+    @pytest.mark.parametrize(
+        "source",
+        [b"print('no newline')", b"\xef\xbb\xbfprint('bom')\n", b"# coding: latin-1\nprint('\xe9')\n",
+         b"print('crlf')\r\nif 1:\r\n  print(2)\r\n", b"#!/usr/bin/env python3\nprint('shebang')\n", b"\n\n", b"",
+         b"pass", b"'doc'\nprint(__doc__)\n", b"print(1)\n\x0cprint(2)\n", b"if 1:\n\tprint('tab')"],
+        ids=repr,
+    )  # fmt: skip
+    def test_ways_to_write_text(self, warm: Warm, source: bytes, tmp_path: Path) -> None:
+        (tmp_path / "prog.py").write_bytes(source)
+        same(warm, "prog.py", cwd=str(tmp_path))
+        same(warm, "-", stdin=source)
+        same(warm, stdin=source)
+
+    @pytest.mark.parametrize(
+        "source", [b"x =", b"def f(:\n  pass", b"print(1)\n  x", b"x = '\xff'", b"\0", b"# coding: nonsense\n"]
+    )
+    def test_errors_on_standard_input(self, warm: Warm, source: bytes) -> None:
+        same(warm, "-", stdin=source)
+
+    def test_imports_beside_the_script(self, warm: Warm, tmp_path: Path) -> None:
+        (tmp_path / "helper.py").write_text("print('helper', __name__, __file__)\nx = 1\ndef fail(): 1/0")
+        package = tmp_path / "package"
+        package.mkdir()
+        (package / "__init__.py").write_text("from . import part")
+        (package / "part.py").write_text("import sys; print(__name__, __package__)")
+        (package / "__main__.py").write_text("import sys; print(__name__, __package__, sys.argv, __spec__.name)")
+        (tmp_path / "prog.py").write_text("import helper, package\nhelper.fail()")
+        env = {**ENV, "PYTHONDONTWRITEBYTECODE": "1"}
+        same(warm, "prog.py", cwd=str(tmp_path), env=env)
+        same(warm, "-m", "package", "a", cwd=str(tmp_path), env=env)
+        same(warm, "-m", "package.part", cwd=str(tmp_path), env=env)
+        same(warm, "-c", "import helper", cwd=str(tmp_path), env=env)
+        same(warm, "-I", "-c", "import helper", cwd=str(tmp_path), env=env)
+
+    def test_bytecode_is_cached_as_always(self, warm: Warm, tmp_path: Path) -> None:
+        (tmp_path / "helper.py").write_text("x = 1")
+        assert warm.run("-c", "import helper", cwd=str(tmp_path)) is not None
+        assert len(list((tmp_path / "__pycache__").iterdir())) == 1
+
+    @pytest.mark.parametrize(
+        "module", ["no_such_module", "os.path", "json", "no.such.package", ".", "json.tool", "..x"]
+    )
+    def test_modules_that_can_not_run(self, warm: Warm, module: str) -> None:
+        same(warm, "-m", module, "--no-such-option", stdin=b"{}")
+
+    def test_tools_of_the_standard_library(self, warm: Warm) -> None:
+        same(warm, "-m", "json.tool", stdin=b'{"b": [1, 2], "a": null}')
+        same(warm, "-m", "compileall", "-h")
+        same(warm, "-m", "base64", "-e", stdin=b"text")
+
+    def test_reading_its_own_source(self, warm: Warm, tmp_path: Path) -> None:
+        (tmp_path / "prog.py").write_text(
+            "import inspect, sys\ndef f():\n    'doc'\n    return 1\nclass A:\n    def m(self): pass\n"
+            "print(inspect.getsource(f), inspect.getsource(A), inspect.getsource(A.m), inspect.getfile(f))\n"
+            "print(inspect.getsource(sys.modules['__main__'])[:20], inspect.getdoc(f), inspect.getsourcefile(f))\n"
+        )
+        same(warm, "prog.py", cwd=str(tmp_path))
+
+
+class TestProcesses:
+    SOURCE = (
+        "import multiprocessing as mp, os, sys\n"
+        "class Point:\n    def __init__(self, x): self.x = x\n"
+        "def work(p): return Point(p.x * 2)\n"
+        "if __name__ == '__main__':\n"
+        "    ctx = mp.get_context({method!r})\n"
+        "    with ctx.Pool(2) as pool: print([p.x for p in pool.map(work, [Point(1), Point(2)])])\n"
+        "    q = ctx.Queue(); p = ctx.Process(target=q.put, args=(Point(3),)); p.start(); print(q.get().x); p.join()\n"
+        "    print(p.exitcode, mp.current_process().name, mp.parent_process())\n"
+    )
+
+    @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+    def test_multiprocessing(self, warm: Warm, method: str, tmp_path: Path) -> None:
+        (tmp_path / "prog.py").write_text(self.SOURCE.format(method=method))
+        env = {**ENV, "PYTHONDONTWRITEBYTECODE": "1"}
+        outcome = same(warm, "prog.py", cwd=str(tmp_path), env=env)
+        assert outcome.stdout.startswith(b"[2, 4]\n3\n0 MainProcess None")
+        same(warm, "-m", "prog", cwd=str(tmp_path), env=env)
+
+    def test_executors(self, warm: Warm, tmp_path: Path) -> None:
+        (tmp_path / "prog.py").write_text(
+            "from concurrent.futures import ThreadPoolExecutor, ProcessPoolExecutor\n"
+            "if __name__ == '__main__':\n"
+            "    with ThreadPoolExecutor() as e: print(list(e.map(abs, [-1, -2])))\n"
+            "    with ProcessPoolExecutor(2) as e: print(list(e.map(abs, [-1, -2])))\n"
+            "    ThreadPoolExecutor().submit(print, 'left running')\n"
+        )
+        same(warm, "prog.py", cwd=str(tmp_path))
+
+    def test_a_child_of_a_child(self, warm: Warm) -> None:
+        code = (
+            "import os, sys, subprocess\nprint('parent', flush=True)\n"
+            "pid = os.fork()\n"
+            "if pid == 0:\n    sys.exit(subprocess.call([sys.executable, '-c', 'raise SystemExit(4)']))\n"
+            "print(os.waitstatus_to_exitcode(os.wait()[1]) if hasattr(os, 'waitstatus_to_exitcode') else 4)"
+        )
+        same(warm, "-c", code)
+
+    def test_many_threads(self, warm: Warm) -> None:
+        code = (
+            "import threading\nn = []\nts = [threading.Thread(target=n.append, args=(i,)) for i in range(50)]\n"
+            "[t.start() for t in ts]; [t.join() for t in ts]; print(len(n), threading.active_count())"
+        )
+        same(warm, "-c", code)
+
+
+class TestSignals:
+    @staticmethod
+    def when_ready(path: Path, number: int):
+        def send(pid: int) -> None:
+            while not path.exists():
+                os.sched_yield()
+            path.unlink()
+            os.kill(pid, number)
+
+        return send
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT])
+    @pytest.mark.parametrize(
+        "loop",
+        ["while True: pass", "import time; time.sleep(600)", "import threading; threading.Event().wait(600)",
+         "try:\n  while True: pass\nfinally: print('finally')", "import signal; signal.pause()",
+         "import atexit; atexit.register(print, 'atexit')\nwhile True: pass",
+         "try:\n  while True: pass\nexcept KeyboardInterrupt: print('caught')"],
+        ids=repr,
+    )  # fmt: skip
+    def test_a_signal(self, warm: Warm, number: int, loop: str, tmp_path: Path) -> None:
+        ready = tmp_path / "ready"
+        meanwhile = self.when_ready(ready, number)
+        # The position within an expression differs from run to run: only the line is compared.
+        outcome = []
+        for run in (lambda *a, **k: run_cold(warm.interpreter, *a, **k), warm.run):
+            found = run("-c", f"open({str(ready)!r}, 'w').close()\n{loop}", meanwhile=meanwhile)
+            assert found is not None
+            outcome.append((found.stdout, re.sub(rb"(?m)^ +[~^]+\n", b"", found.stderr), found.status))
+        assert outcome[0] == outcome[1]
+
+    def test_a_reader_that_goes_away(self, warm: Warm) -> None:
+        code = "import os, sys\nr, w = os.pipe(); os.dup2(w, 1); os.close(w); os.close(r)\n"
+        for rest in ("print('x')", "print('x' * 70000)", "print('x', flush=True)", "os.write(1, b'x')",
+                     "import subprocess; subprocess.run(['sh', '-c', 'echo x; echo $? >&2'])",
+                     "import signal; signal.signal(signal.SIGPIPE, signal.SIG_DFL); os.write(1, b'x')"):  # fmt: skip
+            same(warm, "-c", code + rest)
