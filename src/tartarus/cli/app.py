@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -71,21 +72,23 @@ def app() -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Parse with click and run; returns the exit status."""
+    if "_TARTARUS_COMPLETE" in os.environ:
+        app.main(list(arguments), prog_name="tartarus")
     try:
-        result = app.main(list(arguments), prog_name="tartarus", standalone_mode=False)
+        # Not app.main: it would write an empty line on Ctrl-C and make a closed pipe status 1.
+        with app.make_context("tartarus", list(arguments)) as context:
+            result = app.invoke(context)
+    except click.exceptions.Exit as done:
+        return done.exit_code
     except click.exceptions.NoArgsIsHelpError as help_page:
         click.echo(help_page.format_message())
         return InvalidRequest.exit_status
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "tartarus"
+        where = getattr(error, "ctx", None)
+        command = where.command_path if where is not None else "tartarus"
         return output.report(InvalidRequest(error.format_message().rstrip("."), fix=f"see: {command} --help"))
-    except click.Abort:
-        return 130
     except TartarusError as error:
         return output.report(error)
-    except output.Closed:
-        return output.SIGPIPE_STATUS
-    except BrokenPipeError:
+    except (output.Closed, BrokenPipeError):
         return output.SIGPIPE_STATUS
     return result if isinstance(result, int) else 0
