@@ -64,6 +64,8 @@ static bool shared_pids;
 static int signal_fd = -1;
 static pid_t known_children[8192];
 static size_t n_known;
+/* The warm interpreters among them; one that is replaced may still be ending. */
+static pid_t zygotes[8];
 
 static long sys_close_range(unsigned first, unsigned last)
 {
@@ -194,10 +196,24 @@ static _Noreturn void become_guest(struct request *request, unsigned char *progr
 	_exit(agent_main(&config));
 }
 
+static bool can_remember(void)
+{
+	return !shared_pids || n_known < sizeof known_children / sizeof known_children[0];
+}
+
 static void remember(pid_t pid)
 {
-	if (shared_pids && n_known < sizeof known_children / sizeof known_children[0])
+	if (shared_pids && can_remember())
 		known_children[n_known++] = pid;
+}
+
+static void remember_zygote(pid_t pid)
+{
+	for (size_t i = 0; shared_pids && i < sizeof zygotes / sizeof zygotes[0]; i++)
+		if (zygotes[i] == 0) {
+			zygotes[i] = pid;
+			return;
+		}
 }
 
 static bool is_known(pid_t pid)
@@ -217,34 +233,74 @@ static void forget(pid_t pid)
 		}
 }
 
-/* Kill children that we did not start (`all`: and those that we did) with all below them. Returns how many. */
-static size_t kill_children(bool all)
+/* Whether a warm interpreter has died since the last call. */
+static bool zygote_died(void)
 {
-	size_t killed = 0;
+	bool died = false;
+
+	for (size_t i = 0; i < sizeof zygotes / sizeof zygotes[0]; i++) {
+		siginfo_t info = {.si_pid = 0};
+		if (zygotes[i] == 0)
+			continue;
+		int result = waitid(P_PID, (id_t)zygotes[i], &info, WEXITED | WNOHANG | WNOWAIT);
+		if ((result == 0 && info.si_pid == zygotes[i]) || (result != 0 && errno == ECHILD)) {
+			zygotes[i] = 0;
+			died = true;
+		}
+	}
+	return died;
+}
+
+static size_t list_children(pid_t *found, size_t room, bool all)
+{
+	size_t count = 0;
 	FILE *file = fopen("/proc/thread-self/children", "re");
 	int pid;
 
 	if (file == NULL)
 		return 0;
-	while (fscanf(file, "%d", &pid) == 1)
-		if (all || !is_known(pid)) {
-			kill(pid, SIGSTOP);
-			kill_descendants(pid);
-			kill(pid, SIGKILL);
-			killed++;
-		}
+	while (count < room && fscanf(file, "%d", &pid) == 1)
+		if (all || !is_known(pid))
+			found[count++] = pid;
 	fclose(file);
-	return killed;
+	return count;
+}
+
+/*
+ * Kill children that we did not start (`all`: and those that we did) with all below them. Returns how many.
+ *
+ * The guests that a warm interpreter made become our children at the very moment it dies. They go on:
+ * when one has died since we looked last, whoever is new to us is taken over instead.
+ */
+static size_t kill_children(bool all)
+{
+	static pid_t found[8192];
+	const size_t room = sizeof found / sizeof found[0];
+	size_t count = list_children(found, room, all);
+
+	if (!all && zygote_died()) {
+		count = list_children(found, room, false);
+		for (size_t i = 0; i < count; i++)
+			remember(found[i]);
+		return 0;
+	}
+	for (size_t i = 0; i < count; i++) {
+		kill(found[i], SIGSTOP);
+		kill_descendants(found[i]);
+		kill(found[i], SIGKILL);
+	}
+	return count;
 }
 
 static void reap(void)
 {
 	pid_t pid;
 
-	while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
-		forget(pid);
+	/* First, because it must find out whether a warm interpreter has died. */
 	if (shared_pids)
 		kill_children(false);
+	while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+		forget(pid);
 }
 
 /* Ends every descendant where no pid namespace does it for us: orphans come to us, one layer at a time. */
@@ -276,6 +332,10 @@ static void handle_clone(struct request *request, uint32_t seq)
 	uint32_t length = u32_at(request->bytes + 16);
 	if (length != request->size - 20) {
 		answer(seq, EINVAL, 0, -1);
+		return;
+	}
+	if (!can_remember()) {
+		answer(seq, EAGAIN, 0, -1);
 		return;
 	}
 	pid_t pid = clone_process(flags, &pidfd);
@@ -346,6 +406,7 @@ static void handle_zygote(struct request *request, uint32_t seq)
 		return;
 	}
 	remember(pid);
+	remember_zygote(pid);
 	answer(seq, 0, pid, pidfd);
 	close(pidfd);
 }
