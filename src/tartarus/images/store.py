@@ -105,10 +105,11 @@ class LayerStore:
         return removed
 
     def _remove_leftovers(self) -> None:
-        for temporary in self._root.glob(f"{_TEMPORARY}*"):
-            with self._lock_now(temporary.name.removeprefix(_TEMPORARY)) as held:
+        for path in [*self._root.glob(f"{_TEMPORARY}*"), *self._root.glob(f"{_LOCK}*")]:
+            name = path.name.removeprefix(_TEMPORARY).removeprefix(_LOCK)
+            with self._lock_now(name) as held:  # and a lock that was held is removed
                 if held is not None:
-                    _remove(temporary)
+                    _remove(self._root / f"{_TEMPORARY}{name}")
 
     @contextlib.asynccontextmanager
     async def _locked(self, name: str) -> AsyncIterator[int]:
