@@ -16,6 +16,8 @@ _REPLY = struct.Struct("<4sIIi")
 _SEQ = struct.Struct("<I")
 _MAX_PACKET = 64 * 1024
 _MAX_FDS = 1
+SILENCE_S = 10.0
+"""Requests take milliseconds. Who answers none for this long (stopped, or stuck in the kernel) is given up."""
 
 
 class Answer(NamedTuple):
@@ -36,6 +38,8 @@ class ControlSocket:
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._loop = asyncio.get_running_loop()
         self._sending = asyncio.Lock()
+        self._heard_at = 0.0
+        self._patience: asyncio.TimerHandle | None = None
         self.banner: asyncio.Future[bytes] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         sock.setblocking(False)
@@ -48,7 +52,11 @@ class ControlSocket:
         seq = self._next_seq
         self._next_seq = seq % 0xFFFF_FFFF + 1
         answer: asyncio.Future[Answer] = self._loop.create_future()
+        if not self._waiting:
+            self._heard_at = self._loop.time()
         self._waiting[seq] = answer
+        if self._patience is None:
+            self._patience = self._loop.call_later(SILENCE_S, self._out_of_patience)
         try:
             async with self._sending:  # one waits for room at a time: a socket has one writer callback
                 await self._send(magic + _SEQ.pack(seq) + body, fds)
@@ -102,6 +110,7 @@ class ControlSocket:
             if not self.banner.done():
                 self.banner.set_result(packet)
             return
+        self._heard_at = self._loop.time()
         _magic, seq, error, value = _REPLY.unpack(packet)
         waiting = self._waiting.get(seq)
         if waiting is None or waiting.done():
@@ -109,11 +118,23 @@ class ControlSocket:
             return
         waiting.set_result(Answer(error, value, pidfd))
 
+    def _out_of_patience(self) -> None:
+        self._patience = None
+        if not self._waiting or self.closed.done():
+            return
+        left_s = self._heard_at + SILENCE_S - self._loop.time()
+        if left_s <= 0:
+            self.close()
+        else:
+            self._patience = self._loop.call_later(left_s, self._out_of_patience)
+
     def close(self) -> None:
         """Close the socket; the other end ends itself. Waiting requests fail."""
         if self.closed.done():
             return
         self.closed.set_result(None)
+        if self._patience is not None:
+            self._patience.cancel()
         self._loop.remove_reader(self._sock)
         self._sock.close()
         gone = GuestFailed(f"the {self._what} has ended")
