@@ -117,15 +117,47 @@ class TestRead:
             with pytest.raises(FileFailed):
                 await read(guest, path)
 
-    async def test_the_agents_own_descriptors_are_out_of_reach(self, guest: GuestChannel, tmp_path: Path) -> None:
-        (tmp_path / "trap").symlink_to("/proc/self/fd/3")
-        (tmp_path / "exe").symlink_to("/proc/self/exe")
-        for path in ("/proc/self/fd/3", "/proc/self/exe", "/proc/self/root/etc/passwd"):
+    async def test_the_agents_own_descriptors_are_out_of_reach(
+        self, guest: GuestChannel, tmp_path: Path, agent: Agent
+    ) -> None:
+        """What has no name has none through /proc either: links there are followed by their text."""
+        await guest.ping()
+        (tmp_path / "trap").symlink_to("/proc/self/fd")
+        nameless = [fd for fd in Path(f"/proc/{agent.pid}/fd").iterdir() if not str(fd.readlink()).startswith("/")]
+        assert len(nameless) >= 3
+        for fd in nameless:
+            with pytest.raises(FileFailed, match="No such file"):
+                await read(guest, f"/proc/self/fd/{fd.name}")
             with pytest.raises(FileFailed):
-                await read(guest, path)
-        for name in ("trap", "exe"):
+                await guest.write(f"{tmp_path}/trap/{fd.name}", b"x", append=True)
+
+    async def test_links_of_every_sort(self, guest: GuestChannel, tmp_path: Path) -> None:
+        (tmp_path / "dir").mkdir()
+        (tmp_path / "dir" / "file").write_bytes(b"found")
+        (tmp_path / "relative").symlink_to("dir")
+        (tmp_path / "absolute").symlink_to(tmp_path / "relative")
+        (tmp_path / "up").symlink_to("absolute/../dir/./file")
+        (tmp_path / "loop").symlink_to("loop")
+        (tmp_path / "far").symlink_to("x/" * 2040 + "x")
+        for path in (
+            "relative/file",
+            "absolute//file",
+            "up",
+            "relative/../relative/./file",
+            "../../../../../../" + str(tmp_path) + "/up",
+        ):
+            assert await read(guest, f"{tmp_path}/{path}") == b"found"
+        for path in ("loop", "loop/x", "far", "dir/file/x", "dir/file/", "up/x"):
             with pytest.raises(FileFailed):
-                await read(guest, tmp_path / name)
+                await read(guest, f"{tmp_path}/{path}")
+        assert [entry.path for entry in await guest.list(f"{tmp_path}/absolute/")] == [f"{tmp_path}/absolute/file"]
+        await guest.write(f"{tmp_path}/absolute/new", b"x")
+        assert (tmp_path / "dir" / "new").exists()
+        await guest.write(f"{tmp_path}/up", b"+", append=True)
+        assert (tmp_path / "dir" / "file").read_bytes() == b"found+"
+        (tmp_path / "dangling").symlink_to("dir/made")
+        await guest.write(f"{tmp_path}/dangling", b"x", append=True)
+        assert (tmp_path / "dir" / "made").exists()
 
     async def test_leaving_early(self, guest: GuestChannel, tmp_path: Path) -> None:
         file = tmp_path / "file"

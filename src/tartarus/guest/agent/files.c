@@ -59,7 +59,7 @@ int serve_stat(struct session *session, uint32_t id, struct cursor *payload)
 
 	if (!cursor_done(payload))
 		return -EPROTO;
-	int fd = status != 0 ? status : open_at(AT_FDCWD, path, O_PATH | O_NOFOLLOW, 0);
+	int fd = status != 0 ? status : open_path(path, O_PATH | O_NOFOLLOW, 0);
 	if (fd < 0)
 		return answer(session, id, fd, "stat");
 	uint8_t *room = out_reserve(session, ENTRY_FIXED + 2 * PATH_MAX);
@@ -161,7 +161,7 @@ int serve_list(struct session *session, uint32_t id, struct cursor *payload)
 
 	if (!cursor_done(payload))
 		return -EPROTO;
-	int fd = status != 0 ? status : open_at(AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_NONBLOCK, 0);
+	int fd = status != 0 ? status : open_path(path, O_RDONLY | O_DIRECTORY | O_NONBLOCK, 0);
 	if (fd < 0)
 		return answer(session, id, fd, "list");
 	struct listing *listing = calloc(1, sizeof *listing);

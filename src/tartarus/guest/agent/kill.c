@@ -2,6 +2,10 @@
  * Without a pid namespace the sandbox is "all our descendants": we are their subreaper, so whoever
  * loses its parent becomes our child. A process may fork while we look, so all are stopped first,
  * again and again until a look finds nobody new; what is stopped can't fork. Then all are killed.
+ *
+ * Where the confinement hides /proc, our children are found by asking wait(2) about pid after pid, from
+ * our own to the newest. Grandchildren become children, and show, when their parents are gone. A fork
+ * bomb may outrun that: then the nursery, which can see, ends the rest.
  */
 #include "kill.h"
 
@@ -16,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { DEPTH_MAX = 256, STOP_ROUNDS = 64, KILL_ROUNDS = 5000, TABLE_MAX = 1 << 16 };
+enum { PID_MAX = 1 << 22, DEPTH_MAX = 256, STOP_ROUNDS = 64, KILL_ROUNDS = 5000, TABLE_MAX = 1 << 16 };
 
 struct process {
 	pid_t pid, parent;
@@ -107,6 +111,49 @@ static void mark_descendants(struct table *table, pid_t root)
 	}
 }
 
+/* The pid that was given out last, or -1. */
+static pid_t newest_pid(void)
+{
+	pid_t pid = fork();
+
+	if (pid == 0)
+		_exit(0);
+	if (pid > 0)
+		waitpid(pid, NULL, 0);
+	return pid;
+}
+
+/* Signal our children with pids from `first` to `last`, and their process groups. */
+static void signal_range(pid_t first, pid_t last, int signo)
+{
+	siginfo_t info;
+
+	for (pid_t pid = first; pid <= last; pid++)
+		if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0) {
+			kill(-pid, signo);
+			kill(pid, signo);
+		}
+}
+
+static void signal_children(int signo)
+{
+	pid_t newest = newest_pid();
+	pid_t self = getpid();
+
+	if (newest > self) {
+		signal_range(self + 1, newest, signo);
+		return;
+	}
+	/* The numbers began anew, or there is no room for one more process. */
+	signal_range(2, newest > 0 ? newest : self - 1, signo);
+	signal_range(self + 1, PID_MAX, signo);
+}
+
+static bool proc_is_hidden(void)
+{
+	return parent_of(getpid()) == 0;
+}
+
 static size_t signal_descendants(pid_t root, int signo)
 {
 	struct table table = {NULL, 0};
@@ -127,6 +174,8 @@ void signal_everybody(struct session *session, int signo)
 {
 	if (session->config.own_pid_namespace)
 		kill(-1, signo);
+	else if (proc_is_hidden())
+		signal_children(signo);
 	else
 		signal_descendants(getpid(), signo);
 }
@@ -150,19 +199,20 @@ void kill_everybody(struct session *session)
 
 	if (session->config.own_pid_namespace)
 		return;
-	if (parent_of(getpid()) == 0) {
-		/* Confined without /proc: direct children die with us, and the nursery, which can see, ends the rest. */
-		if (session->config.runner_pid > 0)
-			kill(session->config.runner_pid, SIGKILL);
-		return;
-	}
-	kill_descendants(getpid());
+	bool hidden = proc_is_hidden();
+	if (hidden)
+		signal_children(SIGKILL);
+	else
+		kill_descendants(getpid());
 	for (int round = 0; round < KILL_ROUNDS; round++) {
 		while (waitpid(-1, NULL, WNOHANG) > 0)
 			;
 		if (waitpid(-1, NULL, WNOHANG) < 0 && errno == ECHILD)
 			return;
 		nanosleep(&pause, NULL);
-		signal_descendants(getpid(), SIGKILL);
+		if (hidden)
+			signal_children(SIGKILL);
+		else
+			signal_descendants(getpid(), SIGKILL);
 	}
 }

@@ -5,18 +5,9 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
-#ifndef SYS_openat2
-#define SYS_openat2 437
-#endif
-
-/* From linux/openat2.h, which older systems lack. */
-struct how {
-	uint64_t flags, mode, resolve;
-};
-enum { NO_MAGIC_LINKS = 2 };
+enum { LINKS_MAX = 40, GO_ON = -(1 << 20) /* no errno: there are more steps to take */ };
 
 int get_path(struct cursor *payload, char path[PATH_MAX])
 {
@@ -25,54 +16,152 @@ int get_path(struct cursor *payload, char path[PATH_MAX])
 	return status != 0 ? status : path[0] == '/' ? 0 : -EINVAL;
 }
 
-int open_at(int dir, const char *path, int flags, mode_t mode)
-{
-	static bool without_openat2;
-	struct how how = {(uint64_t)(unsigned)(flags | O_CLOEXEC), (flags & O_CREAT) != 0 ? mode : 0, NO_MAGIC_LINKS};
-	int fd;
+/* A path being walked: where we are, and what is still to come. */
+struct walk {
+	int dir;
+	unsigned links;
+	bool make; /* missing directories are made */
+	char rest[PATH_MAX];
+};
 
-	if (!without_openat2) {
-		fd = (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
-		if (fd >= 0 || errno != ENOSYS)
-			return fd >= 0 ? fd : -errno;
-		without_openat2 = true;
+static int walk_begin(struct walk *walk, int dir, const char *path)
+{
+	walk->dir = dir;
+	walk->links = 0;
+	walk->make = false;
+	if (dir < 0)
+		return -errno;
+	if (strlen(path) >= sizeof walk->rest) {
+		close(dir);
+		return -ENAMETOOLONG;
 	}
-	fd = openat(dir, path, flags | O_CLOEXEC, mode);
-	return fd >= 0 ? fd : -errno;
+	strcpy(walk->rest, path);
+	return 0;
 }
 
-/* Go down one step, making it when told to and it is missing. Closes `dir`. */
-static int step_down(int dir, const char *name, bool make)
+static int open_root(void)
 {
-	if (make && mkdirat(dir, name, 0755) != 0 && errno != EEXIST) {
-		int error = errno;
-		close(dir);
+	return open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+}
+
+static void move_to(struct walk *walk, int dir)
+{
+	close(walk->dir);
+	walk->dir = dir;
+}
+
+/* Put the text of a link before the rest of the path. 0, or -errno; -EINVAL: it is no link. */
+static int follow(struct walk *walk, const char *name, const char *after)
+{
+	char path[PATH_MAX];
+	ssize_t size = readlinkat(walk->dir, name, path, sizeof path);
+	size_t after_size = strlen(after);
+
+	if (size <= 0)
+		return size < 0 ? -errno : -ENOENT;
+	if (++walk->links > LINKS_MAX)
+		return -ELOOP;
+	if ((size_t)size + after_size + 2 > sizeof path)
+		return -ENAMETOOLONG;
+	if (after_size > 0)
+		path[size++] = '/';
+	memcpy(path + size, after, after_size + 1);
+	if (path[0] == '/') {
+		int root = open_root();
+		if (root < 0)
+			return -errno;
+		move_to(walk, root);
+	}
+	strcpy(walk->rest, path);
+	return 0;
+}
+
+/* Open a component, or follow it where it is a link: then GO_ON with the new path in `rest`. */
+static int open_component(struct walk *walk, const char *name, const char *after, int flags, mode_t mode)
+{
+	int fd = openat(walk->dir, name, flags | O_NOFOLLOW | O_CLOEXEC, mode);
+	int error = fd >= 0 ? 0 : errno;
+	struct stat info;
+
+	if ((flags & O_NOFOLLOW) != 0)
+		return fd >= 0 ? fd : -error;
+	if (fd >= 0) {
+		/* O_PATH opens the link itself. */
+		if ((flags & O_PATH) == 0 || fstat(fd, &info) != 0 || !S_ISLNK(info.st_mode))
+			return fd;
+		close(fd);
+	} else if (error != ELOOP && error != ENOTDIR) {
 		return -error;
 	}
-	int next = open_at(dir, name, O_PATH | O_DIRECTORY, 0);
-	close(dir);
-	return next;
+	int status = follow(walk, name, after);
+	return status == 0 ? GO_ON : status == -EINVAL ? -error : status;
 }
 
-/* The directory part of `path`, which this function takes apart. */
-static int open_directory(char *path, bool make)
+/* Take one step towards the end. A descriptor when that was the last one, GO_ON, or -errno. */
+static int step(struct walk *walk, int flags, mode_t mode)
 {
-	int dir = open_at(AT_FDCWD, make ? "/" : path, O_PATH | O_DIRECTORY, 0);
+	char name[NAME_MAX + 1];
+	const char *start = walk->rest + strspn(walk->rest, "/");
+	size_t length = strcspn(start, "/");
+	const char *after = start + length;
+	bool last = *after == '\0';
+	int fd;
 
-	if (!make)
-		return dir;
-	for (char *name = path; dir >= 0; name += strlen(name) + 1) {
-		name += strspn(name, "/");
-		if (*name == '\0')
-			break;
-		size_t length = strcspn(name, "/");
-		bool last = name[length] == '\0';
-		name[length] = '\0';
-		dir = step_down(dir, name, true);
-		if (last)
-			break;
+	if (length == 0) {
+		fd = openat(walk->dir, ".", (flags & ~O_NOFOLLOW) | O_CLOEXEC, mode);
+		return fd >= 0 ? fd : -errno;
 	}
-	return dir;
+	if (length > NAME_MAX)
+		return -ENAMETOOLONG;
+	memcpy(name, start, length);
+	name[length] = '\0';
+	after += strspn(after, "/");
+	if (walk->make && mkdirat(walk->dir, name, 0755) != 0 && errno != EEXIST)
+		return -errno;
+	fd = open_component(walk, name, after, last ? flags : O_PATH | O_DIRECTORY, mode);
+	if (fd < 0 || last)
+		return fd;
+	move_to(walk, fd);
+	memmove(walk->rest, after, strlen(after) + 1);
+	return GO_ON;
+}
+
+static int walk_on(struct walk *walk, int flags, mode_t mode)
+{
+	int fd;
+
+	do
+		fd = step(walk, flags, mode);
+	while (fd == GO_ON);
+	close(walk->dir);
+	return fd;
+}
+
+int open_path(const char *path, int flags, mode_t mode)
+{
+	struct walk walk;
+	int status = walk_begin(&walk, open_root(), path);
+
+	return status != 0 ? status : walk_on(&walk, flags, mode);
+}
+
+int open_in(const struct place *place, int flags, mode_t mode)
+{
+	struct walk walk;
+	int status = walk_begin(&walk, fcntl(place->dir, F_DUPFD_CLOEXEC, 3), place->name);
+
+	return status != 0 ? status : walk_on(&walk, flags, mode);
+}
+
+static int open_directory(const char *path, bool make)
+{
+	struct walk walk;
+	int status = walk_begin(&walk, open_root(), path);
+
+	if (status != 0)
+		return status;
+	walk.make = make;
+	return walk_on(&walk, O_PATH | O_DIRECTORY, 0);
 }
 
 int place_open(struct place *place, const char *path, bool make)

@@ -11,16 +11,20 @@
 int get_path(struct cursor *payload, char path[PATH_MAX]);
 
 /*
- * Open relative to `dir`, following symbolic links but not the magic ones of /proc, which would lead
- * into this process. A descriptor, or -errno.
+ * Open an absolute path. Each step is taken from an open directory, and symbolic links are followed by
+ * their text: the magic ones of /proc, which lead into processes, and into this one, lead nowhere. With
+ * O_NOFOLLOW in `flags` the last component is not followed. A descriptor, or -errno.
  */
-int open_at(int dir, const char *path, int flags, mode_t mode);
+int open_path(const char *path, int flags, mode_t mode);
 
 /* A path as (open directory, last component). The component is a plain name: not "", "." or "..". */
 struct place {
 	int dir;
 	char name[NAME_MAX + 1];
 };
+
+/* As open_path, for the last component of a place. */
+int open_in(const struct place *place, int flags, mode_t mode);
 
 /* 0 or -errno. With `make`, missing directories on the way are made. */
 int place_open(struct place *place, const char *path, bool make);

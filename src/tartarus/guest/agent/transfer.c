@@ -109,7 +109,7 @@ int serve_read(struct session *session, uint32_t id, struct cursor *payload)
 	if (status == 0 && offset > INT64_MAX)
 		status = -EINVAL;
 	/* Opening a fifo or a device must neither wait nor take a terminal. */
-	int fd = status != 0 ? status : open_at(AT_FDCWD, path, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0);
+	int fd = status != 0 ? status : open_path(path, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0);
 	status = fd < 0 ? fd : require_regular(fd);
 	struct reader *reader = status != 0 ? NULL : calloc(1, sizeof *reader);
 	if (reader == NULL) {
@@ -226,7 +226,7 @@ static const struct stream_kind write_kind = {.control = write_control, .data = 
 
 static int open_append(struct writer *writer, uint32_t mode)
 {
-	writer->fd = open_at(writer->place.dir, writer->place.name, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_NOCTTY,
+	writer->fd = open_in(&writer->place, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_NOCTTY,
 			     mode == KEEP_MODE ? DEFAULT_MODE : mode & 07777);
 	return writer->fd < 0 ? writer->fd : require_regular(writer->fd);
 }
@@ -242,14 +242,14 @@ static int open_temporary(struct writer *writer, uint32_t mode)
 	if (exists && !S_ISREG(old.st_mode) && !S_ISLNK(old.st_mode))
 		return S_ISDIR(old.st_mode) ? -EISDIR : -EINVAL;
 	if (mode == KEEP_MODE)
-		mode = exists && S_ISREG(old.st_mode) ? old.st_mode : DEFAULT_MODE;
+		mode = exists && S_ISREG(old.st_mode) ? old.st_mode & 0777 : DEFAULT_MODE;
 	if (getrandom(&random, sizeof random, GRND_NONBLOCK) != (ssize_t)sizeof random)
 		random = (uint64_t)monotonic_ms() << 32 | writer->stream.id;
 	snprintf(writer->temporary, sizeof writer->temporary, TEMPORARY_PREFIX "%016llx", (unsigned long long)random);
-	writer->fd = open_at(writer->place.dir, writer->temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
+	writer->fd = openat(writer->place.dir, writer->temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (writer->fd < 0) {
 		writer->temporary[0] = '\0';
-		return writer->fd;
+		return -errno;
 	}
 	return fchmod(writer->fd, mode & 07777) == 0 ? 0 : -errno;
 }
