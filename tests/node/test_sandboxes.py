@@ -282,6 +282,16 @@ async def test_a_dead_interpreter_is_replaced(node: Node, run: Run, isolation: I
     assert (await run(isolation, "python3", "-c", "print('again')")).out == b"again\n"
 
 
+async def test_a_process_level_interpreter_warms_up_confined(node: Node, run: Run) -> None:
+    await run(Isolation.PROCESS, "python3", "-c", "1")
+    (zygote,) = [entry.snapshot._zygote for entry in node._pool._entries.values() if entry.snapshot is not None]  # type: ignore[attr-defined]
+    status = dict(line.split(":\t") for line in Path(f"/proc/{zygote.pid}/status").read_text().splitlines())
+    setuid_and_setgid = "00000000000000c0"
+    assert "0" not in status["Uid"].split()
+    assert (status["CapEff"], status["CapPrm"]) == (setuid_and_setgid, setuid_and_setgid)
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+
+
 async def test_the_log_keeps_what_the_main_command_wrote(node: Node, run: Run) -> None:
     ran = await run(Isolation.CONTAINER, "/bin/sh", "-c", "echo a; sleep 0.05; echo b >&2")
     entries = [entry async for entry in node.log(ran.record).read()]

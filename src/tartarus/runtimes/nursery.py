@@ -86,12 +86,23 @@ class Nursery:
         """Fork a guest that runs an encoded program and becomes the agent. `fds[0]` is its channel."""
         return await clone(self.control, encoded, flags, fds, self.what)
 
-    async def start_zygote(self, argv: Sequence[str], env: dict[str, str], *, timeout_s: float) -> Zygote:
-        """Start the warm interpreter and wait until it is parked. Raises TemplateFailed with what it printed."""
+    async def start_zygote(
+        self, argv: Sequence[str], env: dict[str, str], confinement: Program, *, timeout_s: float
+    ) -> Zygote:
+        """Start the warm interpreter and wait until it is parked. Raises TemplateFailed with what it printed.
+
+        `confinement` is run first: a template's warm-up is code that nobody vouches for, too.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         log_read, log_write = os.pipe()
         try:
-            body = _strings(argv) + _strings([f"{name}={value}" for name, value in env.items()])
+            program = confinement.encode()
+            body = (
+                struct.pack("<I", len(program))
+                + program
+                + _strings(argv)
+                + _strings([f"{name}={value}" for name, value in env.items()])
+            )
             answer = self._check(
                 await self.control.request(b"TZYG", body, [theirs.fileno(), log_write]), "start the interpreter"
             )
@@ -176,11 +187,12 @@ class Zygote:
 class WarmNursery:
     """A template's nursery with, once it was asked for, a zygote: what snapshots of this host's kinds share."""
 
-    def __init__(self, nursery: Nursery, argv: Sequence[str], env: dict[str, str]) -> None:
+    def __init__(self, nursery: Nursery, argv: Sequence[str], env: dict[str, str], confinement: Program) -> None:
         self.nursery = nursery
         self._zygote: Zygote | None = None
         self._argv = argv
         self._env = env
+        self._confinement = confinement
 
     @property
     def alive(self) -> bool:
@@ -195,7 +207,9 @@ class WarmNursery:
     async def warm(self) -> None:
         """Start and warm the interpreter unless it is."""
         if not self.is_warm:
-            self._zygote = await self.nursery.start_zygote(self._argv, self._env, timeout_s=WARM_UP_TIMEOUT_S)
+            self._zygote = await self.nursery.start_zygote(
+                self._argv, self._env, self._confinement, timeout_s=WARM_UP_TIMEOUT_S
+            )
 
     def cool(self) -> None:
         """End the interpreter; guests cloned from it go on."""

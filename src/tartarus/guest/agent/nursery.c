@@ -5,7 +5,8 @@
  *
  *   TRUN seq program        run a syscall program in the nursery itself
  *   TFRK seq                go on as pid 1 of the pid namespace that an earlier TRUN unshared
- *   TZYG seq argv env       start the template's warm interpreter; fds: its control socket, its log
+ *   TZYG seq program argv env  run a program in a child, then start the template's warm interpreter there;
+ *                           fds: its control socket, its log
  *   TCLN seq flags program  fork a guest; fds: its channel, the agent's executable, others
  *   TEND seq pid            kill a guest, all below it and all orphans (where no pid namespace does it)
  *
@@ -383,8 +384,16 @@ static void handle_zygote(struct request *request, uint32_t seq)
 	static char pool[64 * 1024];
 	char *argv[STRINGS_MAX], *envp[STRINGS_MAX];
 	unsigned char *at = request->bytes + 8, *end = request->bytes + request->size;
+	unsigned char *program = at + 4;
+	uint32_t program_size = request->size >= 12 ? u32_at(at) : UINT32_MAX;
+	struct program_failure failure;
 	int pidfd = -1;
 
+	if (program_size > (size_t)(end - at) - 4) {
+		answer(seq, EINVAL, 0, -1);
+		return;
+	}
+	at = program + program_size;
 	if (request->n_fds != 2 || !read_strings(&at, end, argv, pool, sizeof pool / 2) ||
 	    !read_strings(&at, end, envp, pool + sizeof pool / 2, sizeof pool / 2) || argv[0] == NULL) {
 		answer(seq, EINVAL, 0, -1);
@@ -397,6 +406,11 @@ static void handle_zygote(struct request *request, uint32_t seq)
 		dup2(4, 1);
 		dup2(4, 2);
 		close(4);
+		if (program_run(program, program_size, request->fds, 0, &failure) != 0) {
+			dprintf(2, "confining the interpreter failed at step %u: %s\n", failure.step,
+				strerror((int)failure.error));
+			_exit(125);
+		}
 		execve(argv[0], argv, envp);
 		dprintf(2, "can't execute %s: %s\n", argv[0], strerror(errno));
 		_exit(127);

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 24, 28, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
-_CAPABILITY_VERSION_3 = 0x20080522
+CAPABILITY_VERSION_3 = 0x20080522
 SECUREBITS: Final = 0xEF
 """NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock; KEEP_CAPS off, with its lock."""
 
@@ -27,6 +27,14 @@ SECUREBITS: Final = 0xEF
 def last_capability() -> int:
     """The highest capability this kernel knows (40 since Linux 5.9)."""
     return int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
+
+
+def permitted() -> int:
+    """The capabilities that this process may use, as a bit mask."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("CapPrm:"):
+            return int(line.split()[1], 16)
+    return 0
 
 
 def add_bounding_drop(program: Program) -> None:
@@ -45,6 +53,6 @@ def add_capability_drop(program: Program, *, bounding: bool = True) -> None:
     if bounding:
         add_bounding_drop(program)
     program.syscall("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, step="clear ambient capabilities")
-    header = program.blob(struct.pack("<Ii", _CAPABILITY_VERSION_3, 0))
+    header = program.blob(struct.pack("<Ii", CAPABILITY_VERSION_3, 0))
     program.syscall("capset", header, program.blob(bytes(24)), step="drop all capabilities")
     program.syscall("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, step="set no_new_privs")

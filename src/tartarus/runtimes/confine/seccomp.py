@@ -219,9 +219,7 @@ def add_seccomp(
     """
     brokered = broker is not None and not own_uid
     code = seccomp_filter(level, own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi)
-    instructions = program.blob(code)
-    filter_ = program.blob(struct.pack("<HxxxxxxQ", len(code) // 8, 0))
-    program.reloc(instructions, into=filter_, at=8)
+    filter_ = _place(program, code)
     if not brokered:
         program.syscall("seccomp", SET_MODE_FILTER, 0, filter_, step=_INSTALL)
         return
@@ -233,6 +231,19 @@ def add_seccomp(
     _send(program, broker, control)
     program.syscall("close", listener, step="close the filter's listener")
     program.syscall("close", broker, step="close the way to the broker")
+
+
+def add_filter(program: Program, code: bytes) -> None:
+    """Install any filter, as `assemble` gives it, over those already there. Needs `no_new_privs`."""
+    program.syscall("seccomp", SET_MODE_FILTER, 0, _place(program, code), step=_INSTALL)
+
+
+def _place(program: Program, code: bytes) -> Ref:
+    """A struct sock_fprog and its instructions."""
+    instructions = program.blob(code)
+    filter_ = program.blob(struct.pack("<HxxxxxxQ", len(code) // 8, 0))
+    program.reloc(instructions, into=filter_, at=8)
+    return filter_
 
 
 def _send(program: Program, through: Fd, control: Ref) -> None:

@@ -24,20 +24,22 @@ from tartarus.runtimes.confine.metadata import MetadataBroker
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import PRIVILEGED_BASE, SPAN
 from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, exhausted_or_failed, warm_command
-from tartarus.runtimes.process import paths
+from tartarus.runtimes.process import paths, warmup
 
 _FIRST_UID = PRIVILEGED_BASE + SPAN
 _UIDS = 32768
+_ZYGOTE_UID = _FIRST_UID + _UIDS
 PR_SET_DUMPABLE = 4
 
 
 class ProcessSnapshot(WarmNursery):
     """A template's nursery and zygote at process level."""
 
-    def __init__(self, rootfs: RootFs, nursery: Nursery) -> None:
+    def __init__(self, rootfs: RootFs, nursery: Nursery, confinement: Program, scratch: Path) -> None:
         argv, env = warm_command(rootfs.template, guest_prefix(rootfs))
-        super().__init__(nursery, argv, env)
+        super().__init__(nursery, argv, env | {"HOME": str(scratch)}, confinement)
         self.rootfs = rootfs
+        self._scratch = scratch
 
     def memory_bytes(self) -> int:
         """Memory that the zygote holds."""
@@ -46,6 +48,7 @@ class ProcessSnapshot(WarmNursery):
     async def close(self) -> None:
         """End the nursery; it ends what is left below it."""
         await self.end()
+        await asyncio.to_thread(paths.remove_tree, self._scratch)
 
 
 class ProcessRuntime:
@@ -71,6 +74,7 @@ class ProcessRuntime:
         self._snapshots: set[ProcessSnapshot] = set()
         self._count = 0
         self._uids: set[int] = set()
+        self._nursery_count = 0
 
     def capabilities(self) -> Capabilities:
         """What this host gives the level."""
@@ -97,7 +101,11 @@ class ProcessRuntime:
         program = Program()
         keyring.add_keyring(program)
         await nursery.run(program)
-        snapshot = ProcessSnapshot(rootfs, nursery)
+        uid = _ZYGOTE_UID if self._privileged else None
+        self._nursery_count += 1
+        scratch = self._make_home(f"warm-{os.getpid()}-{self._nursery_count}", uid or os.getuid())
+        confinement = warmup.confinement(rootfs, self._base, self._landlock_abi, uid, (_FIRST_UID, _UIDS))
+        snapshot = ProcessSnapshot(rootfs, nursery, confinement, scratch)
         self._snapshots.add(snapshot)
         return snapshot
 
@@ -208,7 +216,6 @@ class ProcessRuntime:
         program = Program()
         program.syscall("read", Fd(0), program.blob(b"\0" * 8), 1, step="wait for the cgroup")
         program.syscall("umask", 0o22, step="umask")
-        program.syscall("chdir", str(home), step="enter the working directory")
         rlimits.add_rlimits(program, request.resources, Isolation.PROCESS)
         if self._privileged:
             caps.add_bounding_drop(program)
@@ -217,6 +224,7 @@ class ProcessRuntime:
             program.syscall("setresuid", uid, uid, uid, step="take a user of its own")
             # A change of user leaves a process undumpable, and its own /dev/stdin out of its reach; the agent differs.
             program.syscall("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0, step="be dumpable again")
+        program.syscall("chdir", str(home), step="enter the working directory")
         caps.add_capability_drop(program, bounding=not self._privileged)
         landlock.add_landlock(
             program, self._landlock_abi, paths.rules(rootfs, home, own_terminals=self._privileged), tcp=False
