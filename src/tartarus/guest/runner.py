@@ -665,19 +665,25 @@ def find_executable(name: str, environ: dict[str, str]) -> str:
 
 
 def choose_locale(environ: dict[str, str]) -> tuple[int, str]:
-    """Choose the character set as start-up does: (utf8_mode, error handler of stdin and stdout)."""
+    """Choose the character set as start-up does: (utf8_mode, error handler of stdin and stdout).
+
+    Refused unless it gives UTF-8 in the way that this interpreter's start-up did.
+    """
     wanted = environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG") or "C"
-    if wanted not in ("C", "POSIX"):
-        if wanted == prepared.locale:
-            return 0, prepared.locale_errors
+    mode, errors = 0, prepared.locale_errors
+    if wanted in ("C", "POSIX"):
+        mode = 1
+    elif wanted != prepared.locale:
         try:
             setlocale(LC_CTYPE, wanted)
+            errors = "surrogateescape" if wanted in COERCED else "strict"
         except Exception:
-            pass  # start-up then goes on in C
-        else:
-            if nl_langinfo(CODESET) != "UTF-8":
-                raise Refused(errno.EILSEQ)
-            return 0, "surrogateescape" if wanted in COERCED else "strict"
+            mode = 1  # start-up then goes on in C
+    if mode != prepared.utf8_mode or (mode == 0 and nl_langinfo(CODESET) != "UTF-8"):
+        setlocale(LC_CTYPE, prepared.locale)
+        raise Refused(errno.EILSEQ)
+    if not mode:
+        return 0, errors
     if environ.get("LC_ALL"):
         setlocale(LC_CTYPE, "C")
     else:
@@ -752,8 +758,11 @@ class Prepared:
 
     def __init__(self) -> None:
         self.environ = dict(os.environ)
+        if sys.flags.utf8_mode:
+            self.environ.pop("LC_CTYPE", None)  # start-up put it there
         self.path = list(sys.path[0 if getattr(sys.flags, "safe_path", False) else 1 :])
         self.locale = setlocale(LC_CTYPE, None)
+        self.utf8_mode = sys.flags.utf8_mode
         self.locale_errors = "surrogateescape" if self.locale in COERCED else "strict"
         names = [name for name, kind in vars(type(sys.flags)).items() if type(kind).__name__ == "member_descriptor"]
         self.flag_index = {name: index for index, name in enumerate(names)}
@@ -944,7 +953,7 @@ def open_stream(fd: int, name: str, errors: str, unbuffered: bool) -> Any:
     buffer = open_file(fd, "wb" if write else "rb", 0 if bare else -1, None, None, None, False)  # type: Any
     raw = buffer if bare else buffer.raw
     raw.name = name
-    line_buffering = (fd == 2 and VERSION >= (3, 9)) or (not unbuffered and raw.isatty())
+    line_buffering = not unbuffered and ((fd == 2 and VERSION >= (3, 9)) or raw.isatty())
     text = TextIOWrapper(buffer, "utf-8", errors, "\n", line_buffering, unbuffered)  # type: Any
     text.mode = "w" if write else "r"
     return text
@@ -1949,7 +1958,10 @@ def rehearse() -> None:
     main, path = sys.modules["__main__"], list(sys.path)
     payload = encode_exec(EXEC_ONCE, "/", [sys.executable, "-c", "pass"], prepared.environ)
     _, cwd, argv, environ = decode_exec(payload)
-    run = Run(argv, environ, cwd, 0)
+    try:
+        run = Run(argv, environ, cwd, 0)
+    except Refused:
+        return  # so will programs be, unless they bring other variables
     names = run.enter()
     frames = prepared.frames
     frames.depth_counter()
