@@ -18,6 +18,7 @@
 
 #include "agent.h"
 #include "kill.h"
+#include "packet.h"
 #include "program.h"
 
 #include <errno.h>
@@ -39,26 +40,8 @@
 #include <unistd.h>
 
 enum {
-	CONTROL_FD = 3,
-	PACKET_MAX = 192 * 1024,
-	FDS_MAX = 64,
-	STRINGS_MAX = 256,
 	FIRST_PASSED_FD = 3,
 	FRAME_BOOT_FAILED = 0x82,
-};
-
-struct request {
-	unsigned char *bytes;
-	size_t size;
-	int fds[FDS_MAX];
-	size_t n_fds;
-};
-
-struct reply {
-	char magic[4];
-	uint32_t seq;
-	uint32_t error;
-	int32_t value;
 };
 
 static bool shared_pids;
@@ -81,65 +64,6 @@ static long sys_close_range(unsigned first, unsigned last)
 static pid_t clone_process(uint64_t flags, int *pidfd)
 {
 	return (pid_t)syscall(SYS_clone, flags | CLONE_PIDFD | SIGCHLD, 0, pidfd, 0, 0);
-}
-
-static void answer(uint32_t seq, uint32_t error, int32_t value, int fd)
-{
-	struct reply reply = {{'T', 'C', 'L', 'D'}, seq, error, value};
-	struct iovec iov = {&reply, sizeof reply};
-	union {
-		char bytes[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control = {{0}};
-	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
-
-	if (fd >= 0) {
-		msg.msg_control = control.bytes;
-		msg.msg_controllen = sizeof control.bytes;
-		struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(sizeof fd);
-		memcpy(CMSG_DATA(cmsg), &fd, sizeof fd);
-	}
-	while (sendmsg(CONTROL_FD, &msg, MSG_NOSIGNAL) < 0 && errno == EINTR)
-		;
-}
-
-static uint32_t u32_at(const unsigned char *bytes)
-{
-	uint32_t value;
-	memcpy(&value, bytes, sizeof value);
-	return value;
-}
-
-/* Receive one packet with its descriptors. False when the host is gone. */
-static bool receive(struct request *request)
-{
-	union {
-		char bytes[CMSG_SPACE(sizeof(int) * FDS_MAX)];
-		struct cmsghdr align;
-	} control;
-	struct iovec iov = {request->bytes, PACKET_MAX};
-	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes,
-			     .msg_controllen = sizeof control.bytes};
-	ssize_t got;
-
-	request->n_fds = 0;
-	do
-		got = recvmsg(CONTROL_FD, &msg, MSG_CMSG_CLOEXEC);
-	while (got < 0 && errno == EINTR);
-	if (got <= 0)
-		return false;
-	for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg); cmsg != NULL; cmsg = CMSG_NXTHDR(&msg, cmsg)) {
-		if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS)
-			continue;
-		size_t count = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-		memcpy(request->fds, CMSG_DATA(cmsg), count * sizeof(int));
-		request->n_fds = count;
-	}
-	request->size = (size_t)got;
-	return (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0;
 }
 
 /* In a new child: the passed descriptors become 3, 4, 5 …, and no other stays open above 2. */
@@ -325,58 +249,30 @@ static void handle_clone(struct request *request, uint32_t seq)
 	int pidfd = -1;
 
 	if (request->size < 20 || request->n_fds < 2) {
-		answer(seq, EINVAL, 0, -1);
+		packet_answer(seq, EINVAL, 0, -1);
 		return;
 	}
 	uint64_t flags;
 	memcpy(&flags, request->bytes + 8, sizeof flags);
 	uint32_t length = u32_at(request->bytes + 16);
 	if (length != request->size - 20) {
-		answer(seq, EINVAL, 0, -1);
+		packet_answer(seq, EINVAL, 0, -1);
 		return;
 	}
 	if (!can_remember()) {
-		answer(seq, EAGAIN, 0, -1);
+		packet_answer(seq, EAGAIN, 0, -1);
 		return;
 	}
 	pid_t pid = clone_process(flags, &pidfd);
 	if (pid == 0)
 		become_guest(request, request->bytes + 20, length, (flags & CLONE_NEWPID) != 0);
 	if (pid < 0) {
-		answer(seq, (uint32_t)errno, 0, -1);
+		packet_answer(seq, (uint32_t)errno, 0, -1);
 		return;
 	}
 	remember(pid);
-	answer(seq, 0, pid, pidfd);
+	packet_answer(seq, 0, pid, pidfd);
 	close(pidfd);
-}
-
-/* Read `count` then that many length-prefixed strings; NULL-terminated in place. False when malformed. */
-static bool read_strings(unsigned char **at, unsigned char *end, char **out, char *pool, size_t pool_size)
-{
-	size_t used = 0;
-
-	if (end - *at < 4)
-		return false;
-	uint32_t count = u32_at(*at);
-	*at += 4;
-	if (count >= STRINGS_MAX)
-		return false;
-	for (uint32_t i = 0; i < count; i++) {
-		if (end - *at < 4)
-			return false;
-		uint32_t length = u32_at(*at);
-		*at += 4;
-		if (length > (size_t)(end - *at) || length >= pool_size - used)
-			return false;
-		memcpy(pool + used, *at, length);
-		pool[used + length] = '\0';
-		out[i] = pool + used;
-		used += length + 1;
-		*at += length;
-	}
-	out[count] = NULL;
-	return true;
 }
 
 static void handle_zygote(struct request *request, uint32_t seq)
@@ -390,13 +286,13 @@ static void handle_zygote(struct request *request, uint32_t seq)
 	int pidfd = -1;
 
 	if (program_size > (size_t)(end - at) - 4) {
-		answer(seq, EINVAL, 0, -1);
+		packet_answer(seq, EINVAL, 0, -1);
 		return;
 	}
 	at = program + program_size;
 	if (request->n_fds != 2 || !read_strings(&at, end, argv, pool, sizeof pool / 2) ||
 	    !read_strings(&at, end, envp, pool + sizeof pool / 2, sizeof pool / 2) || argv[0] == NULL) {
-		answer(seq, EINVAL, 0, -1);
+		packet_answer(seq, EINVAL, 0, -1);
 		return;
 	}
 	pid_t pid = clone_process(0, &pidfd);
@@ -416,12 +312,12 @@ static void handle_zygote(struct request *request, uint32_t seq)
 		_exit(127);
 	}
 	if (pid < 0) {
-		answer(seq, (uint32_t)errno, 0, -1);
+		packet_answer(seq, (uint32_t)errno, 0, -1);
 		return;
 	}
 	remember(pid);
 	remember_zygote(pid);
-	answer(seq, 0, pid, pidfd);
+	packet_answer(seq, 0, pid, pidfd);
 	close(pidfd);
 }
 
@@ -430,9 +326,9 @@ static void handle_run(struct request *request, uint32_t seq)
 	struct program_failure failure;
 
 	if (program_run(request->bytes + 8, request->size - 8, request->fds, request->n_fds, &failure) != 0)
-		answer(seq, failure.error, (int32_t)failure.step, -1);
+		packet_answer(seq, failure.error, (int32_t)failure.step, -1);
 	else
-		answer(seq, 0, 0, -1);
+		packet_answer(seq, 0, 0, -1);
 }
 
 static void handle_fork(uint32_t seq)
@@ -443,10 +339,10 @@ static void handle_fork(uint32_t seq)
 	if (pid == 0)
 		return;
 	if (pid < 0) {
-		answer(seq, (uint32_t)errno, 0, -1);
+		packet_answer(seq, (uint32_t)errno, 0, -1);
 		return;
 	}
-	answer(seq, 0, pid, pidfd);
+	packet_answer(seq, 0, pid, pidfd);
 	_exit(0);
 }
 
@@ -454,7 +350,7 @@ static void handle_fork(uint32_t seq)
 static void handle_end(struct request *request, uint32_t seq)
 {
 	if (!shared_pids || request->size != 12) {
-		answer(seq, EINVAL, 0, -1);
+		packet_answer(seq, EINVAL, 0, -1);
 		return;
 	}
 	pid_t pid = (pid_t)u32_at(request->bytes + 8);
@@ -463,7 +359,7 @@ static void handle_end(struct request *request, uint32_t seq)
 		kill_descendants(pid);
 		kill(pid, SIGKILL);
 	}
-	answer(seq, 0, (int32_t)kill_children(false), -1);
+	packet_answer(seq, 0, (int32_t)kill_children(false), -1);
 }
 
 static void dispatch(struct request *request)
@@ -482,7 +378,7 @@ static void dispatch(struct request *request)
 	else if (memcmp(request->bytes, "TEND", 4) == 0)
 		handle_end(request, seq);
 	else
-		answer(seq, ENOSYS, 0, -1);
+		packet_answer(seq, ENOSYS, 0, -1);
 }
 
 static bool open_signals(void)
@@ -530,7 +426,7 @@ int nursery_main(int argc, char **argv)
 			break;
 		if (fds[0].revents == 0)
 			continue;
-		if (!receive(&request))
+		if (!packet_receive(&request))
 			break;
 		dispatch(&request);
 		for (size_t i = 0; i < request.n_fds; i++)
