@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tartarus.model.errors import TartarusError
 from tartarus.model.sandbox import Reason
 from tartarus.model.states import ALIVE, State
 from tartarus.runtimes.cgroups import Hierarchy
+from tartarus.runtimes.trees import remove_tree
 from tartarus.store.sandboxes import SandboxStore
 
 _log = structlog.get_logger("tartarus.node.reconcile")
@@ -37,8 +37,11 @@ async def records_without_guests(store: SandboxStore, live: set[str], *, at_star
     return ended
 
 
-async def groups_without_sandboxes(hierarchy: Hierarchy | None, known: set[str]) -> int:
-    """Kill and remove cgroups (and so processes) that no live sandbox or nursery owns; returns how many."""
+async def groups_without_sandboxes(hierarchy: Hierarchy | None, known: set[str], *, prefix: str = "") -> int:
+    """Kill and remove cgroups (and so processes) that no live sandbox or nursery owns; returns how many.
+
+    `prefix`: look only at groups whose names begin with it.
+    """
     if hierarchy is None:
         return 0
     names = [name for name in hierarchy.existing() if name not in known]
@@ -61,6 +64,6 @@ def directories_without_sandboxes(base: Path, known: set[str]) -> int:
     removed = 0
     for path in base.iterdir() if base.is_dir() else ():
         if path.name not in known:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
             removed += 1
     return removed

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from tartarus.images import catalogue, prepare
+from tartarus.images import LayerStore, catalogue, prepare
 from tartarus.model.errors import InvalidState, IsolationUnavailable, SandboxNotFound, TartarusError, TemplateNotFound
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec
@@ -28,6 +28,7 @@ from tartarus.telemetry.metrics import Metrics
 
 _log = structlog.get_logger("tartarus.node")
 _RECONCILE_EVERY_S = 60.0
+_LAYERS_KEPT_S = 30 * 86400.0
 _MIN_PREFIX = 8  # "sbx-" and four characters
 
 
@@ -222,15 +223,20 @@ class Node:
         while True:
             try:
                 await self._reconcile_once()
-            except TartarusError as error:
-                _log.error("reconcile_failed", error=str(error))
+            except Exception:
+                _log.exception("reconcile_failed")
             await asyncio.sleep(_RECONCILE_EVERY_S)
 
     async def _reconcile_once(self) -> None:
         self._pool.relieve()
-        await reconcile.records_without_guests(self._store, set(self._live) | self._starting, at_start=False)
+        known = set(self._live) | self._starting
+        await reconcile.records_without_guests(self._store, known, at_start=False)
+        await reconcile.groups_without_sandboxes(self._levels.hierarchy, known, prefix="sbx-")
         cutoff = time.time() - self._settings.ended_kept_s
         await self._store.prune(cutoff)
+        in_use = {layer.parent.name for rootfs in self._rootfs.values() for layer in rootfs.layers}
+        layers = await asyncio.to_thread(LayerStore, self._settings.cache_dir / "templates")
+        await asyncio.to_thread(layers.remove_unused, in_use, _LAYERS_KEPT_S)
         for path in (self._settings.state_dir / "logs").glob("sbx-*"):
             if path.stat().st_mtime < cutoff and path.name.split(".")[0] not in self._live:
                 path.unlink(missing_ok=True)
