@@ -27,7 +27,8 @@
 #define SYS_close_range 436
 #endif
 
-enum { EXIT_SETUP = 125, EVENTS = 32, FEATURE_RUNNER = 1, FEATURE_OWN_PIDS = 2, SOCKET_BUFFER = 1 << 20 };
+enum { EXIT_SETUP = 125, EVENTS = 32, FEATURE_RUNNER = 1, FEATURE_OWN_PIDS = 2, SOCKET_BUFFER = 1 << 20,
+       FDS_WITHOUT_CLOSE_RANGE = 4096 };
 
 int64_t monotonic_ms(void)
 {
@@ -319,17 +320,23 @@ static void last_words(struct session *session)
 	out_flush(session);
 }
 
+static void close_range_of(unsigned first, unsigned last)
+{
+	if (first > last || syscall(SYS_close_range, first, last, 0) == 0)
+		return;
+	for (unsigned fd = first; fd <= last && fd < FDS_WITHOUT_CLOSE_RANGE; fd++)
+		close((int)fd);
+}
+
 static void close_others(const struct agent_config *config)
 {
 	unsigned keep[2] = {(unsigned)config->channel_fd, (unsigned)config->channel_fd};
 
 	if (config->runner_fd >= 0)
 		keep[config->runner_fd > config->channel_fd] = (unsigned)config->runner_fd;
-	if (keep[0] > 3)
-		syscall(SYS_close_range, 3, keep[0] - 1, 0);
-	if (keep[1] > keep[0] + 1)
-		syscall(SYS_close_range, keep[0] + 1, keep[1] - 1, 0);
-	syscall(SYS_close_range, keep[1] + 1, ~0U, 0);
+	close_range_of(3, keep[0] - 1);
+	close_range_of(keep[0] + 1, keep[1] - 1);
+	close_range_of(keep[1] + 1, ~0U);
 }
 
 /* Descriptors 0 to 2 must be taken, or a pipe could land there and be mistaken for a standard stream. */

@@ -41,8 +41,8 @@ static int run_agent(int argc, char **argv)
 			return EXIT_USAGE;
 		}
 	}
-	if (config.channel_fd < 0) {
-		fprintf(stderr, "tartarus-guest: --channel=FD is missing\n");
+	if (config.channel_fd < 3) {
+		fprintf(stderr, "tartarus-guest: --channel=FD is missing, or below 3\n");
 		return EXIT_USAGE;
 	}
 	config.runner_pid = runner_pid;
