@@ -44,7 +44,7 @@ async def groups_without_sandboxes(hierarchy: Hierarchy | None, known: set[str],
     """
     if hierarchy is None:
         return 0
-    names = [name for name in hierarchy.existing() if name not in known]
+    names = [name for name in hierarchy.existing() if name.startswith(prefix) and name not in known]
     left = [(name, hierarchy.open(name)) for name in names]
     for _ in range(_REMOVE_ATTEMPTS):
         # All of them again and again: a nursery ends only after its guests, which a pause may still hold.

@@ -223,14 +223,15 @@ class Node:
         while True:
             try:
                 await self._reconcile_once()
-            except Exception:
+            except Exception:  # noqa: BLE001 - whatever it is, it is said, and the next minute gets its chance
                 _log.exception("reconcile_failed")
             await asyncio.sleep(_RECONCILE_EVERY_S)
 
     async def _reconcile_once(self) -> None:
         self._pool.relieve()
+        await reconcile.records_without_guests(self._store, set(self._live) | self._starting, at_start=False)
+        # The sets are read anew: a sandbox that began during the wait above must not look like a leftover.
         known = set(self._live) | self._starting
-        await reconcile.records_without_guests(self._store, known, at_start=False)
         await reconcile.groups_without_sandboxes(self._levels.hierarchy, known, prefix="sbx-")
         cutoff = time.time() - self._settings.ended_kept_s
         await self._store.prune(cutoff)
