@@ -66,12 +66,23 @@ _encode = msgspec.json.Encoder().encode
 class ContextProcess(Protocol):
     """What a context needs of a GuestProcess."""
 
-    async def started(self) -> tuple[int, bool]: ...
-    async def read(self) -> tuple[int, bytes] | None: ...
-    async def write_stdin(self, data: bytes) -> None: ...
-    def close_stdin(self) -> None: ...
-    def signal(self, number: int, group: bool = False) -> None: ...
-    async def wait(self) -> ExitStatus: ...
+    async def started(self) -> tuple[int, bool]:
+        """Wait for the start."""
+
+    async def read(self) -> tuple[int, bytes] | None:
+        """The next output."""
+
+    async def write_stdin(self, data: bytes) -> None:
+        """Send input."""
+
+    def close_stdin(self) -> None:
+        """End the input."""
+
+    def signal(self, number: int, group: bool = False) -> None:
+        """Send a signal."""
+
+    async def wait(self) -> ExitStatus:
+        """Wait for the end."""
 
 
 class CodeContext:
