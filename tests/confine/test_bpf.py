@@ -108,7 +108,7 @@ def test_the_tree_finds_every_rule(by_number, nr, args) -> None:
 
 
 def test_a_large_filter_needs_long_jumps_and_still_finds_every_rule() -> None:
-    by_number = {nr: Branch(Match(0, (nr,)), ALLOW, refuse(nr % 100)) for nr in range(0, 1000, 2)}
+    by_number: dict[int, Rule] = {nr: Branch(Match(0, (nr,)), ALLOW, refuse(nr % 100)) for nr in range(0, 1000, 2)}
     code = assemble("x86_64", by_number, DEFAULT)
     for nr in range(1024):
         for first in (nr, nr + 1):

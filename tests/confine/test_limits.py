@@ -99,7 +99,10 @@ def limits(resources: Resources, level: Isolation, **options: Any) -> dict[int, 
     def read() -> dict[int, tuple[int, int]]:
         return {which: resource.getrlimit(which) for which in range(16)}
 
-    return in_child(read, setup=lambda program: rlimits.add_rlimits(program, resources, level, **options))
+    found: dict[int, tuple[int, int]] = in_child(
+        read, setup=lambda program: rlimits.add_rlimits(program, resources, level, **options)
+    )
+    return found
 
 
 @pytest.mark.parametrize("level", [CONTAINER, PROCESS])

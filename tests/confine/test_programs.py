@@ -46,7 +46,8 @@ def run(level: Isolation, argv: list[str], home: Path) -> tuple[int, str]:
         )  # fmt: skip
         return done.returncode, done.stdout
 
-    return in_child(work, setup=setup)
+    found: tuple[int, str] = in_child(work, setup=setup)
+    return found
 
 
 PYTHON = """

@@ -50,7 +50,8 @@ def filtered(level: Isolation, work: Callable[[], Any], **options: Any) -> Any:
 
 def errors(level: Isolation, *wanted: tuple[Any, ...], **options: Any) -> list[int]:
     """The errno of each call, made in one child."""
-    return filtered(level, lambda: [error_of(*one) for one in wanted], **options)
+    found: list[int] = filtered(level, lambda: [error_of(*one) for one in wanted], **options)
+    return found
 
 
 # Refused whatever the arguments.
@@ -211,7 +212,7 @@ if machine() == "x86_64":
 def test_arguments(level: Isolation, request_: tuple[Any, ...], expected: int, tmp_path: Path) -> None:
     def attempt() -> int:
         os.chdir(tmp_path)
-        ready = [bytes(arg) if isinstance(arg, bytearray) else arg for arg in request_]
+        ready: list[Any] = [bytes(arg) if isinstance(arg, bytearray) else arg for arg in request_]
         return error_of(*ready)
 
     assert filtered(level, attempt) == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -104,7 +105,7 @@ def test_where_user_namespaces_are_switched_off() -> None:
 
 @pytest.mark.needs("user-namespaces")
 def test_what_the_container_level_needs_works_here() -> None:
-    found = in_child(lambda: [probes.user_namespaces(), probes.overlay(doctor.Path("/tmp"))])
+    found = in_child(lambda: [probes.user_namespaces(), probes.overlay(Path("/tmp"))])
     assert [result.error for result in found] == [0, 0]
     assert found[1].detail == "lower and upper"
 
@@ -200,7 +201,7 @@ def test_a_state_directory_that_is_yet_to_be_made(tmp_path: Path) -> None:
 
 
 def test_a_state_directory_that_can_not_be_written() -> None:
-    check = doctor.check_disk(doctor.Path("/proc/sys/kernel/none/such"))
+    check = doctor.check_disk(Path("/proc/sys/kernel/none/such"))
     assert check.ok is False
     assert "TARTARUS_HOME" in check.fix
 

@@ -155,9 +155,9 @@ def fresh_proc() -> Result:
             except OSError as error:
                 os._exit(error.errno or 5)
             os._exit(0)
-        error = os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1])
-        if error:
-            raise OSError(error, os.strerror(error), "mount")
+        failed = os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1])
+        if failed:
+            raise OSError(failed, os.strerror(failed), "mount")
         return ""
 
     return attempt(work)
@@ -213,9 +213,9 @@ def run_from_memory() -> Result:
                 os.execve(fd, ["true"], {})
             except OSError as error:
                 os._exit(error.errno or 5)
-        error = os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1])
-        if error:
-            raise OSError(abs(error), os.strerror(abs(error)), "execve of a memfd")
+        failed = os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1])
+        if failed:
+            raise OSError(abs(failed), os.strerror(abs(failed)), "execve of a memfd")
         return ""
 
     return attempt(work)
@@ -266,9 +266,9 @@ def hold_user_namespace(use: Callable[[int], None]) -> None:
         os.read(release[0], 1)
         os._exit(0)
     try:
-        error = int(os.read(ready[0], 16) or b"5") if select.select([ready[0]], [], [], TIMEOUT_S)[0] else 62
-        if error:
-            raise OSError(error, os.strerror(error), "unshare")
+        failed = int(os.read(ready[0], 16) or b"5") if select.select([ready[0]], [], [], TIMEOUT_S)[0] else 62
+        if failed:
+            raise OSError(failed, os.strerror(failed), "unshare")
         use(pid)
     finally:
         for fd in (*ready, *release):
