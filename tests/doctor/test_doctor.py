@@ -19,7 +19,6 @@ from tartarus.runtimes.confine.seccomp import add_seccomp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tartarus.guest.program import Program
 
