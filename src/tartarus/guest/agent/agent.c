@@ -28,7 +28,7 @@
 #endif
 
 enum { EXIT_SETUP = 125, EVENTS = 32, FEATURE_RUNNER = 1, FEATURE_OWN_PIDS = 2, SOCKET_BUFFER = 1 << 20,
-       FDS_WITHOUT_CLOSE_RANGE = 4096 };
+       FDS_WITHOUT_CLOSE_RANGE = 4096, PING_MAX = 16 << 10 };
 
 int64_t monotonic_ms(void)
 {
@@ -140,6 +140,8 @@ static int session_frame(struct session *session, const struct frame *frame, con
 	case F_SHUTDOWN:
 		return on_shutdown(session, payload);
 	case F_PING:
+		if (frame->length > PING_MAX)
+			return -EPROTO;
 		out_frame(session, F_PONG, 0, bytes, frame->length);
 		return 0;
 	default:
