@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tartarus.cli.app import app
 from tartarus.cli.launching import execute, run
 from tartarus.cli.options import EXEC, RUN
 from tartarus.cli.quick import parse
@@ -21,7 +22,8 @@ WORDS = [
 
 
 def by_click(command: click.Command, arguments: list[str]):
-    context = command.make_context(command.name, list(arguments), resilient_parsing=False)
+    # As under the group: click keeps the first help option that a command was asked for.
+    context = command.make_context(command.name, list(arguments), **app.context_settings)
     values = dict(context.params)
     words = list(values.pop("words"))
     if "sandbox" in values:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import termios
 import time
 
@@ -14,6 +15,7 @@ from tests.cli.kit import COMMAND, PATIENCE_S, OnTerminal, refused, start, tarta
 
 from tartarus import Sandbox
 from tartarus.model.states import State
+from tartarus.sdk import Client
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -54,10 +56,49 @@ class TestStatus:
         assert (done.returncode, done.stdout) == (124, b"before\n")
         assert done.stderr.startswith(b"tartarus: error[time_limit]: ")
 
+    @pytest.mark.needs("cgroups")
+    def test_memory_limit(self):
+        done = tartarus("run", "--memory", "32MiB", "--", "python3", "-c", "x = bytearray(10**9)")
+        assert done.returncode == 137
+        assert done.stderr.startswith(b"tartarus: error[resource_limit]: ")
+
+    def test_the_daemon_is_killed(self):
+        with start("run", "--", "sh", "-c", "echo ready; sleep 1000") as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline() == b"ready\n"
+            os.kill(Client().version().pid, signal.SIGKILL)
+            assert process.wait(PATIENCE_S) == 125
+            assert process.stderr.read().startswith(b"tartarus: error[sandbox_lost]: the daemon went away")
+        assert text("run", "--", "echo", "again") == "again\n"
+
     def test_nothing_is_left(self):
         tartarus("run", "--", "true")
         refused("run", "--", "no-such-command", status=127)
         assert Sandbox.list() == []
+
+
+def test_the_short_way_imports_nothing_slow():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "tartarus.cli.main", "run", "--memory", "64MiB", "--", "true"],
+        stdin=subprocess.DEVNULL, capture_output=True, check=True,
+    )  # fmt: skip
+    imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.decode().splitlines() if "|" in line}
+    slow = {
+        "click",
+        "msgspec",
+        "h11",
+        "httpx",
+        "anyio",
+        "asyncio",
+        "rich",
+        "pathlib",
+        "subprocess",
+        "dataclasses",
+        "ssl",
+    }
+    assert "tartarus.cli.relay" in imported
+    assert imported & slow == set()
 
 
 class TestStreams:
@@ -271,6 +312,18 @@ class TestTerminal:
         os.kill(terminal.pid, number)
         assert terminal.wait() == 128 + number
         assert terminal.local_flags() & termios.ECHO
+        terminal.close()
+
+    def test_suspended_from_outside(self):
+        terminal = OnTerminal(["run", "-it", "--quiet", "--", "sh", "-c", "echo ready; read x; echo got $x"])
+        terminal.expect(b"ready\r\n")
+        os.kill(terminal.pid, signal.SIGTSTP)
+        os.waitpid(terminal.pid, os.WUNTRACED)
+        assert terminal.local_flags() & termios.ECHO
+        os.kill(terminal.pid, signal.SIGCONT)
+        terminal.type(b"word\r")
+        terminal.expect(b"got word\r\n")
+        assert terminal.wait() == 0
         terminal.close()
 
     def test_no_input_from_a_terminal_unless_asked(self):

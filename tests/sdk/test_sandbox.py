@@ -23,7 +23,7 @@ from tartarus.model.errors import (
 from tartarus.model.sandbox import Reason
 from tartarus.model.states import State
 from tartarus.sdk import Client, CodeFailed, CommandFailed, CommandTimedOut
-from tartarus.sdk.copying import copy_in, copy_out
+from tartarus.sdk.copying import Observer, copy_in, copy_out
 
 
 class TestRun:
@@ -280,6 +280,10 @@ class TestFiles:
             pass
 
     def test_copying_both_ways(self, sandbox, tmp_path):
+        class Seen(Observer):
+            def skipped(self, path, why):  # noqa: ARG002 - the base has it
+                skipped.append(path)
+
         skipped: list[str] = []
         source = tmp_path / "tree"
         (source / "sub").mkdir(parents=True)
@@ -287,12 +291,12 @@ class TestFiles:
         (source / "run.sh").chmod(0o755)
         (source / "sub/data").write_bytes(os.urandom(700_000))
         os.mkfifo(source / "fifo")
-        copy_in(sandbox.files, str(source), "/work", lambda path, _: skipped.append(path))
+        copy_in(sandbox.files, str(source), "/work", Seen())
         assert sandbox.run(["/work/tree/run.sh"]).stdout == "copied\n"
         assert skipped == [str(source / "fifo")]
         sandbox.run(["sh", "-c", "cd /work/tree && ln -s sub/data in && ln -s /etc/passwd out && mkfifo pipe"])
         skipped.clear()
-        copy_out(sandbox.files, "/work/tree", str(tmp_path / "back"), lambda path, _: skipped.append(path))
+        copy_out(sandbox.files, "/work/tree", str(tmp_path / "back"), Seen())
         assert (tmp_path / "back/sub/data").read_bytes() == (source / "sub/data").read_bytes()
         assert (tmp_path / "back/run.sh").stat().st_mode & 0o777 == 0o755
         assert os.readlink(tmp_path / "back/in") == "sub/data"

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tartarus.cli import output, relay, requests, terminal
-from tartarus.model.errors import InvalidRequest, SandboxLost, TartarusError, TimeLimit
+from tartarus.model.errors import InvalidRequest, ResourceLimit, SandboxLost, TartarusError, TimeLimit
 from tartarus.sdk import daemon
 from tartarus.sdk.places import Places
 from tartarus.sdk.streams import STDOUT, StreamProtocol
@@ -94,23 +94,24 @@ class _Launch:
                 return output.SIGPIPE_STATUS
             except relay.Interrupted as interrupted:
                 return interrupted.status
+        stream.release_signals()
         return self._finish(ended, (time.monotonic() - began) * 1e3)
 
     def _finish(self, ended: dict[str, Any], elapsed_ms: float) -> int:
         record: dict[str, Any] = ended.get("sandbox") or {}
         exit_status = ended.get("exit")
         trouble = self._trouble(record, exit_status, elapsed_ms)
-        status = trouble.exit_status if trouble is not None else shell_status(exit_status)
+        # A limit ends the command with a signal: that is its own status.
+        if trouble is None or isinstance(trouble, ResourceLimit):
+            status = shell_status(exit_status)
+        else:
+            status = trouble.exit_status
         if record.get("ended_at"):
             elapsed_ms = (record["ended_at"] - record["created_at"]) * 1e3
         if self._json:
             self._print_json(record, exit_status, status, elapsed_ms, trouble)
         if trouble is not None:
             output.report(trouble)
-        elif record.get("reason") == "resource_limit":
-            output.say(
-                output.one_line(f"tartarus: error[resource_limit]: {record.get('message')} (give more with --memory)")
-            )
         if self._status_lines and self._is_run:
             output.say(f"Sandbox completed (exit code: {status}, duration: {elapsed_ms:.0f}ms)")
         return status
@@ -131,6 +132,9 @@ class _Launch:
             return TimeLimit(what, fix="give more with --timeout")
         if record.get("state") == "lost":
             return SandboxLost(f"sandbox {record['id']} was lost", why=str(record.get("message", "")))
+        if record.get("reason") == "resource_limit":
+            what = f"sandbox {record['id']} was ended"
+            return ResourceLimit(what, why=str(record.get("message", "")), fix="give more, as with --memory")
         if record.get("reason") == "node_drain":
             return SandboxLost(f"sandbox {record['id']} was ended", why="the daemon stopped")
         return None

@@ -48,7 +48,8 @@ _WORDS = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED, metavar="CO
 @_command(
     "run", RUN, [_WORDS],
     "Run a command in a fresh sandbox: tartarus run -- python3 -c 'print(42)'. The sandbox ends with the command, "
-    "whose exit status is passed on. Standard input is forwarded when it is a pipe or a file.",
+    "whose exit status is passed on. Standard input is forwarded when it is a pipe or a file; "
+    "to keep it, add </dev/null.",
 )  # fmt: skip
 def run(words: tuple[str, ...], **values: object) -> int:
     """See the text above."""

@@ -67,6 +67,7 @@ class Relay:
         self._signals: list[int] = []
         self._interrupts: list[float] = []
         self._started = False
+        self._over = False
         self._exit: dict[str, Any] | None = None
         self._stderr_open = True
 
@@ -86,10 +87,9 @@ class Relay:
             while self._exit is None:
                 self._turn(wake_reader)
         finally:
+            # From here on signals change nothing: whatever comes must not keep the terminal from being restored.
+            self._over = True
             signal.set_wakeup_fd(-1)
-            for number in (*FORWARDED, signal.SIGWINCH):
-                if signal.getsignal(number) in (self._on_signal, self._on_resize):
-                    signal.signal(number, signal.SIG_DFL)
             os.close(wake_reader)
             os.close(wake_writer)
         return self._exit
@@ -190,7 +190,15 @@ class Relay:
         finally:
             self._pushing = False
 
+    def release_signals(self) -> None:
+        """Let signals end this process again; to be called once the terminal is as it was."""
+        for number in (*FORWARDED, signal.SIGWINCH):
+            if signal.getsignal(number) in (self._on_signal, self._on_resize):
+                signal.signal(number, signal.SIG_DFL)
+
     def _on_signal(self, number: int, _frame: object) -> None:
+        if self._over:
+            return
         if not self._started:
             raise Interrupted(number)
         if number == signal.SIGINT:
@@ -205,7 +213,7 @@ class Relay:
             self._send_signals()
 
     def _on_resize(self, _number: int, _frame: object) -> None:
-        if self._started and self._raw is not None:
+        if self._started and not self._over and self._raw is not None:
             self._protocol.send_resize(*terminal.size())
             self._push()
 

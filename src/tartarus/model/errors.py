@@ -118,6 +118,13 @@ class TimeLimit(TartarusError):
     http_status = 408
 
 
+class ResourceLimit(TartarusError):
+    """The sandbox reached one of its limits and was killed for it."""
+
+    code = "resource_limit"
+    http_status = 422
+
+
 class PermissionRefused(TartarusError):
     """You may not do that."""
 

@@ -28,7 +28,7 @@ from tartarus.sdk.waiting import Deadline
 
 
 class AsyncSandbox:
-    """A sandbox, for asyncio or trio; see `Sandbox`, whose names it has.
+    """A sandbox, for asyncio; see `Sandbox`, whose names it has.
 
     Make one with ``await AsyncSandbox.create()`` or ``async with AsyncSandbox.create() as sbx:``; the second
     kills it at the block's end. One that was connected to is left alone then.

@@ -1,4 +1,4 @@
-"""The async transport (anyio: asyncio or trio): the twin of `transport`."""
+"""The async transport: the twin of `transport`."""
 
 from __future__ import annotations
 

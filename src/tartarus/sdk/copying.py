@@ -10,27 +10,43 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 from tartarus.model.errors import FileFailed, InvalidRequest
 from tartarus.model.sandbox import FileInfo
-from tartarus.sdk.files import CHUNK_BYTES, Files, is_missing
+from tartarus.sdk.files import CHUNK_BYTES, Files, is_missing, parts_of
 
-OnSkip = Callable[[str, str], None]
+ELSEWHERE = "a symbolic link that leads elsewhere"
 
 
-def copy_in(files: Files, source: str, target: str, on_skip: OnSkip) -> None:
+class Observer:
+    """Told of what a copy does; this one does nothing about it."""
+
+    def skipped(self, path: str, why: str) -> None:
+        """Something that can't be copied was left out."""
+
+    def moved(self, size: int) -> None:
+        """So many more bytes were copied."""
+
+    def watching(self, parts: Iterable[bytes]) -> Iterator[bytes]:
+        """The same pieces, reported as they pass."""
+        for part in parts:
+            yield part
+            self.moved(len(part))
+
+
+def copy_in(files: Files, source: str, target: str, observer: Observer) -> None:
     """Copy a local file or directory to `target`: into it when it is a directory, else as it.
 
-    `on_skip(path, why)` is told of what can't be copied: devices, sockets, and links to directories.
+    Devices, sockets and links to directories are left out.
     """
     if not os.path.exists(source):
         raise FileFailed(f"can't read {source}", why="No such file or directory")
     if _is_directory(files, target) or target.endswith("/"):
         target = posixpath.join(target, os.path.basename(os.path.abspath(source)))
     if not os.path.isdir(source):
-        _send(files, source, target, on_skip)
+        _send(files, source, target, observer)
         return
     for directory, names, leaves in os.walk(source, onerror=_refuse):
         below = os.path.relpath(directory, source)
@@ -38,16 +54,16 @@ def copy_in(files: Files, source: str, target: str, on_skip: OnSkip) -> None:
         files.mkdir(there, parents=True)
         for name in list(names):
             if os.path.islink(os.path.join(directory, name)):
-                on_skip(os.path.join(directory, name), "a symbolic link to a directory")
+                observer.skipped(os.path.join(directory, name), "a symbolic link to a directory")
         for name in leaves:
-            _send(files, os.path.join(directory, name), posixpath.join(there, name), on_skip)
+            _send(files, os.path.join(directory, name), posixpath.join(there, name), observer)
 
 
 def _refuse(error: OSError) -> None:
     raise FileFailed(f"can't read {error.filename}", why=error.strerror or str(error)) from error
 
 
-def _send(files: Files, source: str, target: str, on_skip: OnSkip) -> None:
+def _send(files: Files, source: str, target: str, observer: Observer) -> None:
     try:
         # Non-blocking, so that a FIFO does not hold us up before we see what it is.
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -57,22 +73,22 @@ def _send(files: Files, source: str, target: str, on_skip: OnSkip) -> None:
     with os.fdopen(fd, "rb", buffering=0) as opened:
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode):
-            on_skip(source, "not a regular file")
+            observer.skipped(source, "not a regular file")
             return
-        files.write(target, opened, mode=stat.S_IMODE(mode) & 0o777)
+        files.write(target, observer.watching(parts_of(opened)), mode=stat.S_IMODE(mode) & 0o777)
 
 
-def send_stream(files: Files, source: IO[bytes], target: str) -> None:
+def send_stream(files: Files, source: IO[bytes], target: str, observer: Observer) -> None:
     """Write what `source` gives to the file `target`."""
     if target.endswith("/"):
         raise InvalidRequest(f"{target!r} names no file", fix="standard input becomes a file: give its whole path")
-    files.write(target, source)
+    files.write(target, observer.watching(parts_of(source)))
 
 
-def copy_out(files: Files, source: str, target: str, on_skip: OnSkip) -> None:
+def copy_out(files: Files, source: str, target: str, observer: Observer) -> None:
     """Copy a file or directory of the sandbox to the local `target`: into it when it is a directory, else as it.
 
-    `on_skip(path, why)` is told of what is left out: devices, FIFOs, sockets, and links that lead elsewhere.
+    Devices, FIFOs, sockets and links that lead elsewhere are left out.
     """
     info = _followed(files, source)
     if os.path.isdir(target):
@@ -80,7 +96,7 @@ def copy_out(files: Files, source: str, target: str, on_skip: OnSkip) -> None:
     elif target.endswith("/"):
         raise FileFailed(f"can't write {target}", why="No such file or directory")
     if info.kind == "file":
-        _receive(files, info, target)
+        _receive(files, info, target, observer)
         return
     if info.kind != "dir":
         raise FileFailed(f"can't copy {source}", why=f"it is a {info.kind}")
@@ -94,19 +110,19 @@ def copy_out(files: Files, source: str, target: str, on_skip: OnSkip) -> None:
             if entry.kind == "dir":
                 pending.append((entry.path, path))
             elif entry.kind == "file":
-                _receive(files, entry, path)
+                _receive(files, entry, path, observer)
             elif entry.kind == "symlink" and _stays_inside(target, path, entry.link_target):
                 links.append((entry.link_target, path))
             else:
-                on_skip(entry.path, "a symbolic link that leads elsewhere" if entry.kind == "symlink" else entry.kind)
+                observer.skipped(entry.path, ELSEWHERE if entry.kind == "symlink" else entry.kind)
     for link_target, path in links:
         _make_link(link_target, path)
 
 
-def receive_stream(files: Files, source: str) -> Iterator[bytes]:
+def receive_stream(files: Files, source: str, observer: Observer) -> Iterator[bytes]:
     """The pieces of a file of the sandbox."""
     with files.open(source) as parts:
-        yield from parts
+        yield from observer.watching(parts)
 
 
 def _followed(files: Files, path: str) -> FileInfo:
@@ -167,12 +183,12 @@ def _make_link(target: str, path: str) -> None:
         raise FileFailed(f"can't make the link {path}", why=error.strerror or str(error)) from error
 
 
-def _receive(files: Files, info: FileInfo, target: str) -> None:
+def _receive(files: Files, info: FileInfo, target: str, observer: Observer) -> None:
     """Fetch a file under a name of its own, then give it its name: whole or not at all, never through a link."""
     temporary = f"{target}.{os.getpid()}.{os.urandom(4).hex()}.part"
     try:
         with files.open(info.path) as parts:
-            _write_new(temporary, parts, info.mode & 0o777)
+            _write_new(temporary, observer.watching(parts), info.mode & 0o777)
         os.replace(temporary, target)
     except BaseException as error:
         if os.path.lexists(temporary):
