@@ -112,11 +112,13 @@ def rights_in(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
 # ------------------------------------------------------------------------------------ confinement programs
 
 PROGRAM_HEADER = struct.Struct("<4sHHI")
-OP = struct.Struct("<BBHiiI6B2x6Q")
+OP = struct.Struct("<BBHiiI6s2x6Q")
+SLOT = struct.Struct("<i")
 REPORT = struct.Struct("<IBBHIII")  # a BOOT_FAILED frame: header, step, errno
 BOOT_FAILED = 0x82
 STEP_PROGRAM, STEP_AGENT, STEP_RUNNER = 0xFFFF0001, 0xFFFF0002, 0xFFFF0003
-IMM, BLOB, FD, LOAD = 0, 1, 2, 3
+BLOB, FD, LOAD = 1, 2, 3
+NO_TAGS = bytes(6)
 FIRST_FD = 3
 
 
@@ -132,12 +134,12 @@ def run_program(address: int, program: memoryview, n_fds: int) -> None:
         raise BootFailed(STEP_PROGRAM, errno.EINVAL)
     blob = address + ops_end
     loads = program[ops_end : ops_end + blob_len]
-    call, get_errno = _syscall, ctypes.get_errno
-    for op in OP.iter_unpack(program[PROGRAM_HEADER.size : ops_end]):
-        kind, _, ok_errno, number, store_at, step, t0, t1, t2, t3, t4, t5, a0, a1, a2, a3, a4, a5 = op
-        if t0 | t1 | t2 | t3 | t4 | t5:
-            args = [a0, a1, a2, a3, a4, a5]
-            for index, tag in enumerate((t0, t1, t2, t3, t4, t5)):
+    call, get_errno, load = _syscall, ctypes.get_errno, SLOT.unpack_from
+    for kind, _, ok_errno, number, store_at, step, tags, *args in OP.iter_unpack(
+        program[PROGRAM_HEADER.size : ops_end]
+    ):
+        if tags != NO_TAGS:
+            for index, tag in enumerate(tags):
                 if tag == BLOB:
                     args[index] += blob
                 elif tag == FD:
@@ -145,10 +147,9 @@ def run_program(address: int, program: memoryview, n_fds: int) -> None:
                         raise BootFailed(step, errno.EBADF)
                     args[index] += FIRST_FD
                 elif tag == LOAD:
-                    args[index] = struct.unpack_from("<i", loads, args[index])[0]
-            a0, a1, a2, a3, a4, a5 = args
+                    args[index] = load(loads, args[index])[0]
         if kind == 0:
-            result = call(number, a0, a1, a2, a3, a4, a5)
+            result = call(number, *args)
             if result == -1:
                 failed = get_errno()
                 if failed != ok_errno:
@@ -156,7 +157,7 @@ def run_program(address: int, program: memoryview, n_fds: int) -> None:
             elif store_at >= 0:
                 struct.pack_into("<i", loads, store_at, result)
         elif kind == 1:
-            struct.pack_into("<Q", loads, a1, blob + a0)
+            struct.pack_into("<Q", loads, args[1], blob + args[0])
         else:
             raise BootFailed(step, errno.EINVAL)
 
@@ -507,6 +508,17 @@ class Zygote:
 def zygote_main(control_fd: int, imports: list[str]) -> NoReturn:
     """Import, prepare, park, serve."""
     zygote = Zygote(control_fd)
+    try:
+        warm_up(zygote, imports)
+    except BaseException as failure:
+        zygote.fail("the warm-up failed: %s: %s" % (type(failure).__name__, failure))
+    zygote.control.send(struct.pack("<4sI", b"TRDY", 0))
+    zygote.serve()
+
+
+def warm_up(zygote: Zygote, imports: list[str]) -> None:
+    """Everything before parking."""
+    environ = dict(os.environ)
     for name in ONE_THREAD:
         os.environ[name] = "1"
     hooks = record_fork_hooks()
@@ -515,7 +527,7 @@ def zygote_main(control_fd: int, imports: list[str]) -> NoReturn:
             __import__(module)
         except BaseException as failure:
             zygote.fail("the warm-up could not import %s: %s: %s" % (module, type(failure).__name__, failure))
-    prepare(hooks())
+    prepare(environ, hooks())
     exercise(EXERCISES)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
@@ -538,8 +550,6 @@ def zygote_main(control_fd: int, imports: list[str]) -> NoReturn:
     gc.collect()
     gc.disable()
     gc.freeze()
-    zygote.control.send(struct.pack("<4sI", b"TRDY", 0))
-    zygote.serve()
 
 
 # ------------------------------------------------------------------------------------------- command lines
@@ -756,8 +766,8 @@ def compile_or_refuse(source: Any, name: str) -> CodeType:
 class Prepared:
     """What is worked out once, before parking, for every command line to come."""
 
-    def __init__(self) -> None:
-        self.environ = dict(os.environ)
+    def __init__(self, environ: dict[str, str]) -> None:
+        self.environ = environ
         if sys.flags.utf8_mode:
             self.environ.pop("LC_CTYPE", None)  # start-up put it there
         self.path = list(sys.path[0 if getattr(sys.flags, "safe_path", False) else 1 :])
@@ -773,7 +783,7 @@ class Prepared:
         self.numpy_state = 0
         self.blas = []  # type: list[ctypes.c_int]
         self.thread_setters = []  # type: list[Any]
-        self.threads = 0
+        self.threads = self.most_threads = 0
         self.modules = frozenset()  # type: frozenset[str]
         self.shadowable = frozenset()  # type: frozenset[str]
 
@@ -799,10 +809,10 @@ class Prepared:
 prepared = None  # type: Any
 
 
-def prepare(fork_hooks: list[Callable[[], object]]) -> None:
+def prepare(environ: dict[str, str], fork_hooks: list[Callable[[], object]]) -> None:
     """Make everything that a run needs; called once, before parking."""
     global prepared
-    prepared = Prepared()
+    prepared = Prepared(environ)
     sys.path[:] = prepared.path
     prepared.fork_hooks = fork_hooks
     prepare_random()
@@ -900,7 +910,7 @@ def prepare_threads() -> None:
             break
     for setter in prepared.thread_setters:
         setter(count)
-    prepared.threads = count
+    prepared.threads = prepared.most_threads = count
 
 
 def restore_threads(environ: dict[str, str]) -> None:
@@ -910,8 +920,9 @@ def restore_threads(environ: dict[str, str]) -> None:
     wanted = environ.get("OPENBLAS_NUM_THREADS") or environ.get("OMP_NUM_THREADS") or ""
     count = int(wanted) if wanted.isdigit() and wanted != "0" else len(os.sched_getaffinity(0))
     if count != prepared.threads:
+        prepared.threads = count
         for number in prepared.blas:
-            number.value = min(count, prepared.threads)
+            number.value = min(count, prepared.most_threads)
         for setter in prepared.thread_setters:
             setter(count)
 
@@ -1956,11 +1967,15 @@ def rehearse() -> None:
     Done before parking, it specialises bytecode and fills caches; done in a spare, it takes the page faults.
     """
     main, path = sys.modules["__main__"], list(sys.path)
-    payload = encode_exec(EXEC_ONCE, "/", [sys.executable, "-c", "pass"], prepared.environ)
-    _, cwd, argv, environ = decode_exec(payload)
-    try:
-        run = Run(argv, environ, cwd, 0)
-    except Refused:
+    for name in (os.path.basename(sys.executable), sys.executable):
+        payload = encode_exec(EXEC_ONCE, "/", [name, "-c", "pass"], prepared.environ)
+        _, cwd, argv, environ = decode_exec(payload)
+        try:
+            run = Run(argv, environ, cwd, 0)
+            break
+        except Refused:
+            pass
+    else:
         return  # so will programs be, unless they bring other variables
     names = run.enter()
     frames = prepared.frames
@@ -2007,7 +2022,7 @@ def exercise(exercises: dict[str, str]) -> None:
 def main(argv: list[str]) -> NoReturn:
     """Dispatch on the mode."""
     if argv == ["context"]:
-        prepare([])
+        prepare(dict(os.environ), [])
         prepared.look_at_modules()
         sys.path.insert(0, "")
         sys.argv = [""]
