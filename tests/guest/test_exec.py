@@ -300,6 +300,32 @@ async def test_orphans_are_reaped(guest: GuestChannel, agent: Agent) -> None:
         await guest.ping()
 
 
+async def test_nothing_to_do_costs_nothing(guest: GuestChannel, agent: Agent, tmp_path: Path) -> None:
+    """With every kind of stream open and idle, the agent sleeps: nothing wakes it but what the host asks."""
+
+    def wakes() -> int:
+        lines = Path(f"/proc/{agent.pid}/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+
+    processes = [guest.exec(command("sleep", "1000", stdin=True)), guest.exec(command("cat", tty=True))]
+    processes.append(guest.exec(shell("exec >&- 2>&-; sleep 1000", tty=True)))
+    processes.append(guest.exec(command("cat", "/dev/zero")))
+    await processes[0].write_stdin(bytes(200_000))
+    watch = guest.watch(str(tmp_path), recursive=True)
+    await watch.ready()
+    for process in processes:
+        await process.started()
+    while sum(len(data) for _, data in processes[3]._output) < processes[3].spec.window:
+        await guest.ping()
+    await guest.exec(command("sleep", "0.2")).wait()
+    before = wakes()
+    await guest.exec(command("sleep", "0.2")).wait()
+    assert wakes() - before < 40
+    for process in processes:
+        process.signal(signal.SIGKILL, group=True)
+    await watch.aclose()
+
+
 class TestEnds:
     async def test_closing_kills_everything(self, guest: GuestChannel, agent: Agent) -> None:
         process = guest.exec(
@@ -329,6 +355,14 @@ class TestEnds:
         assert guest.closed.done()
         assert (await output_of(process))[0] == b"bye\n"
         assert (await process.wait()).code == 4
+
+    async def test_shutdown_waits_until_all_was_said(self, guest: GuestChannel) -> None:
+        process = guest.exec(shell("trap 'head -c 5000000 /dev/zero; exit 4' TERM; echo; while :; do sleep 0.01; done"))
+        assert await process.read() == (1, b"\n")
+        ending = asyncio.create_task(guest.shutdown(60))
+        assert len((await output_of(process))[0]) == 5_000_000
+        assert (await process.wait()).code == 4
+        await ending
 
     async def test_shutdown_does_not_wait_for_the_stubborn(self, guest: GuestChannel, agent: Agent) -> None:
         process = guest.exec(shell("trap '' TERM; echo ready; while :; do sleep 0.01; done"))

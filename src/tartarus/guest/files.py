@@ -53,7 +53,7 @@ def read_error(payload: bytes, doing: str, path: str) -> FileFailed:
     (number,) = reader.take(U32)
     what = reader.text()
     reader.done()
-    place = path if what in ("", doing) or "/" in what else f"{path} (at {what})"
+    place = path if what in ("", doing) or "/" in what else f"{path} (at {what!r})"
     return FileFailed(f"can't {doing} {place} in the sandbox", why=os.strerror(number & 0xFFFF))
 
 

@@ -257,8 +257,7 @@ static void reap(struct session *session)
 	runner_pump(session);
 	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0)
 		exec_reaped(session, pid, status, &usage);
-	if (pid < 0 && errno == ECHILD && session->deadline_ms != 0)
-		session->over = true;
+	session->childless = pid < 0 && errno == ECHILD;
 }
 
 /* Let every stream do some work. True when one could do more at once. */
@@ -278,6 +277,12 @@ static int next_timeout(const struct session *session)
 		return -1;
 	int64_t left = session->deadline_ms - monotonic_ms();
 	return left < 0 ? 0 : left > 1000000 ? 1000000 : (int)left;
+}
+
+/* Has everybody ended, and does the host know all of it? */
+static bool all_done(const struct session *session)
+{
+	return session->childless && !exec_any(session) && !out_busy(session) && session->out.head == session->out.tail;
 }
 
 static void serve(struct session *session)
@@ -304,22 +309,9 @@ static void serve(struct session *session)
 		sweep_streams(session, false);
 		out_flush(session);
 		more = (more || was_busy || session->channel_readable) && !out_busy(session);
-		if (session->deadline_ms != 0 && monotonic_ms() >= session->deadline_ms)
+		if (session->deadline_ms != 0 && (all_done(session) || monotonic_ms() >= session->deadline_ms))
 			session->over = true;
 	}
-}
-
-/* The end of a SHUTDOWN: what is queued should still reach a host that reads. */
-static void last_words(struct session *session)
-{
-	if (session->deadline_ms == 0)
-		return;
-	reap(session);
-	pump_streams(session);
-	sweep_streams(session, false);
-	session->out.blocked = false;
-	session->over = false;
-	out_flush(session);
 }
 
 static void close_range_of(unsigned first, unsigned last)
@@ -397,7 +389,6 @@ int agent_main(const struct agent_config *config)
 	if (!set_up(&session))
 		return EXIT_SETUP;
 	serve(&session);
-	last_words(&session);
 	sweep_streams(&session, true);
 	kill_everybody(&session);
 	return 0;

@@ -322,6 +322,14 @@ static const struct stream_kind exec_kind = {
 	.destroy = exec_destroy,
 };
 
+bool exec_any(const struct session *session)
+{
+	for (const struct stream *stream = session->streams; stream != NULL; stream = stream->next)
+		if (stream->kind == &exec_kind && !stream->ended)
+			return true;
+	return false;
+}
+
 static uint64_t microseconds(struct timeval time)
 {
 	return (uint64_t)time.tv_sec * 1000000 + (uint64_t)time.tv_usec;

@@ -36,6 +36,9 @@ void exec_started(struct session *session, struct exec *exec, pid_t pid, bool wa
 /* A process ended: was it one of ours? `usage` is NULL when the runner says so: then only its own are meant. */
 bool exec_reaped(struct session *session, pid_t pid, int status, const struct rusage *usage);
 
+/* Is any process still running, or its end not yet told? */
+bool exec_any(const struct session *session);
+
 /* pty.c: a new terminal; fds[0] for us, fds[1] for the program. 0 or -errno. */
 int open_terminal(int fds[2], uint16_t rows, uint16_t cols);
 void resize_terminal(int fd, uint16_t rows, uint16_t cols);

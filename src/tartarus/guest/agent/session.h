@@ -64,6 +64,7 @@ struct session {
 	struct source signal_source;
 	bool channel_readable;
 	bool child_ended;
+	bool childless;
 	bool greeted;
 	bool over;
 	struct decoder decoder;
