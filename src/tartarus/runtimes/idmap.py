@@ -16,6 +16,8 @@ PRIVILEGED_BASE = 0x7000_0000
 """First host id given to sandboxes when the daemon is root: above what distributions, systemd-nspawn
 (0x00080000 to 0x6FFFFFFF) and /etc/subuid hand out, below 2**31."""
 SPAN = 65536
+OWNER_UID = PRIVILEGED_BASE + 2 * SPAN
+"""Who owns the user namespaces that root makes. The process level's ids lie between."""
 
 
 class IdMap(msgspec.Struct, frozen=True):
@@ -27,6 +29,8 @@ class IdMap(msgspec.Struct, frozen=True):
 
     def apply(self, pid: int) -> None:
         """Give the user namespace of a process this map. Raises IsolationUnavailable with what to install."""
+        # No privilege is needed to write this one, so that a guest could, for all guests of its template.
+        Path(f"/proc/{pid}/projid_map").write_text(f"0 {self.base} {self.span}", encoding="ascii")
         if self.privileged:
             line = f"0 {self.base} {self.span}"
             Path(f"/proc/{pid}/uid_map").write_text(line, encoding="ascii")

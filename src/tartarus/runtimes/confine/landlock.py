@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NEWEST_ABI: Final = 7
 _GET_VERSION = 1
 _RULE_PATH_BENEATH = 1
-_LOG_SAME_EXEC_OFF = 1
+_LOG_SAME_EXEC_OFF, _LOG_SUBDOMAINS_OFF = 1, 4
 _AT_FDCWD, _O_PATH, _O_CLOEXEC = -100, 0o10000000, 0o2000000
 
 
@@ -134,8 +134,9 @@ def add_landlock(
                     step="make a Landlock ruleset")  # fmt: skip
     for rule in rules:
         _add_rule(program, ruleset, rule, handled)
-    # Denials of code that runs without execve (the warm runner's) would be logged, one line each, to the host.
-    flags = _LOG_SAME_EXEC_OFF if abi >= 7 else 0
+    # Denials of code that runs without execve (the warm runner's) would be logged, one line each, to the host; so
+    # would those of any domain that a guest makes for itself and asks logs of.
+    flags = _LOG_SAME_EXEC_OFF | _LOG_SUBDOMAINS_OFF if abi >= 7 else 0
     program.syscall("landlock_restrict_self", ruleset, flags, step="enter the Landlock domain")
     program.syscall("close", ruleset, step="close the Landlock ruleset")
 

@@ -17,6 +17,8 @@ READ_ONLY_PATHS: Final[tuple[str, ...]] = (
 )
 
 MASKED_FILES: Final[tuple[str, ...]] = (
+    "/proc/bootconfig",  # as the next one
+    "/proc/cmdline",  # the kernel's command line, where some hosts keep secrets
     "/proc/kcore",  # physical memory
     "/proc/kallsyms",  # addresses, for attacks on the kernel
     "/proc/keys",  # key descriptions of this user

@@ -10,6 +10,7 @@ pid namespace that it shows, so the nursery forks first.
 from __future__ import annotations
 
 import os
+import resource
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from tartarus.guest.program import Fd, Program
 from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.runtimes.base import RootFs
 from tartarus.runtimes.confine import caps, keyring, landlock, masks, rlimits, seccomp
+from tartarus.runtimes.idmap import OWNER_UID
 
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
@@ -32,8 +34,11 @@ GUEST_FLAGS = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_N
 NURSERY_FLAGS = CLONE_NEWUSER | GUEST_FLAGS | CLONE_NEWCGROUP
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 MOVE_MOUNT_F_EMPTY_PATH = 4
-PR_SET_DUMPABLE = 4
-ECHILD, EEXIST, ENOENT = 10, 17, 2
+PR_SET_DUMPABLE, PR_SET_SECUREBITS = 4, 28
+SECBIT_NO_SETUID_FIXUP = 4
+MAX_TERMINALS = 64
+"""Of 4096 that a machine has; containers share all but 1024 of them."""
+EPERM, ECHILD, EEXIST, ENOENT = 1, 10, 17, 2
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
              ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"), ("core", "/proc/kcore"))  # fmt: skip
@@ -102,6 +107,8 @@ def stage_program(stage: Path, rootfs: RootFs, mounts: Sequence[Mount] = (), *, 
     for device in DEVICES:
         program.syscall("mknodat", AT_FDCWD, f"{base}/dev/{device}", 0o100666, 0, step=f"make /dev/{device}")
         _bind(program, f"/dev/{device}", f"{base}/dev/{device}")
+        # Devices work as before; what can't be done any more is to change the host's file (its times, for one).
+        _set_attributes(program, f"{base}/dev/{device}", ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC, f"keep /dev/{device}")
     for name, target in DEV_LINKS:
         program.syscall("symlinkat", target, AT_FDCWD, f"{base}/dev/{name}", step=f"link /dev/{name}")
     _mkdir(program, f"{base}/dev/pts")
@@ -116,7 +123,26 @@ def stage_program(stage: Path, rootfs: RootFs, mounts: Sequence[Mount] = (), *, 
         _bind(program, visible, base + visible, submounts, ok=ENOENT)
         _set_attributes(program, base + visible, SAFE_READ_ONLY | ATTR_NOEXEC, f"make {visible} read-only")
     _mkdir(program, f"{base}/z")
+    if not rootless:
+        _leave_root(program)
     return program
+
+
+def _leave_root(program: Program) -> None:
+    """Become a user that is nobody else's, with all capabilities still, before the user namespace is made.
+
+    The kernel counts what the processes of a user namespace use (inotify instances, for one) against the user who
+    made it as well: as root's, one sandbox could use up what the host's root may have. Groups of the daemon's, such
+    as `disk`, would stay with every guest.
+    """
+    unlimited = program.blob(b"\xff" * 16)
+    program.syscall(
+        "prlimit64", 0, resource.RLIMIT_NPROC, unlimited, 0, step="lift the limit of root's processes", ok=EPERM
+    )
+    program.syscall("setgroups", 0, 0, step="leave all groups")
+    program.syscall("prctl", PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0, step="keep capabilities")
+    program.syscall("setresgid", OWNER_UID, OWNER_UID, OWNER_UID, step="take a group of the nursery's own")
+    program.syscall("setresuid", OWNER_UID, OWNER_UID, OWNER_UID, step="take a user of the nursery's own")
 
 
 def unshare_program(flags: int) -> Program:
@@ -213,8 +239,8 @@ def box_program(
     for name in ("dev", "sys"):
         _bind(program, f"/{name}", f"{root}/{name}", MS_REC)
     _bind(program, f"{box}/shm", f"{root}/dev/shm")  # noqa: S108 - the mount point, not a file in it
-    _mount(program, "devpts", f"{root}/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620",
-           "mount /dev/pts")  # fmt: skip
+    terminals = f"newinstance,ptmxmode=0666,mode=620,max={MAX_TERMINALS}"
+    _mount(program, "devpts", f"{root}/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, terminals, "mount /dev/pts")
     _mount(program, "proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "", "mount /proc")
     _network(program, root)
     _mask(program, root, f"{box}/e")
