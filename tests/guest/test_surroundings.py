@@ -129,7 +129,7 @@ def test_usage(agent_binary_path: Path) -> None:
         ["agent", "--what"],
         ["what"],
     ):
-        done = subprocess.run([agent_binary_path, *arguments], capture_output=True, check=False)
+        done = subprocess.run([str(agent_binary_path), *arguments], capture_output=True, check=False)
         assert done.returncode == 64
         assert done.stderr
 
@@ -140,5 +140,5 @@ def test_a_channel_that_is_none(agent_binary_path: Path) -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         ours.close()
-        argv = [agent_binary_path, "agent", f"--channel={theirs.fileno()}", "--shared-pids"]
+        argv = [str(agent_binary_path), "agent", f"--channel={theirs.fileno()}", "--shared-pids"]
         assert subprocess.run(argv, pass_fds=[theirs.fileno()], check=False).returncode == 0
