@@ -6,6 +6,7 @@ by `missing`, never skipped in silence.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -341,6 +342,15 @@ def attach(cgroup: Cgroup, pid: int) -> None:
             cgroup.attach(pid)
     except ProcessLookupError:
         return
+
+
+async def remove_soon(cgroup: Cgroup) -> None:
+    """Remove a group whose processes are ending, and kill those that are not."""
+    for _ in range(100):
+        if cgroup.remove():
+            return
+        cgroup.kill()
+        await asyncio.sleep(0.002)
 
 
 def _quota(resources: Resources) -> int:

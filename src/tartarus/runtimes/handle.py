@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -82,7 +83,8 @@ class HostGuest:
             if self._cgroup is not None:
                 self._cgroup.kill()
             elif self._pidfd >= 0:
-                await self._end_guest(self.pid)
+                with contextlib.suppress(GuestFailed):  # a nursery that is dead or stuck: the agent has to do
+                    await self._end_guest(self.pid)
         if not self.ended.done():
             self._kill()
         await asyncio.shield(self.ended)
@@ -96,7 +98,8 @@ class HostGuest:
             return
         if self._paused and self._cgroup is not None:
             # cgroup v1 delivers no signal to a frozen process, not even SIGKILL.
-            self._cgroup.freeze(False)
+            with contextlib.suppress(GuestFailed, OSError):
+                self._cgroup.freeze(False)
 
     def _require_cgroup(self, doing: str) -> Cgroup:
         if self._cgroup is None:
@@ -120,12 +123,14 @@ class HostGuest:
                     memory_limit_bytes=self._resources.memory_bytes, oom_kills=self._cgroup.oom_kills()
                 )
                 await self._remove(self._cgroup)
-            if self._after_end is not None:
-                await self._after_end()
         finally:
-            self.channel.close()
-            if not self.ended.done():
-                self.ended.set_result(None)
+            try:
+                if self._after_end is not None:
+                    await self._after_end()
+            finally:
+                self.channel.close()
+                if not self.ended.done():
+                    self.ended.set_result(None)
 
     async def _remove(self, cgroup: Cgroup) -> None:
         for attempt in range(_REMOVE_ATTEMPTS):

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
 import socket
 import struct
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from tartarus.runtimes.packets import Answer, ControlSocket
 _CLONE = struct.Struct("<QI")
 _ZYGOTE_LOG_BYTES = 8192
 _LOW_FDS = 16
+_END_GRACE_S = 3.0
 _END_TIMEOUT_S = 10.0
 WARM_UP_TIMEOUT_S = 120.0
 _EXHAUSTED = frozenset({errno.EAGAIN, errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.ENOSPC})
@@ -137,17 +139,14 @@ class Nursery:
     async def gone(self) -> None:
         """Wait until it has ended, and with it all of its pid namespace; reap it where it is our child."""
         if self._pidfd >= 0:
-            loop = asyncio.get_running_loop()
-            ended = asyncio.Event()
-            loop.add_reader(self._pidfd, ended.set)
+            pidfd, self._pidfd = self._pidfd, -1
             try:
-                await asyncio.wait_for(ended.wait(), _END_TIMEOUT_S)
-            except TimeoutError as error:
-                raise GuestFailed(f"the nursery of {self.what} does not end") from error
+                if not await _ends(pidfd, _END_GRACE_S):
+                    _kill(pidfd)  # it was stopped, or is stuck
+                    if not await _ends(pidfd, _END_TIMEOUT_S):
+                        raise GuestFailed(f"the nursery of {self.what} does not end")
             finally:
-                loop.remove_reader(self._pidfd)
-                os.close(self._pidfd)
-                self._pidfd = -1
+                os.close(pidfd)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, os.WNOHANG)  # noqa: ASYNC222 - it has ended: this does not wait
 
@@ -163,7 +162,7 @@ class Zygote:
     def __init__(self, control: ControlSocket, pidfd: int) -> None:
         self.control = control
         self.pid = pid_of(pidfd)
-        os.close(pidfd)
+        self._pidfd = pidfd
 
     async def wait_ready(self, timeout_s: float, log_fd: int, what: str) -> None:
         """Wait for the READY packet; turn anything else into TemplateFailed."""
@@ -180,8 +179,12 @@ class Zygote:
         raise TemplateFailed(f"warming {what} failed", why=(said or _read_all(log_fd) or "it ended at once").strip())
 
     def close(self) -> None:
-        """Let it end; guests cloned from it go on."""
+        """End it; guests cloned from it go on. Safe to repeat."""
         self.control.close()
+        if self._pidfd >= 0:
+            _kill(self._pidfd)  # it has nothing to put in order, and one that is stopped would stay
+            os.close(self._pidfd)
+            self._pidfd = -1
 
 
 class WarmNursery:
@@ -207,6 +210,7 @@ class WarmNursery:
     async def warm(self) -> None:
         """Start and warm the interpreter unless it is."""
         if not self.is_warm:
+            self.cool()
             self._zygote = await self.nursery.start_zygote(
                 self._argv, self._env, self._confinement, timeout_s=WARM_UP_TIMEOUT_S
             )
@@ -242,7 +246,33 @@ async def clone(control: ControlSocket, encoded: bytes, flags: int, fds: Sequenc
     answer = await control.request(b"TCLN", _CLONE.pack(flags, len(encoded)) + encoded, fds)
     if answer.error:
         raise exhausted_or_failed(f"can't fork a guest of {what}", answer.error)
-    return Clone(answer.pidfd)
+    if answer.pidfd < 0:
+        # This process could take no more descriptors. The guest ends by itself when its channel is closed.
+        raise exhausted_or_failed(f"can't take a guest of {what}", errno.EMFILE)
+    try:
+        return Clone(answer.pidfd)
+    except OSError as error:
+        os.close(answer.pidfd)
+        raise exhausted_or_failed(f"can't take a guest of {what}", error.errno or 0) from error
+
+
+async def _ends(pidfd: int, timeout_s: float) -> bool:
+    """Whether a process ends in time."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await asyncio.wait_for(ended.wait(), timeout_s)
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(pidfd)
+    return True
+
+
+def _kill(pidfd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
 def step_failed(what: str, steps: Sequence[str], step: int, error: int) -> GuestFailed | NoSpace:

@@ -13,7 +13,7 @@ from tartarus.guest.program import Program
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
 from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
-from tartarus.runtimes.cgroups import Cgroup, Hierarchy, attach, lacking, weaker_limits
+from tartarus.runtimes.cgroups import Cgroup, Hierarchy, attach, lacking, remove_soon, weaker_limits
 from tartarus.runtimes.confine import landlock
 from tartarus.runtimes.container import layout, mounts
 from tartarus.runtimes.handle import HostGuest
@@ -43,7 +43,7 @@ class ContainerSnapshot(WarmNursery):
         """End the nursery: the kernel ends everything in its pid namespace with it."""
         await self.end()
         if self._cgroup is not None:
-            await _remove(self._cgroup)
+            await remove_soon(self._cgroup)
 
     def program(self, request: GuestRequest, abi: int, limit_level: Isolation) -> tuple[bytes, list[str]]:
         """The box program, encoded; the one for requests without mounts is kept, as only the host name differs."""
@@ -125,7 +125,7 @@ class ContainerRuntime:
             nursery.close()
             await asyncio.shield(nursery.gone())
             if cgroup is not None:
-                await _remove(cgroup)
+                await remove_soon(cgroup)
             if isinstance(error, GuestFailed):
                 raise IsolationUnavailable(error.what, why=error.why, fix=error.fix) from error
             raise
@@ -192,8 +192,7 @@ class ContainerRuntime:
             if born is not None:
                 os.close(born.pidfd)
             if cgroup is not None:
-                cgroup.kill()
-                await _remove(cgroup)
+                await remove_soon(cgroup)
             if isinstance(error, OSError):
                 raise exhausted_or_failed("the guest's cgroup can't be set up", error.errno or 0) from error
             raise
@@ -220,10 +219,3 @@ class ContainerRuntime:
         os.close(self._agent_fd)
         if self._mount_namespace >= 0:
             os.close(self._mount_namespace)
-
-
-async def _remove(cgroup: Cgroup) -> None:
-    for _ in range(100):
-        if cgroup.remove():
-            return
-        await asyncio.sleep(0.002)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,14 +55,3 @@ def require_reachable(paths: Sequence[Path]) -> None:
                     why=f"{directory} lets no other user through, and each sandbox runs as a user of its own",
                     fix="choose a TARTARUS_HOME whose parents are mode 0711 or wider, or use --isolation container",
                 )
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a dead sandbox's directory, whatever modes it left; without privilege those have to be lifted first."""
-    for folder, names, _files in os.walk(path):
-        for name in names:
-            inner = Path(folder, name)
-            if not inner.is_symlink():
-                with contextlib.suppress(OSError):
-                    inner.chmod(0o700)
-    shutil.rmtree(path, ignore_errors=True)

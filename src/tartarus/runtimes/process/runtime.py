@@ -8,6 +8,7 @@ subreaper of all that runs in the sandbox and ends it. As root each sandbox gets
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -15,10 +16,11 @@ from pathlib import Path
 from tartarus.guest.binary import agent_memfd
 from tartarus.guest.channel import GuestChannel, channel_pair
 from tartarus.guest.program import Fd, Program
-from tartarus.model.errors import IsolationUnavailable, NoSpace, Unsupported
+from tartarus.model.errors import GuestFailed, IsolationUnavailable, NoSpace, Unsupported
 from tartarus.model.sandbox import Isolation
+from tartarus.runtimes import trees
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
-from tartarus.runtimes.cgroups import Cgroup, Hierarchy, attach, lacking, weaker_limits
+from tartarus.runtimes.cgroups import Cgroup, Hierarchy, attach, lacking, remove_soon, weaker_limits
 from tartarus.runtimes.confine import caps, keyring, landlock, rlimits, seccomp
 from tartarus.runtimes.confine.metadata import MetadataBroker
 from tartarus.runtimes.handle import HostGuest
@@ -35,10 +37,13 @@ PR_SET_DUMPABLE = 4
 class ProcessSnapshot(WarmNursery):
     """A template's nursery and zygote at process level."""
 
-    def __init__(self, rootfs: RootFs, nursery: Nursery, confinement: Program, scratch: Path) -> None:
+    def __init__(
+        self, rootfs: RootFs, nursery: Nursery, cgroup: Cgroup | None, confinement: Program, scratch: Path
+    ) -> None:
         argv, env = warm_command(rootfs.template, guest_prefix(rootfs))
         super().__init__(nursery, argv, env | {"HOME": str(scratch)}, confinement)
         self.rootfs = rootfs
+        self._cgroup = cgroup
         self._scratch = scratch
 
     def memory_bytes(self) -> int:
@@ -48,7 +53,9 @@ class ProcessSnapshot(WarmNursery):
     async def close(self) -> None:
         """End the nursery; it ends what is left below it."""
         await self.end()
-        await asyncio.to_thread(paths.remove_tree, self._scratch)
+        if self._cgroup is not None:
+            await remove_soon(self._cgroup)
+        await asyncio.to_thread(trees.remove_tree, self._scratch)
 
 
 class ProcessRuntime:
@@ -100,12 +107,27 @@ class ProcessRuntime:
         # Guests inherit this empty ring and can't use it; one for each would be counted against their user's quota.
         program = Program()
         keyring.add_keyring(program)
-        await nursery.run(program)
-        uid = _ZYGOTE_UID if self._privileged else None
         self._nursery_count += 1
+        cgroup: Cgroup | None = None
+        try:
+            if self._hierarchy is not None:
+                # Without it, one that is stopped when the daemon dies would never be found again.
+                cgroup = self._hierarchy.create(
+                    f"nursery-{rootfs.template.id}-process-{os.getpid()}-{self._nursery_count}", None
+                )
+                cgroup.attach(nursery.pid)
+            await nursery.run(program)
+        except BaseException as error:
+            nursery.close()
+            if cgroup is not None:
+                await remove_soon(cgroup)
+            if isinstance(error, OSError):
+                raise exhausted_or_failed("the nursery's cgroup can't be set up", error.errno or 0) from error
+            raise
+        uid = _ZYGOTE_UID if self._privileged else None
         scratch = self._make_home(f"warm-{os.getpid()}-{self._nursery_count}", uid or os.getuid())
         confinement = warmup.confinement(rootfs, self._base, self._landlock_abi, uid, (_FIRST_UID, _UIDS))
-        snapshot = ProcessSnapshot(rootfs, nursery, confinement, scratch)
+        snapshot = ProcessSnapshot(rootfs, nursery, cgroup, confinement, scratch)
         self._snapshots.add(snapshot)
         return snapshot
 
@@ -119,12 +141,13 @@ class ProcessRuntime:
             home = self._make_home(request.id, uid)
         except OSError as error:
             self._uids.discard(uid)
+            trees.remove_tree(self._base / request.id)
             raise exhausted_or_failed("the sandbox's directory can't be made", error.errno or 0) from error
         try:
             return await self._clone(snapshot, request, uid, home, warm=warm)
         except BaseException:
             self._uids.discard(uid)
-            paths.remove_tree(home)
+            trees.remove_tree(home)
             raise
 
     async def _clone(
@@ -150,8 +173,7 @@ class ProcessRuntime:
             if born is not None:
                 os.close(born.pidfd)
             if cgroup is not None:
-                cgroup.kill()
-                cgroup.remove()
+                await remove_soon(cgroup)
             if isinstance(error, OSError):
                 raise exhausted_or_failed("the guest can't be set up", error.errno or 0) from error
             raise
@@ -167,10 +189,11 @@ class ProcessRuntime:
                 await nursery.end_guest(pid)
 
         async def after_end() -> None:
-            await end_guest(0)
+            with contextlib.suppress(GuestFailed):  # a nursery that answers nothing has no orphans that we could reach
+                await end_guest(0)
             if metadata is not None:
                 metadata.close()
-            await asyncio.to_thread(paths.remove_tree, home)
+            await asyncio.to_thread(trees.remove_tree, home)
             self._uids.discard(uid)
 
         channel = GuestChannel(ours)
