@@ -23,12 +23,12 @@ class Rootless:
 
     def __init__(self, base: Path) -> None:
         self.home = base / "home"
-        self._command = base / "venv" / "bin" / "tartarus"
+        self.command = base / "venv" / "bin" / "tartarus"
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {"HOME": str(self.home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
         return subprocess.run(
-            [str(self._command), *arguments], user=NOBODY, group=NOBODY, extra_groups=[], env=environment,
+            [str(self.command), *arguments], user=NOBODY, group=NOBODY, extra_groups=[], env=environment,
             cwd=self.home, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -134,3 +134,37 @@ def test_another_user_is_refused(tartarus: Rootless) -> None:
         capture_output=True,
     )
     assert b"PermissionError" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def docker_image() -> Iterator[str]:
+    """An image with nothing but the links a merged /usr needs; the host's /usr is mounted into its containers."""
+    name = f"tartarus-test-{os.getpid()}"
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for directory in ("proc", "sys", "dev", "tmp", "etc", "usr", "var/tmp", "home"):
+            (root / directory).mkdir(parents=True)
+        (root / "tmp").chmod(0o1777)
+        for link in ("bin", "sbin", "lib", "lib64"):
+            (root / link).symlink_to(f"usr/{link}")
+        for file in ("passwd", "group", "ld.so.cache"):
+            shutil.copy(f"/etc/{file}", root / "etc" / file)
+        archive = subprocess.run(["tar", "-C", folder, "-c", "."], check=True, capture_output=True).stdout
+    subprocess.run(["docker", "import", "-", name], input=archive, check=True, capture_output=True)
+    yield name
+    subprocess.run(["docker", "rmi", "-f", name], check=False, capture_output=True)
+
+
+@pytest.mark.needs("docker")
+@pytest.mark.parametrize("user", ["0", str(NOBODY)])
+def test_an_ordinary_docker_container_gives_the_process_level(tartarus: Rootless, docker_image: str, user: str) -> None:
+    venv = tartarus.command.parent.parent
+    script = (
+        f"T={tartarus.command}; $T run -- python3 -c 'print(6*7)'; $T run --isolation process -- echo asked; "
+        "$T run --isolation container -- true; echo status $?"
+    )
+    argv = ["docker", "run", "--rm", "--network=none", "--user", f"{user}:{user}", "-e", "TARTARUS_HOME=/tmp/home"]
+    argv += ["-v", "/usr:/usr:ro", "-v", f"{venv}:{venv}:ro", docker_image, "/bin/sh", "-c", script]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "42\nasked\nstatus 125\n", done.stderr
+    assert "isolation_unavailable" in done.stderr
