@@ -580,7 +580,7 @@ class TestFreshness:
         assert len(set(found)) == len(found)
 
     def test_no_two_programs_of_one_clone_draw_the_same(self, zygote: Warm) -> None:
-        code = "import random, numpy, ssl; print(random.random(), numpy.random.random(), ssl.RAND_bytes(8))"
+        code = "import random, numpy, ssl; print(random.random(), numpy.random.random(), ssl.RAND_bytes(8).hex())"
         found = set()
         with cloned(zygote) as clone:
             for _ in range(3):
