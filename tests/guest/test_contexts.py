@@ -371,6 +371,7 @@ class Scripted:
         self.pieces.clear()
 
     def signal(self, number: int, group: bool = False) -> None:
+        assert not group
         self.signals.append(number)
 
     async def wait(self) -> ExitStatus:
