@@ -41,8 +41,8 @@ class Progress:
     def __init__(self, argv: tuple[str, ...], timeout_s: float | None) -> None:
         self._argv = argv
         self._timeout_s = timeout_s
-        self._began = time.monotonic()
-        self._duration_s = 0.0
+        self._asked = self._began = time.monotonic()
+        self._ended = self._asked
         self.started = False
         self.ended = False
         self.pid = 0
@@ -65,7 +65,7 @@ class Progress:
             self._began = time.monotonic()
         elif event.event == "exit":
             self.ended, self.exit, self.record = True, event.exit, event.sandbox
-            self._duration_s = time.monotonic() - self._began
+            self._ended = time.monotonic()
         elif event.event == "error" and event.error is not None:
             self.ended = True
             raise event.error.error()
@@ -97,12 +97,14 @@ class Progress:
             status = self._end_with_sandbox()
         result = CommandResult(
             argv=self._argv, exit_code=status.shell_status, stdout_bytes=output.take(1), stderr_bytes=output.take(2),
-            duration_ms=self._duration_s * 1e3, signal=status.signal, user_ms=status.user_ms,
+            duration_ms=(self._ended - self._began) * 1e3, signal=status.signal, user_ms=status.user_ms,
             system_ms=status.system_ms, peak_memory_bytes=status.peak_memory_bytes, warm=self.warm,
             truncated=output.truncated,
         )  # fmt: skip
-        # The node kills at the limit and says no more than "signal 9"; the clock tells such a kill from others.
-        if self._timeout_s is not None and status.signal == _SIGKILL and self._duration_s >= self._timeout_s * 0.99:
+        # The node kills at the limit and says no more than "signal 9"; the clock tells such a kill from others. The
+        # node's began to run after we had asked, and before it told us of the start.
+        over = self._timeout_s is not None and self._ended - self._asked >= self._timeout_s
+        if over and status.signal == _SIGKILL:
             what = f"{self._argv[0]} ran longer than {self._timeout_s:g} s and was killed"
             raise CommandTimedOut(what, result=result)
         if check and not result.ok:
