@@ -27,6 +27,7 @@ PRETEND: Final = refuse(0)
 EPERM: Final = refuse(errno.EPERM)
 ENOSYS: Final = refuse(errno.ENOSYS)
 EINVAL: Final = refuse(errno.EINVAL)
+_NO_ATTRIBUTES: Final = refuse(errno.EOPNOTSUPP)
 _NO_FAMILY: Final = refuse(errno.EAFNOSUPPORT)
 _NO_TYPE: Final = refuse(errno.ESOCKTNOSUPPORT)
 _NO_PROTOCOL: Final = refuse(errno.EPROTONOSUPPORT)
@@ -38,6 +39,7 @@ NEW_NAMESPACES: Final = 0x7E02_0000
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; CLONE_NEWTIME is not a clone(2) flag."""
 _SET_ID_BITS: Final = 0o6000
 _O_CREAT, _O_TRUNC, _O_TMPFILE, _O_ACCMODE = 0o100, 0o1000, 0o20000000, 3
+_ATTRIBUTES = ("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr")
 _S_IFMT, _S_IFIFO, _S_IFREG, _S_IFSOCK = 0o170000, 0o010000, 0o100000, 0o140000
 _TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
 _PR_SET_MM, _PR_SCHED_CORE = 35, 62
@@ -76,6 +78,12 @@ def _open(flags_arg: int, *, truncation_is_mediated: bool) -> Rule:
     # Landlock before ABI 3 lets a file that may only be read be cut by opening it so; 3 is the odd access
     # mode that asks for neither reading nor writing.
     return _unless(flags_arg, (_O_TRUNC, _O_TRUNC | 3), EPERM, mask=_O_TRUNC | _O_ACCMODE, other=rule)
+
+
+def _open_mediated(flags_arg: int, *, truncation_is_mediated: bool) -> Rule:
+    """As `_open`, where Landlock stands alone: it lets every file be opened to neither read nor write."""
+    rule = _open(flags_arg, truncation_is_mediated=truncation_is_mediated)
+    return _unless(flags_arg, (_O_ACCMODE,), EINVAL, mask=_O_ACCMODE, other=rule)
 
 
 def _mknod(mode_arg: int) -> Rule:
@@ -145,6 +153,8 @@ def _process(*, own_uid: bool, brokered: bool, landlock_abi: int) -> dict[str, R
         **_everywhere(truncation_is_mediated=landlock_abi >= 3),
         **dict.fromkeys(calls.NAMING_SOCKETS, EPERM),
         **dict.fromkeys(calls.METADATA, ALLOW),
+        "open": _open_mediated(1, truncation_is_mediated=landlock_abi >= 3),
+        "openat": _open_mediated(2, truncation_is_mediated=landlock_abi >= 3),
         "socket": _NO_FAMILY,
         # A datagram pair could still send to any path with sendmsg, whose address can't be judged here.
         "socketpair": _only(0, (_UNIX,), _NO_FAMILY, then=_only(1, (_STREAM, _SEQPACKET), _NO_TYPE, mask=_TYPE_MASK)),
@@ -160,7 +170,10 @@ def _process(*, own_uid: bool, brokered: bool, landlock_abi: int) -> dict[str, R
     }
     if landlock_abi < 3:
         rules["truncate"] = EPERM
-    if not own_uid:
+    if own_uid:
+        # As on a file system without them: else one could be hung on every file that all users may write.
+        rules |= dict.fromkeys(_ATTRIBUTES, _NO_ATTRIBUTES)
+    else:
         # Landlock would allow these for every file of the user; through an open descriptor it judged the opening.
         by_path = {name: _by_broker(rules[name]) if brokered else EPERM for name in BROKERED}
         rules |= {**by_path, "utimensat": _null(1, ALLOW, by_path["utimensat"])}

@@ -18,6 +18,7 @@ from pathlib import Path
 from tartarus.guest.program import Fd, Program
 from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.runtimes.base import RootFs
+from tartarus.runtimes.cgroups import add_joining
 from tartarus.runtimes.confine import caps, keyring, landlock, masks, rlimits, seccomp
 from tartarus.runtimes.idmap import OWNER_UID
 
@@ -43,8 +44,8 @@ DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
              ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"), ("core", "/proc/kcore"))  # fmt: skip
 SYS_VISIBLE = ("/sys/devices/system/cpu", "/sys/devices/system/node")
-FIRST_PASSED_MOUNT = 2
-"""Passed descriptors: 0 the channel, 1 the agent's executable, then the user's mounts."""
+FIRST_ENTRY = 2
+"""Passed descriptors: 0 the channel, 1 the agent's executable, then the cgroup's entries, then the user's mounts."""
 LANDLOCK_RULES = (
     landlock.PathRule("/", landlock.RUN | landlock.WRITE),
     *(landlock.PathRule(f"/dev/{device}", landlock.DEVICE, file=True) for device in DEVICES),
@@ -212,17 +213,19 @@ def box_program(
     *,
     landlock_abi: int,
     limit_level: Isolation,
+    n_entries: int,
     staged_mounts: bool = False,
 ) -> Program:
-    """What a guest does to itself between its birth and its agent: box, wait for its cgroup, drop everything.
+    """What a guest does to itself between its birth and its agent: join its cgroup, box, drop everything.
 
-    The guest waits for one byte on its channel before it takes its cgroup namespace, because the
-    namespace's root is the group it stands in at that moment. `limit_level`: whose rlimits to set; the process
-    level's stand in for the cgroups that a host does not give. `mounts` come as passed descriptors, or with
-    `staged_mounts` from this nursery's own stage.
+    `n_entries`: how many cgroup entries were passed, to join by. Without any, the guest waits for one byte on its
+    channel, sent when the host has moved it: its cgroup namespace's root is the group it stands in when it takes
+    one. `limit_level`: whose rlimits to set; the process level's stand in for the cgroups that a host does not
+    give. `mounts` come as passed descriptors, or with `staged_mounts` from this nursery's own stage.
     """
     box, root = "/.tartarus/box", "/.tartarus/box/m"
     program = Program()
+    add_joining(program, FIRST_ENTRY, n_entries)
     program.syscall("umask", 0o22, step="umask")
     inodes = max(4096, min(1 << 20, resources.disk_bytes // 8192))
     size = f"size={resources.disk_bytes},nr_inodes={inodes},mode=755"
@@ -250,9 +253,7 @@ def box_program(
         _bind(program, f"/.tartarus/m{index}", root + mount.target, MS_REC)
     _pivot(program, root)
     for index, mount in enumerate(() if staged_mounts else mounts):
-        _user_mount(program, mount, FIRST_PASSED_MOUNT + index)
-    byte = program.blob(b"\0" * 8)
-    program.syscall("read", Fd(0), byte, 1, step="wait for the cgroup")
+        _user_mount(program, mount, FIRST_ENTRY + n_entries + index)
     program.syscall("unshare", CLONE_NEWCGROUP, step="take a cgroup namespace")
     rlimits.add_rlimits(program, resources, limit_level)
     caps.add_capability_drop(program)

@@ -13,7 +13,7 @@ from tartarus.guest.program import Program
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
 from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
-from tartarus.runtimes.cgroups import Cgroup, Hierarchy, attach, lacking, remove_soon, weaker_limits
+from tartarus.runtimes.cgroups import Cgroup, Hierarchy, admit, lacking, remove_soon, weaker_limits
 from tartarus.runtimes.confine import landlock
 from tartarus.runtimes.container import layout, mounts
 from tartarus.runtimes.handle import HostGuest
@@ -45,7 +45,9 @@ class ContainerSnapshot(WarmNursery):
         if self._cgroup is not None:
             await remove_soon(self._cgroup)
 
-    def program(self, request: GuestRequest, abi: int, limit_level: Isolation) -> tuple[bytes, list[str]]:
+    def program(
+        self, request: GuestRequest, abi: int, limit_level: Isolation, n_entries: int
+    ) -> tuple[bytes, list[str]]:
         """The box program, encoded; the one for requests without mounts is kept, as only the host name differs."""
         cached = None if request.mounts else self._programs.get(request.resources)
         if cached is None:
@@ -55,6 +57,7 @@ class ContainerSnapshot(WarmNursery):
                 request.mounts,
                 landlock_abi=abi,
                 limit_level=limit_level,
+                n_entries=n_entries,
                 staged_mounts=self._own_mounts,
             )
             cached = (program.encode(), program.steps)
@@ -82,6 +85,7 @@ class ContainerRuntime:
         self._limit_level = Isolation.PROCESS if self._lacking & {"memory", "pids"} else Isolation.CONTAINER
         self._agent_fd = agent_memfd()
         self._snapshots: set[ContainerSnapshot] = set()
+        self._n_entries = hierarchy.n_entries if hierarchy is not None else 0
         self._nursery_count = 0
         self._mount_namespace = -1
 
@@ -174,19 +178,19 @@ class ContainerRuntime:
         warm: bool,
         after_end: Callable[[], Awaitable[None]] | None = None,
     ) -> Guest:
-        program, steps = snapshot.program(request, self._landlock_abi, self._limit_level)
+        program, steps = snapshot.program(request, self._landlock_abi, self._limit_level, self._n_entries)
         mount_fds = await self._mount_fds(request)
         ours, theirs = channel_pair()
         cgroup: Cgroup | None = None
         born: Clone | None = None
+        entries: list[int] = []
         try:
             if self._hierarchy is not None:
                 cgroup = self._hierarchy.create(request.id, request.resources)
-            fds = [theirs.fileno(), self._agent_fd, *mount_fds]
+                entries = cgroup.entries()
+            fds = [theirs.fileno(), self._agent_fd, *entries, *mount_fds]
             born = await snapshot.clone(program, layout.GUEST_FLAGS, fds, warm=warm)
-            if cgroup is not None:
-                attach(cgroup, born.pid)
-            ours.send(b"\0")
+            admit(cgroup, ours, born.pid, len(entries))
         except BaseException as error:
             ours.close()
             if born is not None:
@@ -198,7 +202,7 @@ class ContainerRuntime:
             raise
         finally:
             theirs.close()
-            for fd in mount_fds:
+            for fd in (*entries, *mount_fds):
                 os.close(fd)
         channel = GuestChannel(ours)
         await channel.open()

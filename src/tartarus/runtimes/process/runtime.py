@@ -20,7 +20,7 @@ from tartarus.model.errors import GuestFailed, IsolationUnavailable, NoSpace, Un
 from tartarus.model.sandbox import Isolation
 from tartarus.runtimes import trees
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
-from tartarus.runtimes.cgroups import Cgroup, Hierarchy, attach, lacking, remove_soon, weaker_limits
+from tartarus.runtimes.cgroups import Cgroup, Hierarchy, add_joining, admit, lacking, remove_soon, weaker_limits
 from tartarus.runtimes.confine import caps, keyring, landlock, rlimits, seccomp
 from tartarus.runtimes.confine.metadata import MetadataBroker
 from tartarus.runtimes.handle import HostGuest
@@ -157,15 +157,15 @@ class ProcessRuntime:
         broker, asker = (None, None) if self._privileged else socket.socketpair()
         cgroup: Cgroup | None = None
         born: Clone | None = None
+        entries: list[int] = []
         try:
             program = self._program(snapshot.rootfs, request, home, uid)
             if self._hierarchy is not None:
                 cgroup = self._hierarchy.create(request.id, request.resources)
-            fds = [theirs.fileno(), self._agent_fd, *([] if asker is None else [asker.fileno()])]
+                entries = cgroup.entries()
+            fds = [theirs.fileno(), self._agent_fd, *([] if asker is None else [asker.fileno()]), *entries]
             born = await snapshot.clone(program.encode(), 0, fds, warm=warm)
-            if cgroup is not None:
-                attach(cgroup, born.pid)
-            ours.send(b"\0")
+            admit(cgroup, ours, born.pid, len(entries))
         except BaseException as error:
             ours.close()
             if broker is not None:
@@ -181,6 +181,8 @@ class ProcessRuntime:
             theirs.close()
             if asker is not None:
                 asker.close()
+            for fd in entries:
+                os.close(fd)
         nursery = snapshot.nursery
         metadata = None if broker is None else MetadataBroker(broker, [str(home)])
 
@@ -237,7 +239,8 @@ class ProcessRuntime:
 
     def _program(self, rootfs: RootFs, request: GuestRequest, home: Path, uid: int) -> Program:
         program = Program()
-        program.syscall("read", Fd(0), program.blob(b"\0" * 8), 1, step="wait for the cgroup")
+        n_entries = self._hierarchy.n_entries if self._hierarchy is not None else 0
+        add_joining(program, 2 if self._privileged else 3, n_entries)
         program.syscall("umask", 0o22, step="umask")
         rlimits.add_rlimits(program, request.resources, Isolation.PROCESS)
         if self._privileged:
