@@ -1,9 +1,10 @@
-"""Modes, owners, times and attributes of files by path, changed on a sandbox's behalf by the daemon.
+"""Modes, owners, times and attributes of files, changed on a sandbox's behalf by the daemon.
 
 Landlock does not mediate them, so at process level, where a sandbox may have the user's own id, `chmod` of
-any file of the user would work. The filter hands such calls over instead (SECCOMP_RET_USER_NOTIF): the
-daemon finds the file as the caller would, makes sure that it lies in the sandbox's own directory, and makes
-the change. The rest of this package builds programs; this is the one part that serves while a guest runs.
+any file of the user would work, by path or through a descriptor that may only read it. The filter hands such
+calls over instead (SECCOMP_RET_USER_NOTIF): the daemon finds the file as the caller would, makes sure that it
+lies in the sandbox's own directory, and makes the change. The rest of this package builds programs; this is
+the one part that serves while a guest runs.
 
 Races change nothing: the path is read once and leads to a descriptor, the descriptor is judged by where its
 file lies, and the change is made through it. A file that lies in the sandbox's directory is the sandbox's to
@@ -39,13 +40,26 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Where a call keeps its arguments: indexes, None for what it has not."""
+    """Where a call keeps its arguments: indexes, None for what it has not.
+
+    Without a path, and for a null path where the call knows such, `directory` is the descriptor of the file itself.
+    """
 
     change: Callable[[Caller, int, tuple[int, ...]], None]
-    path: int
+    path: int | None
     directory: int | None = None
     flags: int | None = None
     follow: bool = True
+    null_path: bool = False
+
+    def names_descriptor(self, args: tuple[int, ...]) -> bool:
+        """Whether these arguments mean an open file."""
+        return self.path is None or (self.null_path and not args[self.path])
+
+    def rest(self, args: tuple[int, ...]) -> tuple[int, ...]:
+        """The arguments after those that name the file."""
+        last = self.path if self.path is not None else self.directory
+        return args[(last or 0) + 1 :]
 
 
 class Caller:
@@ -102,6 +116,12 @@ class Caller:
             if base is not None:
                 os.close(base)
 
+    def descriptor(self, number: int) -> int:
+        """A path descriptor of a file that it has open."""
+        if number == _AT_FDCWD:
+            raise OSError(errno.EFAULT, "no path")
+        return self._directory(number)
+
     def _directory(self, directory: int) -> int:
         name = "cwd" if directory == _AT_FDCWD else f"fd/{directory}"
         try:
@@ -149,6 +169,8 @@ def _microseconds(caller: Caller, address: int) -> bytes:
 
 def _attribute(caller: Caller, address: int) -> str:
     name = caller.text(address, _NAME_BYTES)
+    if name.startswith(b"system."):
+        raise OSError(errno.EOPNOTSUPP, "no access lists")  # so that cp and its kin fall back to modes
     if not name.startswith(b"user."):
         raise OSError(errno.EPERM, "only attributes of users may be changed")
     return os.fsdecode(name)
@@ -167,18 +189,22 @@ def _remove_attribute(caller: Caller, file: int, args: tuple[int, ...]) -> None:
 
 _SHAPES: Final = {
     "chmod": Shape(_change_mode, 0),
+    "fchmod": Shape(_change_mode, None, 0),
     "fchmodat": Shape(_change_mode, 1, 0),
     "fchmodat2": Shape(_change_mode, 1, 0, 3),
     "chown": Shape(_change_owner, 0),
+    "fchown": Shape(_change_owner, None, 0),
     "lchown": Shape(_change_owner, 0, follow=False),
     "fchownat": Shape(_change_owner, 1, 0, 4),
     "utime": Shape(_change_times(_seconds), 0),
     "utimes": Shape(_change_times(_microseconds), 0),
     "futimesat": Shape(_change_times(_microseconds), 1, 0),
-    "utimensat": Shape(_change_times(_timespecs), 1, 0, 3),
+    "utimensat": Shape(_change_times(_timespecs), 1, 0, 3, null_path=True),
     "setxattr": Shape(_set_attribute, 0),
+    "fsetxattr": Shape(_set_attribute, None, 0),
     "lsetxattr": Shape(_set_attribute, 0, follow=False),
     "removexattr": Shape(_remove_attribute, 0),
+    "fremovexattr": Shape(_remove_attribute, None, 0),
     "lremovexattr": Shape(_remove_attribute, 0, follow=False),
 }
 BROKERED: Final = frozenset(_SHAPES)
@@ -220,17 +246,24 @@ def _serve(listener: int, identity: int, pid: int, nr: int, args: tuple[int, ...
 
 
 def _make_change(caller: Caller, shape: Shape, args: tuple[int, ...], roots: Sequence[str]) -> None:
-    directory = _signed(args[shape.directory]) if shape.directory is not None else _AT_FDCWD
-    flags = args[shape.flags] & _NO_CHANGE if shape.flags is not None else 0
-    follow = shape.follow and not flags & _AT_SYMLINK_NOFOLLOW
-    file = caller.open(caller.text(args[shape.path], _PATH_BYTES), directory, flags, follow=follow)
+    file = _named(caller, shape, args)
     try:
         place = os.readlink(f"/proc/self/fd/{file}")
         if not any(place == root or place.startswith(f"{root}/") for root in roots):
             raise OSError(errno.EPERM, "outside the sandbox's directory")
-        shape.change(caller, file, args[shape.path + 1 :])
+        shape.change(caller, file, shape.rest(args))
     finally:
         os.close(file)
+
+
+def _named(caller: Caller, shape: Shape, args: tuple[int, ...]) -> int:
+    """A path descriptor of the file that a call is about."""
+    directory = _signed(args[shape.directory]) if shape.directory is not None else _AT_FDCWD
+    if shape.path is None or shape.names_descriptor(args):
+        return caller.descriptor(directory)
+    flags = args[shape.flags] & _NO_CHANGE if shape.flags is not None else 0
+    follow = shape.follow and not flags & _AT_SYMLINK_NOFOLLOW
+    return caller.open(caller.text(args[shape.path], _PATH_BYTES), directory, flags, follow=follow)
 
 
 def _signed(value: int) -> int:

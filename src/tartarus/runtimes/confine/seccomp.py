@@ -174,9 +174,8 @@ def _process(*, own_uid: bool, brokered: bool, landlock_abi: int) -> dict[str, R
         # As on a file system without them: else one could be hung on every file that all users may write.
         rules |= dict.fromkeys(_ATTRIBUTES, _NO_ATTRIBUTES)
     else:
-        # Landlock would allow these for every file of the user; through an open descriptor it judged the opening.
-        by_path = {name: _by_broker(rules[name]) if brokered else EPERM for name in BROKERED}
-        rules |= {**by_path, "utimensat": _null(1, ALLOW, by_path["utimensat"])}
+        # Landlock would allow these for every file of the user, and through descriptors that may only read it.
+        rules |= {name: _by_broker(rules[name]) if brokered else EPERM for name in BROKERED}
     return rules
 
 
