@@ -176,6 +176,8 @@ def nursery_program(rootfs: RootFs, mounts: Sequence[Mount] = ()) -> Program:
         _bind(program, f"{base}/b{index}", root + target)
     for name in ("dev", "sys"):
         _bind(program, f"{base}/{name}", f"{root}/{name}", MS_REC)
+        # All guests of this template share them, and where the namespace's root made them its guests own them.
+        _set_attributes(program, f"{root}/{name}", ATTR_RDONLY, f"make /{name} read-only")
     _mount(program, "proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "", "mount the nursery's /proc")
     _mkdir(program, f"{root}/.tartarus", 0o700)
     _mount(program, "tmpfs", f"{root}/.tartarus", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=700",
