@@ -93,7 +93,9 @@ def test_every_lint_exclusion_has_its_reason() -> None:
 
 def test_dependencies_have_no_needless_upper_bounds() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert [name for name in project["dependencies"] if "<" in name or "==" in name] == []
+    # uvicorn: our WebSocket protocol extends one of its internal classes.
+    bounded = [name for name in project["dependencies"] if "<" in name or "==" in name]
+    assert [name for name in bounded if not name.startswith("uvicorn")] == []
 
 
 def imported(folder: Path) -> set[str]:
