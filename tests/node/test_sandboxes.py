@@ -172,6 +172,15 @@ async def test_disk_limit_holds(run: Run) -> None:
     assert int(ran.out) <= 8 * MIB
 
 
+@both_levels
+async def test_use_of_disk_is_seen(node: Node, isolation: Isolation) -> None:
+    sandbox = await node.create(TENANT, SandboxSpec(isolation=isolation))
+    filling = await sandbox.exec(ExecSpec(argv=("/bin/sh", "-c", "head -c 3000000 /dev/zero > $HOME/file")))
+    assert (await filling.wait()).shell_status == 0
+    assert 3_000_000 <= (await sandbox.stats()).disk_bytes < 4_000_000
+    await sandbox.kill()
+
+
 async def test_template_limits_hold_unless_others_are_asked(node: Node) -> None:
     sandbox = await node.create(TENANT, SandboxSpec(resources=ResourceRequest(pids=33)))
     limits = sandbox.record.spec.resources

@@ -8,6 +8,8 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
+
 from tartarus.guest.channel import BootFailed, GuestChannel
 from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.model.sandbox import Resources, Stats
@@ -29,6 +31,7 @@ class HostGuest:
         *,
         steps: Sequence[str],
         warm: bool,
+        disk_bytes: Callable[[int], int],
         end_guest: Callable[[int], Awaitable[None]] | None = None,
         after_end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
@@ -36,6 +39,7 @@ class HostGuest:
         self.pid = clone.pid
         self.warm = warm
         self._steps = steps
+        self._disk_bytes = disk_bytes
         self._pidfd = clone.pidfd
         self._cgroup = cgroup
         self._resources = resources
@@ -69,9 +73,9 @@ class HostGuest:
         """Use now, or what it was at the end."""
         if self._final_stats is not None:
             return self._final_stats
-        if self._cgroup is None:
-            return Stats(memory_limit_bytes=self._resources.memory_bytes)
-        return self._cgroup.stats(self._resources.memory_bytes)
+        limit = self._resources.memory_bytes
+        used = Stats(memory_limit_bytes=limit) if self._cgroup is None else self._cgroup.stats(limit)
+        return msgspec.structs.replace(used, disk_bytes=self._disk_bytes(self.pid))
 
     async def destroy(self) -> None:
         """End it: the kernel kills all of a pid namespace with its first process.

@@ -88,3 +88,18 @@ def _move_up(name: str, directory: int, top: int, names: itertools.count[int]) -
             os.rename(name, f".removed-{number}", src_dir_fd=directory, dst_dir_fd=top)
             return True
     return False
+
+
+def tree_bytes(path: Path, most: int = 20_000) -> int:
+    """Bytes allocated to the files below `path`; counting stops after `most` entries, and at paths too long to open."""
+    total = 0
+    pending = [str(path)]
+    while pending and most > 0:
+        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in itertools.islice(entries, most):
+                most -= 1
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+    return total

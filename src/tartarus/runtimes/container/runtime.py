@@ -70,6 +70,15 @@ class ContainerSnapshot(WarmNursery):
         return encoded.replace(layout.HOSTNAME_PLACEHOLDER.encode(), name[: len(layout.HOSTNAME_PLACEHOLDER)]), steps
 
 
+def _tmpfs_used(pid: int) -> int:
+    """Bytes in a guest's own storage, of which its /dev/shm is a part; 0 where the host may not look (rootless)."""
+    try:
+        storage = os.statvfs(f"/proc/{pid}/root/dev/shm")
+    except OSError:
+        return 0
+    return (storage.f_blocks - storage.f_bfree) * storage.f_frsize
+
+
 class ContainerRuntime:
     """Makes container-level guests. As root, guests' ids are mapped to ids nobody on the host has."""
 
@@ -206,7 +215,16 @@ class ContainerRuntime:
                 os.close(fd)
         channel = GuestChannel(ours)
         await channel.open()
-        return HostGuest(born, channel, cgroup, request.resources, steps=steps, warm=warm, after_end=after_end)
+        return HostGuest(
+            born,
+            channel,
+            cgroup,
+            request.resources,
+            steps=steps,
+            warm=warm,
+            disk_bytes=_tmpfs_used,
+            after_end=after_end,
+        )
 
     async def _mount_fds(self, request: GuestRequest) -> list[int]:
         if not request.mounts or not self._id_map.privileged:

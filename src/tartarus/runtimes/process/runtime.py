@@ -207,6 +207,7 @@ class ProcessRuntime:
             request.resources,
             steps=program.steps,
             warm=warm,
+            disk_bytes=lambda _pid: trees.tree_bytes(home),
             end_guest=end_guest,
             after_end=after_end,
         )
