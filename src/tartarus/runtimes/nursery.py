@@ -278,7 +278,8 @@ def _kill(pidfd: int) -> None:
 def step_failed(what: str, steps: Sequence[str], step: int, error: int) -> GuestFailed | NoSpace:
     """The error for a program that stopped at a step."""
     name = steps[step] if 0 <= step < len(steps) else f"step {step}"
-    return exhausted_or_failed(f"{what} failed at {name!r}", error)
+    # A guest's own word: no errno is that large, and strerror takes no more.
+    return exhausted_or_failed(f"{what} failed at {name!r}", error & 0xFFFF)
 
 
 def exhausted_or_failed(what: str, error: int) -> GuestFailed | NoSpace:
