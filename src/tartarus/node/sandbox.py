@@ -8,11 +8,19 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+import msgspec
 import structlog
 
 from tartarus.guest.channel import GuestChannel, GuestExec, GuestProcess
 from tartarus.guest.contexts import CodeContext
-from tartarus.model.errors import ContextNotFound, GuestFailed, InvalidState, NoSpace, TartarusError
+from tartarus.model.errors import (
+    ContextNotFound,
+    GuestFailed,
+    InvalidState,
+    NoSpace,
+    SandboxNotFound,
+    TartarusError,
+)
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import ExecSpec, ExitStatus, Reason, SandboxRecord, Stats
 from tartarus.model.states import State
@@ -22,6 +30,8 @@ from tartarus.runtimes.base import Guest, Places, base_environment
 from tartarus.store.sandboxes import SandboxStore
 
 _log = structlog.get_logger("tartarus.node.sandbox")
+_STORE_RETRY_S = 1.0
+_STORE_RETRY_MAX_S = 60.0
 _STARTED = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING})
 
 
@@ -246,16 +256,32 @@ class Sandbox:
         if self._deadline is not None:
             self._deadline.cancel()
         state, changes = outcome(self._ending, self._exit, self.guest.stats().oom_kills)
-        try:
-            path = (state,) if state is State.LOST else (State.STOPPING, state)
-            self.record = await self._store.transition(self.record.id, _STARTED, *path, ended_at=time.time(), **changes)
-        except TartarusError as error:
-            _log.error("final_state_not_stored", sandbox=self.record.id, error=str(error))
+        changes["ended_at"] = time.time()
+        ended = msgspec.structs.replace(self.record, state=state, **changes)
+        stored = await self._store_end(state, changes)
+        self.record = stored or ended
         if self.main is None:
             self.log.end()
         if not self._done.done():
             self._done.set_result(self.record)
+        retry_s = _STORE_RETRY_S
+        while stored is None:
+            # A full disk, most likely. Until it is known to the store, the sandbox is not forgotten here either.
+            await asyncio.sleep(retry_s)
+            retry_s = min(retry_s * 2, _STORE_RETRY_MAX_S)
+            stored = await self._store_end(state, changes)
         self._on_end(self)
+
+    async def _store_end(self, state: State, changes: dict[str, Any]) -> SandboxRecord | None:
+        path = (state,) if state is State.LOST else (State.STOPPING, state)
+        try:
+            return await self._store.transition(self.record.id, _STARTED, *path, **changes)
+        except (InvalidState, SandboxNotFound) as error:
+            _log.error("ended_already", sandbox=self.record.id, error=str(error))
+            return self.record
+        except TartarusError as error:
+            _log.error("final_state_not_stored", sandbox=self.record.id, error=str(error))
+            return None
 
     async def _drain(self, main: MainProcess) -> None:
         try:

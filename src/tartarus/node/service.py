@@ -11,7 +11,15 @@ import msgspec
 import structlog
 
 from tartarus.images import LayerStore, catalogue, prepare
-from tartarus.model.errors import InvalidState, IsolationUnavailable, SandboxNotFound, TartarusError, TemplateNotFound
+from tartarus.model.errors import (
+    GuestFailed,
+    InvalidState,
+    IsolationUnavailable,
+    SandboxNotFound,
+    TartarusError,
+    TemplateNotFound,
+    TimeLimit,
+)
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec
 from tartarus.model.settings import Settings
@@ -23,11 +31,14 @@ from tartarus.node.outputlog import OutputLog, finished
 from tartarus.node.pool import SnapshotPool, host_meminfo
 from tartarus.node.sandbox import Sandbox
 from tartarus.runtimes.base import Guest, GuestRequest, RootFs
+from tartarus.runtimes.nursery import exhausted_or_failed
 from tartarus.store.sandboxes import SandboxStore
 from tartarus.telemetry.metrics import Metrics
 
 _log = structlog.get_logger("tartarus.node")
 _RECONCILE_EVERY_S = 60.0
+_START_LIMIT_S = 30.0
+"""How long a guest may take from its fork to its command's start; templates are prepared before."""
 _LAYERS_KEPT_S = 30 * 86400.0
 _MIN_PREFIX = 8  # "sbx-" and four characters
 
@@ -42,7 +53,7 @@ class Node:
         self._levels = Levels(settings)
         self._pool = SnapshotPool(self._levels.runtimes, host_meminfo)
         self._live: dict[str, Sandbox] = {}
-        self._starting: set[str] = set()
+        self._starting: dict[str, asyncio.Task[Sandbox]] = {}
         self._rootfs: dict[str, RootFs] = {}
         self._preparing: dict[str, asyncio.Lock] = {}
         self._background: asyncio.Task[None] | None = None
@@ -63,6 +74,9 @@ class Node:
         self._stopping = True
         if self._background is not None:
             self._background.cancel()
+        for starting in self._starting.values():
+            starting.cancel()
+        await asyncio.gather(*self._starting.values(), return_exceptions=True)
         await asyncio.gather(
             *(sandbox.kill(reason=reason) for sandbox in list(self._live.values())), return_exceptions=True
         )
@@ -84,19 +98,34 @@ class Node:
             id=new_id("sbx"), tenant=tenant, name=spec.name, template=template.id, isolation=isolation,
             isolation_reason=why, state=State.PENDING, spec=spec, created_at=began,
         )  # fmt: skip
-        self._starting.add(record.id)
+        starting = asyncio.create_task(self._insert_and_start(record, template, clock))
+        self._starting[record.id] = starting
+        try:
+            return await starting
+        except asyncio.CancelledError:
+            if self._stopping:
+                raise InvalidState("the daemon is stopping", fix="try again in a moment") from None
+            raise
+        finally:
+            del self._starting[record.id]
+
+    async def _insert_and_start(self, record: SandboxRecord, template: Template, clock: float) -> Sandbox:
         try:
             record = await self._store.insert(record, State.SCHEDULED, State.STARTING)
             return await self._start(record, template, clock)
         except asyncio.CancelledError:
-            await asyncio.shield(self._start_failed(record, "the caller went away", Reason.USER_REQUEST, State.KILLED))
+            why, reason = ("the caller went away", Reason.USER_REQUEST)
+            if self._stopping:
+                why, reason = ("the daemon stopped", Reason.NODE_DRAIN)
+            await asyncio.shield(self._start_failed(record, why, reason, State.KILLED))
             raise
-        except TartarusError as error:
-            if record.state is State.STARTING:
-                await self._start_failed(record, str(error), Reason.START_FAILED, State.FAILED)
-            raise
-        finally:
-            self._starting.discard(record.id)
+        except Exception as error:
+            failure = _as_failure(error)
+            if record.state is State.STARTING and isinstance(failure, TimeLimit):
+                await self._start_failed(record, str(failure), Reason.TIMEOUT, State.TIMED_OUT)
+            elif record.state is State.STARTING:
+                await self._start_failed(record, str(failure), Reason.START_FAILED, State.FAILED)
+            raise failure from error
 
     async def _choose_level(self, spec: SandboxSpec, template: Template) -> tuple[Isolation, str]:
         """Decide; a level that `auto` takes for the first time is first proved by starting its nursery."""
@@ -116,12 +145,10 @@ class Node:
         spec = record.spec
         rootfs = await self._prepared(template)
         warm = template.warm_up is not None and (spec.command is None or spec.command.argv[0] in template.warm_up.argv0)
-        snapshot, ready = await self._pool.get(rootfs, record.isolation, warm=warm)
-        runtime = self._levels.runtimes[record.isolation]
         request = GuestRequest(
             id=record.id, hostname=record.id, resources=spec.resources.over(template.resources), mounts=spec.mounts
         )
-        guest = await runtime.clone(snapshot, request, warm=warm)
+        guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
         try:
             sandbox = await self._run(record, rootfs, guest)
         except BaseException:
@@ -145,20 +172,45 @@ class Node:
         sandbox.supervise()
         return sandbox
 
+    async def _clone(
+        self, isolation: Isolation, rootfs: RootFs, request: GuestRequest, *, warm: bool
+    ) -> tuple[Guest, bool]:
+        """A guest, and whether its snapshot stood ready; from another snapshot when the first died meanwhile."""
+        runtime = self._levels.runtimes[isolation]
+        snapshot, ready = await self._pool.get(rootfs, isolation, warm=warm)
+        try:
+            return await runtime.clone(snapshot, request, warm=warm), ready
+        except GuestFailed as error:
+            if snapshot.alive and (snapshot.is_warm or not warm):
+                raise
+            _log.warning("snapshot_died", template=rootfs.template.id, isolation=isolation.value, error=str(error))
+        snapshot, ready = await self._pool.get(rootfs, isolation, warm=warm)
+        return await runtime.clone(snapshot, request, warm=warm), ready
+
     async def _run(self, record: SandboxRecord, rootfs: RootFs, guest: Guest) -> Sandbox:
         places = self._levels.runtimes[record.isolation].places(rootfs, record.id)
         log = OutputLog(self._log_path(record.id))
         sandbox = Sandbox(record, rootfs.template, guest, self._store, log, places, self._ended)
         main = sandbox.start_command(record.spec.command) if record.spec.command is not None else None
-        await guest.ready()
-        if main is not None:
-            await main.started()
+        limit_s = record.spec.timeout_s
+        try:
+            # The guest may have stopped its own agent: nothing from inside is waited for without a limit.
+            async with asyncio.timeout(min(_START_LIMIT_S, limit_s or _START_LIMIT_S)):
+                await guest.ready()
+                if main is not None:
+                    await main.started()
+        except TimeoutError:
+            if limit_s is not None and limit_s <= _START_LIMIT_S:
+                raise TimeLimit(f"the sandbox had not started at its time limit of {limit_s:g} s") from None
+            raise GuestFailed(f"the sandbox did not start within {_START_LIMIT_S:g} s") from None
         return sandbox
 
     async def _start_failed(self, record: SandboxRecord, message: str, reason: Reason, state: State) -> None:
+        # Whoever is cancelled while a change is written does not learn that it was.
+        begun = {State.STARTING, State.RUNNING}
         try:
             await self._store.transition(
-                record.id, {State.STARTING}, state, ended_at=time.time(), reason=reason, message=message
+                record.id, begun, State.STOPPING, state, ended_at=time.time(), reason=reason, message=message
             )
         except TartarusError as error:
             _log.error("failure_not_stored", sandbox=record.id, error=str(error))
@@ -229,9 +281,9 @@ class Node:
 
     async def _reconcile_once(self) -> None:
         self._pool.relieve()
-        await reconcile.records_without_guests(self._store, set(self._live) | self._starting, at_start=False)
+        await reconcile.records_without_guests(self._store, set(self._live) | set(self._starting), at_start=False)
         # The sets are read anew: a sandbox that began during the wait above must not look like a leftover.
-        known = set(self._live) | self._starting
+        known = set(self._live) | set(self._starting)
         await reconcile.groups_without_sandboxes(self._levels.hierarchy, known, prefix="sbx-")
         cutoff = time.time() - self._settings.ended_kept_s
         await self._store.prune(cutoff)
@@ -246,6 +298,15 @@ class Node:
 def _is_called(record: SandboxRecord, id_or_name: str) -> bool:
     is_prefix = len(id_or_name) >= _MIN_PREFIX and record.id.startswith(id_or_name)
     return record.name == id_or_name or is_prefix
+
+
+def _as_failure(error: Exception) -> TartarusError:
+    """What kept a sandbox from starting, as the user is told it."""
+    if isinstance(error, TartarusError):
+        return error
+    if isinstance(error, OSError):
+        return exhausted_or_failed("the sandbox can't be started", error.errno or 0)
+    return GuestFailed("the sandbox can't be started", why=f"{type(error).__name__}: {error}")
 
 
 def _progress(template_id: str) -> Callable[[str], None]:
