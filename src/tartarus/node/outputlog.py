@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import struct
 import time
@@ -50,9 +52,12 @@ class OutputLog:
         try:
             if self._fd < 0 or self._size > SEGMENT_BYTES:
                 self._next_segment()
-            self._size += os.writev(self._fd, [_FRAME.pack(time.time_ns(), stream, len(data)), data])
+            written = os.writev(self._fd, [_FRAME.pack(time.time_ns(), stream, len(data)), data])
+            if written != _FRAME.size + len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._size += written
         except OSError as error:
-            self._failed = True
+            self._fail()
             raise NoSpace("the sandbox's log can't be written", why=error.strerror or str(error)) from error
         self._wake()
 
@@ -64,9 +69,17 @@ class OutputLog:
             self._fd = -1
         self._wake()
 
+    def _fail(self) -> None:
+        """Nothing more is kept. Half a frame is no frame: a reader would take what follows for the rest of it."""
+        self._failed = True
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+
     def _next_segment(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+            self._fd = -1
             os.replace(self._path, self.previous)
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

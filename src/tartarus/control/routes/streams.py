@@ -49,10 +49,10 @@ async def run(socket: ApiSocket) -> None:
             carried = await _carried(link.carry(main), link)
             await _tell_end(link, sandbox, main)
         finally:
-            if not carried and request.keep:
-                sandbox.detach()
-            elif not carried:
-                await sandbox.kill(reason=Reason.USER_REQUEST)
+            if not carried:
+                sandbox.detach()  # what is still to come is for the log
+                if not request.keep:
+                    await sandbox.kill(reason=Reason.USER_REQUEST)
 
 
 @websocket("/v1/sandboxes/{sandbox_id:str}/exec")
