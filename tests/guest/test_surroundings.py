@@ -67,7 +67,8 @@ async def test_calls_that_the_kernel_or_a_filter_lacks(start: Start, tmp_path: P
 
 
 async def test_descriptors_above_ours_are_closed_without_close_range(start: Start) -> None:
-    leaky = f"import os, sys; os.dup2(2, 77); os.set_inheritable(77, True); os.execv({sys.executable!r}, sys.argv)"
+    again = f"[{sys.executable!r}, *sys.argv[1:]]"
+    leaky = f"import os, sys; os.dup2(2, 77); os.set_inheritable(77, True); os.execv({sys.executable!r}, {again})"
     guest, process = await start(sys.executable, "-c", leaky, WITHOUT, "close_range")
     await guest.ready()
     assert "77" not in os.listdir(f"/proc/{process.pid}/fd")
