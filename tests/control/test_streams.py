@@ -30,7 +30,9 @@ def socket(service: Service) -> Path:
 
 
 async def ended(client: httpx.AsyncClient, sandbox_id: str) -> dict[str, Any]:
-    record: dict[str, Any] = (await client.get(f"/v1/sandboxes/{sandbox_id}/wait", params={"timeout_s": "10"})).json()
+    answer = await client.get(f"/v1/sandboxes/{sandbox_id}/wait", params={"timeout_s": "10"})
+    assert answer.status_code == 200, answer.text
+    record: dict[str, Any] = answer.json()
     return record
 
 

@@ -37,6 +37,15 @@ def permitted() -> int:
     return 0
 
 
+def add_capset(program: Program, *, effective: int, inheritable: int = 0) -> None:
+    """Set effective and permitted capabilities, and inheritable ones, as bit masks."""
+    header = program.blob(struct.pack("<Ii", CAPABILITY_VERSION_3, 0))
+    mask = 0xFFFF_FFFF
+    low, high = effective & mask, effective >> 32
+    data = struct.pack("<6I", low, low, inheritable & mask, high, high, inheritable >> 32)
+    program.syscall("capset", header, program.blob(data), step="set capabilities")
+
+
 def add_bounding_drop(program: Program) -> None:
     """Empty the bounding set and lock the secure bits. Comes before a change of user, which takes CAP_SETPCAP away."""
     for capability in range(last_capability() + 1):

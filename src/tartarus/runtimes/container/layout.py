@@ -39,7 +39,7 @@ PR_SET_DUMPABLE, PR_SET_SECUREBITS = 4, 28
 SECBIT_NO_SETUID_FIXUP = 4
 MAX_TERMINALS = 64
 """Of 4096 that a machine has; containers share all but 1024 of them."""
-EPERM, ECHILD, EEXIST, ENOENT = 1, 10, 17, 2
+EPERM, ECHILD, EEXIST, ENOENT, EINVAL = 1, 10, 17, 2, 22
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
              ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"), ("core", "/proc/kcore"))  # fmt: skip
@@ -189,6 +189,7 @@ def nursery_program(rootfs: RootFs, mounts: Sequence[Mount] = ()) -> Program:
         _place(program, mount, f"{root}/.tartarus/m{index}")
         _bind(program, f"{base}/m{index}", f"{root}/.tartarus/m{index}", MS_REC)
     _mkdir(program, f"{root}/.tartarus/box")
+    _mkdir(program, f"{root}/.tartarus/none")
     _pivot(program, root)
     # Guests inherit this empty ring and can't use it; one for each would be counted against their user's quota.
     keyring.add_keyring(program)
@@ -241,6 +242,7 @@ def box_program(
     _overlay(program, lower, f"{box}/u", f"{box}/w", root)
     for _source, target in rootfs.binds:
         _bind(program, target, root + target)
+        _cover(program, target, root + target)
     for name in ("dev", "sys"):
         _bind(program, f"/{name}", f"{root}/{name}", MS_REC)
     _bind(program, f"{box}/shm", f"{root}/dev/shm")  # noqa: S108 - the mount point, not a file in it
@@ -262,6 +264,18 @@ def box_program(
     landlock.add_landlock(program, landlock_abi, LANDLOCK_RULES)
     seccomp.add_seccomp(program, Isolation.CONTAINER)
     return program
+
+
+def _cover(program: Program, source: str, target: str) -> None:
+    """Show a bound directory through an overlay of its own, where the kernel can do that.
+
+    Through the bind alone a guest would use the host's inodes: it could watch (inotify) which programs the host and
+    other guests start, and lock them (flock). It can't be done for one with mounts below it, or on too many overlays.
+    """
+    if not set(source) & set(":,\\"):
+        options = f"lowerdir={source}:/.tartarus/none,userxattr"
+        program.syscall("mount", "overlay", target, "overlay", MS_RDONLY | MS_NOSUID | MS_NODEV, options,
+                        step=f"cover {source}", ok=EINVAL)  # fmt: skip
 
 
 def _network(program: Program, root: str) -> None:

@@ -9,7 +9,6 @@ Landlock does not mediate (metadata of the user's files) is then open to it, as 
 from __future__ import annotations
 
 import errno
-import struct
 from pathlib import Path
 
 from tartarus.guest.program import Program
@@ -49,27 +48,18 @@ def confinement(
 def _become(program: Program, uid: int) -> None:
     """Change user and keep, through execve, what setresuid and setresgid take."""
     kept = _SETUID | _SETGID
-    _capset(program, effective=None, inheritable=kept)
+    caps.add_capset(program, effective=caps.permitted(), inheritable=kept)
     program.syscall("prctl", _PR_SET_KEEPCAPS, 1, 0, 0, 0, step="keep capabilities over the change of user")
     program.syscall("setgroups", 0, 0, step="leave all groups")
     program.syscall("setresgid", uid, uid, uid, step="take a group of its own")
     program.syscall("setresuid", uid, uid, uid, step="take a user of its own")
-    _capset(program, effective=kept | _SETPCAP, inheritable=kept)
+    caps.add_capset(program, effective=kept | _SETPCAP, inheritable=kept)
     for capability in (6, 7):
         program.syscall(
             "prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0, step="carry a capability over"
         )
     caps.add_bounding_drop(program)
-    _capset(program, effective=kept, inheritable=kept)
-
-
-def _capset(program: Program, *, effective: int | None, inheritable: int) -> None:
-    """Set effective and permitted (None: all that root has) and inheritable capabilities."""
-    header = program.blob(struct.pack("<Ii", caps.CAPABILITY_VERSION_3, 0))
-    held = caps.permitted() if effective is None else effective
-    low, high = held & 0xFFFF_FFFF, held >> 32
-    data = struct.pack("<6I", low, low, inheritable, high, high, 0)
-    program.syscall("capset", header, program.blob(data), step="set capabilities")
+    caps.add_capset(program, effective=kept, inheritable=kept)
 
 
 def _filter(guest_uids: tuple[int, int]) -> bytes:
