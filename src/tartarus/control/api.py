@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
@@ -17,7 +18,8 @@ from tartarus.control.decode import nearest
 from tartarus.control.hangups import HangupWatcher
 from tartarus.control.peers import Peer, peer_of
 from tartarus.control.ports import Node, Sandbox
-from tartarus.model.errors import InvalidRequest, InvalidState, TartarusError
+from tartarus.model.errors import InvalidRequest, InvalidState, SandboxNotFound, TartarusError
+from tartarus.model.sandbox import SandboxRecord
 from tartarus.model.settings import Settings
 from tartarus.store import SandboxStore
 from tartarus.telemetry.metrics import Metrics
@@ -56,15 +58,29 @@ class Api:
         self._background: set[asyncio.Task[None]] = set()
         self._default_contexts: weakref.WeakKeyDictionary[Sandbox, asyncio.Task[str]] = weakref.WeakKeyDictionary()
 
+    async def find(self, tenant: str, id_or_name: str) -> tuple[SandboxRecord, Sandbox | None]:
+        """A record of the tenant's and its sandbox, None when it has ended. Raises SandboxNotFound or InvalidState."""
+        record = await self.store.get(tenant, id_or_name)
+        for _ in range(2):
+            if record.ended_at is not None:
+                return record, None
+            with contextlib.suppress(SandboxNotFound):
+                return record, self.node.live(tenant, record.id)
+            # It ended between the two looks, or it has not started yet.
+            record = await self.store.get(tenant, record.id)
+        if record.ended_at is not None:
+            return record, None
+        raise InvalidState(f"sandbox {record.name or record.id} is {record.state.value}", fix="try again in a moment")
+
     async def find_live(self, tenant: str, id_or_name: str) -> Sandbox:
         """The tenant's live sandbox of that id, name or id prefix. Raises SandboxNotFound or InvalidState."""
-        record = await self.store.get(tenant, id_or_name)
-        if record.ended_at is not None:
+        record, sandbox = await self.find(tenant, id_or_name)
+        if sandbox is None:
             raise InvalidState(
                 f"sandbox {record.name or record.id} has ended ({record.state.value})",
                 fix=f"see its output with: tartarus logs {record.name or record.id}",
             )
-        return self.node.live(tenant, record.id)
+        return sandbox
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Run something that outlives its request; it must not raise."""

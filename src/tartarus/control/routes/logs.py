@@ -28,11 +28,8 @@ async def logs(request: ApiRequest, sandbox_id: FromPath[str], follow: FromQuery
 
     With `follow`, new output comes until the sandbox ends.
     """
-    record = await request.api.store.get(request.peer.tenant, sandbox_id)
-    if record.ended_at is None:
-        log = request.api.node.live(request.peer.tenant, record.id).log
-    else:
-        log = request.api.node.log(record)
+    record, sandbox = await request.api.find(request.peer.tenant, sandbox_id)
+    log = request.api.node.log(record) if sandbox is None else sandbox.log
     return Stream(_frames(log.read(follow=follow)), media_type=MEDIA_TYPE)
 
 

@@ -75,9 +75,8 @@ async def show(request: ApiRequest, sandbox_id: FromPath[str]) -> SandboxRecord:
 @delete("/v1/sandboxes/{sandbox_id:str}")
 async def end(request: ApiRequest, sandbox_id: FromPath[str]) -> None:
     """End the whole sandbox; answers once it is gone. One that has ended already is fine."""
-    record = await request.api.store.get(request.peer.tenant, sandbox_id)
-    if record.ended_at is None:
-        sandbox = request.api.node.live(request.peer.tenant, record.id)
+    _, sandbox = await request.api.find(request.peer.tenant, sandbox_id)
+    if sandbox is not None:
         await sandbox.kill(reason=Reason.USER_REQUEST)
 
 
@@ -114,10 +113,9 @@ async def wait(
     request: ApiRequest, sandbox_id: FromPath[str], timeout_s: Annotated[float | None, QueryParameter(ge=0)] = None
 ) -> SandboxRecord:
     """The record once the sandbox has ended, or as it is after `timeout_s` seconds."""
-    record = await request.api.store.get(request.peer.tenant, sandbox_id)
-    if record.ended_at is not None:
+    record, sandbox = await request.api.find(request.peer.tenant, sandbox_id)
+    if sandbox is None:
         return record
-    sandbox = request.api.node.live(request.peer.tenant, record.id)
     try:
         return await request.unless_gone(asyncio.wait_for(sandbox.wait(), timeout_s))
     except TimeoutError:
