@@ -38,15 +38,15 @@ class SnapshotPool:
         entry = self._entries.setdefault((rootfs.digest, isolation), _Entry())
         entry.used_at = time.monotonic()
         snapshot = entry.snapshot
-        if snapshot is not None and snapshot.alive and (snapshot.is_warm or not warm):
+        if snapshot is not None and self.stands(rootfs, isolation, warm=warm):
             return snapshot, True
         async with entry.lock:
             snapshot = entry.snapshot
             if snapshot is None or not snapshot.alive:
                 if snapshot is not None:
                     _log.warning("nursery_died", template=rootfs.template.id, isolation=isolation.value)
-                    await snapshot.close()
                     entry.snapshot = None
+                    await _close(snapshot)
                 snapshot = await self._runtimes[isolation].snapshot(rootfs)
                 entry.snapshot = snapshot
             if warm and not snapshot.is_warm:
@@ -76,15 +76,25 @@ class SnapshotPool:
         ]
         return sorted(parked, key=lambda entry: entry.used_at)
 
+    def stands(self, rootfs: RootFs, isolation: Isolation, *, warm: bool) -> bool:
+        """Whether the snapshot that `get` gave last is still there."""
+        entry = self._entries.get((rootfs.digest, isolation))
+        snapshot = entry.snapshot if entry is not None else None
+        return snapshot is not None and snapshot.alive and (snapshot.is_warm or not warm)
+
     async def close(self) -> None:
         """End all snapshots."""
         for entry in self._entries.values():
             if entry.snapshot is not None:
-                try:
-                    await entry.snapshot.close()
-                except TartarusError as error:
-                    _log.warning("snapshot_close_failed", error=str(error))
+                await _close(entry.snapshot)
         self._entries.clear()
+
+
+async def _close(snapshot: Snapshot) -> None:
+    try:
+        await snapshot.close()
+    except TartarusError as error:
+        _log.warning("snapshot_close_failed", error=str(error))
 
 
 def host_meminfo() -> tuple[int, int]:

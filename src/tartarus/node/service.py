@@ -175,17 +175,17 @@ class Node:
     async def _clone(
         self, isolation: Isolation, rootfs: RootFs, request: GuestRequest, *, warm: bool
     ) -> tuple[Guest, bool]:
-        """A guest, and whether its snapshot stood ready; from another snapshot when the first died meanwhile."""
-        runtime = self._levels.runtimes[isolation]
-        snapshot, ready = await self._pool.get(rootfs, isolation, warm=warm)
-        try:
-            return await runtime.clone(snapshot, request, warm=warm), ready
-        except GuestFailed as error:
-            if snapshot.alive and (snapshot.is_warm or not warm):
-                raise
-            _log.warning("snapshot_died", template=rootfs.template.id, isolation=isolation.value, error=str(error))
-        snapshot, ready = await self._pool.get(rootfs, isolation, warm=warm)
-        return await runtime.clone(snapshot, request, warm=warm), ready
+        """A guest, and whether its snapshot stood ready; from another snapshot when that one died meanwhile."""
+        attempts = 3  # first the interpreter may be found dead, then its nursery
+        while True:
+            attempts -= 1
+            try:
+                snapshot, ready = await self._pool.get(rootfs, isolation, warm=warm)
+                return await self._levels.runtimes[isolation].clone(snapshot, request, warm=warm), ready
+            except GuestFailed as error:
+                if not attempts or self._pool.stands(rootfs, isolation, warm=warm):
+                    raise
+                _log.warning("snapshot_died", template=rootfs.template.id, isolation=isolation.value, error=str(error))
 
     async def _run(self, record: SandboxRecord, rootfs: RootFs, guest: Guest) -> Sandbox:
         places = self._levels.runtimes[record.isolation].places(rootfs, record.id)

@@ -90,10 +90,11 @@ class HostGuest:
                 with contextlib.suppress(GuestFailed):  # a nursery that is dead or stuck: the agent has to do
                     await self._end_guest(self.pid)
         if not self.ended.done():
-            self._kill()
+            self.end_soon()
         await asyncio.shield(self.ended)
 
-    def _kill(self) -> None:
+    def end_soon(self) -> None:
+        """Kill its first process, paused or not; `ended` tells when that is done."""
         if self._pidfd < 0:
             return
         try:

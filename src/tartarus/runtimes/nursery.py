@@ -22,7 +22,7 @@ from tartarus.runtimes.packets import Answer, ControlSocket
 _CLONE = struct.Struct("<QI")
 _ZYGOTE_LOG_BYTES = 8192
 _LOW_FDS = 16
-_END_GRACE_S = 3.0
+_END_GRACE_S = 2.0
 _END_TIMEOUT_S = 10.0
 WARM_UP_TIMEOUT_S = 120.0
 _EXHAUSTED = frozenset({errno.EAGAIN, errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.ENOSPC})
@@ -141,8 +141,8 @@ class Nursery:
         if self._pidfd >= 0:
             pidfd, self._pidfd = self._pidfd, -1
             try:
-                if not await _ends(pidfd, _END_GRACE_S):
-                    _kill(pidfd)  # it was stopped, or is stuck
+                if self.control.is_stuck or not await _ends(pidfd, _END_GRACE_S):
+                    _kill(pidfd)
                     if not await _ends(pidfd, _END_TIMEOUT_S):
                         raise GuestFailed(f"the nursery of {self.what} does not end")
             finally:

@@ -16,7 +16,7 @@ _REPLY = struct.Struct("<4sIIi")
 _SEQ = struct.Struct("<I")
 _MAX_PACKET = 64 * 1024
 _MAX_FDS = 1
-SILENCE_S = 10.0
+SILENCE_S = 5.0
 """Requests take milliseconds. Who answers none for this long (stopped, or stuck in the kernel) is given up."""
 
 
@@ -40,6 +40,7 @@ class ControlSocket:
         self._sending = asyncio.Lock()
         self._heard_at = 0.0
         self._patience: asyncio.TimerHandle | None = None
+        self.is_stuck = False
         self.banner: asyncio.Future[bytes] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         sock.setblocking(False)
@@ -124,6 +125,7 @@ class ControlSocket:
             return
         left_s = self._heard_at + SILENCE_S - self._loop.time()
         if left_s <= 0:
+            self.is_stuck = True
             self.close()
         else:
             self._patience = self._loop.call_later(left_s, self._out_of_patience)

@@ -34,6 +34,18 @@ class ContainerSnapshot(WarmNursery):
         self._cgroup = cgroup
         self._own_mounts = bool(own_mounts)
         self._programs: dict[Resources, tuple[bytes, list[str]]] = {}
+        self._guests: set[HostGuest] = set()
+        nursery.control.closed.add_done_callback(self._end_guests)
+
+    def hold(self, guest: HostGuest) -> None:
+        """The nursery is process 1 above that guest: it ends with it."""
+        self._guests.add(guest)
+        guest.ended.add_done_callback(lambda _: self._guests.discard(guest))
+
+    def _end_guests(self, _closed: object) -> None:
+        """The kernel kills them, but for those that are paused: those it would wait for."""
+        for guest in list(self._guests):
+            guest.end_soon()
 
     def memory_bytes(self) -> int:
         """Memory that the zygote holds."""
@@ -215,7 +227,7 @@ class ContainerRuntime:
                 os.close(fd)
         channel = GuestChannel(ours)
         await channel.open()
-        return HostGuest(
+        guest = HostGuest(
             born,
             channel,
             cgroup,
@@ -225,6 +237,8 @@ class ContainerRuntime:
             disk_bytes=_tmpfs_used,
             after_end=after_end,
         )
+        snapshot.hold(guest)
+        return guest
 
     async def _mount_fds(self, request: GuestRequest) -> list[int]:
         if not request.mounts or not self._id_map.privileged:

@@ -191,8 +191,9 @@ class ProcessRuntime:
                 await nursery.end_guest(pid)
 
         async def after_end() -> None:
-            with contextlib.suppress(GuestFailed):  # a nursery that answers nothing has no orphans that we could reach
-                await end_guest(0)
+            if cgroup is None:  # else its processes were found there, whoever their parent is
+                with contextlib.suppress(GuestFailed):
+                    await end_guest(0)
             if metadata is not None:
                 metadata.close()
             await asyncio.to_thread(trees.remove_tree, home)
