@@ -47,12 +47,11 @@ class LayerStore:
             raise _explained(error, str(root)) from error
 
     def find(self, name: str) -> Path | None:
-        """The finished directory `name`, marked as used now, or None."""
+        """The finished directory `name`, marked as used now, or None; one that lacks a part is not finished."""
         place = self._root / name
-        try:
-            os.utime(place)
-        except FileNotFoundError:
+        if not ((place / "tree").is_dir() and (place / _MANIFEST).is_file()):
             return None
+        os.utime(place)
         return place / "tree"
 
     async def get(self, name: str, build: Build) -> Path:
@@ -72,6 +71,7 @@ class LayerStore:
     async def _make(self, name: str, lock: int, build: Build) -> Path:
         temporary = self._root / f"{_TEMPORARY}{name}"
         _remove(temporary)
+        _remove(self._root / name)
         try:
             (temporary / "tree").mkdir(parents=True)
             facts = await build(temporary / "tree", lock)
@@ -162,8 +162,10 @@ def _sync(place: Path) -> None:
 
 
 def _remove(place: Path) -> None:
-    if place.exists():
+    if place.is_dir():
         shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def _explained(error: OSError, name: str) -> TemplateFailed | NoSpace:
