@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, event, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from tartarus.model.errors import NoSpace, TartarusError, VersionMismatch
 from tartarus.store.schema import SCHEMA_VERSION
@@ -94,7 +94,10 @@ def migrate(engine: Engine, path: Path) -> bool:
 
 def storage_error(error: Exception, path: Path) -> TartarusError:
     """What a failed statement means to the user."""
-    cause = str(error.orig) if isinstance(error, OperationalError) else str(error)
+    cause = str(error.orig) if isinstance(error, DBAPIError) else str(error)
     if "full" in cause or "disk I/O" in cause:
         return NoSpace(f"can't write {path}", why=cause, fix="free some disk space and try again")
-    return TartarusError(f"the state database {path} can't be used", why=cause, fix="check the file and its rights")
+    fix = "check the file and its rights"
+    if "not a database" in cause or "malformed" in cause:
+        fix = "put a copy back, or move it away to start afresh: sandboxes do not depend on it"
+    return TartarusError(f"the state database {path} can't be used", why=cause, fix=fix)
