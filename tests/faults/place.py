@@ -104,12 +104,11 @@ class Place:
         self.daemon.send_signal(number)
         return self.daemon.wait(PATIENCE_S * 2)
 
-    def cli(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    def cli(self, *arguments: str, **options: Any) -> Any:
         """A `tartarus` command with this home."""
         command = [*self.tagged(), sys.executable, "-m", "tartarus.cli.main", *arguments]
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        client: subprocess.Popen[bytes] = subprocess.Popen(command, env=self.environ, start_new_session=True, **options)
-        return client
+        return subprocess.Popen(command, env=self.environ, start_new_session=True, **options)
 
     def create(self, *command: str, level: str = "container", **options: Any) -> Sandbox:
         """A sandbox whose main command, if any, is `command`; nobody reads its output."""
@@ -226,8 +225,8 @@ class Place:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 os.kill(pid, signal.SIGCONT)
-        for path in _CGROUPS.glob(f"freezer/{group_name(self.home)}/*/freezer.state"):
-            path.write_text("THAWED")
+        for frozen in _CGROUPS.glob(f"freezer/{group_name(self.home)}/*/freezer.state"):
+            frozen.write_text("THAWED")
         if self.daemon is not None:
             self.daemon.wait(PATIENCE_S)
         for _ in range(500):

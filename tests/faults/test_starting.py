@@ -65,7 +65,7 @@ def test_ten_clients_start_one_daemon(home: Place) -> None:
 
 def test_clients_killed_while_they_start_the_daemon(home: Place) -> None:
     clients = [home.cli("run", "--", "sleep", "600") for _ in range(5)]
-    wait_until(lambda: (home.home / "start.lock").exists(), "one begins")
+    wait_until((home.home / "start.lock").exists, "one begins")
     for client in clients:
         client.kill()
         client.communicate()

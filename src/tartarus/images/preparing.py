@@ -62,7 +62,7 @@ async def prepare(
     async def build(tree: Path, lock: int) -> dict[str, object]:
         del lock
         progress(f"making the root file system of {template.id}")
-        await asyncio.to_thread(_write_rootfs, tree, entries, environment[1] if environment else None, uid_base)
+        await _whole(_write_rootfs, tree, entries, environment[1] if environment else None, uid_base)
         return {"template": template.id, "interpreter": python.path, "environment": environment and environment[0]}
 
     layer = await store.get(name, build)
@@ -79,10 +79,20 @@ async def _environment(
 
     async def build(tree: Path, lock: int) -> dict[str, object]:
         installed = await packages.install(tree, interpreter, template.python_packages, lock, progress)
-        await asyncio.to_thread(_give_all, tree, uid_base)
+        await _whole(_give_all, tree, uid_base)
         return {"packages": installed, "interpreter": interpreter.path, "version": interpreter.version}
 
     return name, await store.get(name, build)
+
+
+async def _whole(function: Callable[..., None], *arguments: object) -> None:
+    """Run a thread to its end even when it is cancelled: it must not go on writing what is being removed."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
 
 
 def _digest(*inputs: object) -> str:

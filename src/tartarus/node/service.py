@@ -53,7 +53,8 @@ class Node:
         self._levels = Levels(settings)
         self._pool = SnapshotPool(self._levels.runtimes, host_meminfo)
         self._live: dict[str, Sandbox] = {}
-        self._starting: dict[str, asyncio.Task[Sandbox]] = {}
+        self._starting: set[str] = set()
+        self._creating: set[asyncio.Task[Sandbox]] = set()
         self._rootfs: dict[str, RootFs] = {}
         self._preparing: dict[str, asyncio.Lock] = {}
         self._background: asyncio.Task[None] | None = None
@@ -74,9 +75,9 @@ class Node:
         self._stopping = True
         if self._background is not None:
             self._background.cancel()
-        for starting in self._starting.values():
-            starting.cancel()
-        await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        for creating in self._creating:
+            creating.cancel()
+        await asyncio.gather(*self._creating, return_exceptions=True)
         await asyncio.gather(
             *(sandbox.kill(reason=reason) for sandbox in list(self._live.values())), return_exceptions=True
         )
@@ -87,6 +88,17 @@ class Node:
         """Make a sandbox and start its command. When this raises, nothing is left but the record of the failure."""
         if self._stopping:
             raise InvalidState("the daemon is stopping", fix="try again in a moment")
+        creating = asyncio.create_task(self._create(tenant, spec))
+        self._creating.add(creating)
+        creating.add_done_callback(self._creating.discard)
+        try:
+            return await creating
+        except asyncio.CancelledError:
+            if self._stopping:
+                raise InvalidState("the daemon is stopping", fix="try again in a moment") from None
+            raise
+
+    async def _create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
         began = time.time()
         clock = time.perf_counter()
         template = self._template(spec.template)
@@ -98,18 +110,7 @@ class Node:
             id=new_id("sbx"), tenant=tenant, name=spec.name, template=template.id, isolation=isolation,
             isolation_reason=why, state=State.PENDING, spec=spec, created_at=began,
         )  # fmt: skip
-        starting = asyncio.create_task(self._insert_and_start(record, template, clock))
-        self._starting[record.id] = starting
-        try:
-            return await starting
-        except asyncio.CancelledError:
-            if self._stopping:
-                raise InvalidState("the daemon is stopping", fix="try again in a moment") from None
-            raise
-        finally:
-            del self._starting[record.id]
-
-    async def _insert_and_start(self, record: SandboxRecord, template: Template, clock: float) -> Sandbox:
+        self._starting.add(record.id)
         try:
             record = await self._store.insert(record, State.SCHEDULED, State.STARTING)
             return await self._start(record, template, clock)
@@ -126,6 +127,8 @@ class Node:
             elif record.state is State.STARTING:
                 await self._start_failed(record, str(failure), Reason.START_FAILED, State.FAILED)
             raise failure from error
+        finally:
+            self._starting.discard(record.id)
 
     async def _choose_level(self, spec: SandboxSpec, template: Template) -> tuple[Isolation, str]:
         """Decide; a level that `auto` takes for the first time is first proved by starting its nursery."""
@@ -281,9 +284,9 @@ class Node:
 
     async def _reconcile_once(self) -> None:
         self._pool.relieve()
-        await reconcile.records_without_guests(self._store, set(self._live) | set(self._starting), at_start=False)
+        await reconcile.records_without_guests(self._store, set(self._live) | self._starting, at_start=False)
         # The sets are read anew: a sandbox that began during the wait above must not look like a leftover.
-        known = set(self._live) | set(self._starting)
+        known = set(self._live) | self._starting
         await reconcile.groups_without_sandboxes(self._levels.hierarchy, known, prefix="sbx-")
         cutoff = time.time() - self._settings.ended_kept_s
         await self._store.prune(cutoff)

@@ -157,9 +157,9 @@ def personality() -> dict[str, str]:
 )
 def unknown_calls() -> dict[str, str]:
     known = set(WORLD["numbers"].values())
-    numbers = list(range(max(known) + 1, max(known) + 200))
-    numbers += [512, 547, 600, 999, 1024, 4095, 65535, 0x3FFFFFFF, 0x7FFFFFFF, -2, -(1 << 31)]
-    found = {asked(number, 0, 0, 0, 0, 0, 0): number for number in numbers if number not in known}
+    numbers = [number for number in range(max(known) + 200) if number not in known]
+    numbers += [1024, 4095, 65535, 0x3FFFFFFF, 0x7FFFFFFF, -2, -(1 << 31)]
+    found = {asked(number, 0, 0, 0, 0, 0, 0): number for number in numbers}
     return {f"such as {number}": answer for answer, number in found.items()}
 
 

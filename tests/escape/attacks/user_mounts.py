@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
+import stat
 import struct
 import sys
 from pathlib import Path
@@ -179,6 +181,51 @@ async def make_set_id(arena: Arena, level: Isolation) -> dict[str, str]:
     await sandbox.kill()
     marked = [path for path in source.rglob("*") if path.lstat().st_mode & 0o6000 or os.listxattr(path)]
     return found | {"what is there": ESCAPED if marked else "EPERM"}
+
+
+def _use_odd_files() -> dict[str, str]:
+    def knock() -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect("/mnt/shared/door.sock")
+
+    return {"socket": outcome(knock, succeeded="reached"), "fifo": opened("/mnt/shared/fifo", os.O_RDONLY, "reached")}
+
+
+@staged(
+    "user-mounts/sockets", tries="talk to the host's programs through sockets in a directory that is mounted read-only",
+    container="reached",
+    note="The kernel lets sockets and pipes be used through a read-only mount: who mounts their directory gives them away.",
+)  # fmt: skip
+async def sockets(arena: Arena, level: Isolation) -> dict[str, str]:
+    source = _shared(arena, "sockets")
+    os.mkfifo(source / "fifo")
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(source / "door.sock"))
+        door.listen(1)
+        sandbox = await _mounted(arena, level, source, read_only=True)
+        found = await arena.attack(sandbox, shipped(_use_odd_files) + "\nrun(_use_odd_files)\n")
+    await sandbox.kill()
+    return found
+
+
+def _use_devices() -> dict[str, str]:
+    return {name: opened(f"/mnt/shared/{name}", os.O_RDWR) for name in ("null", "memory", "disk")}
+
+
+@staged("user-mounts/devices", tries="use device files in a mounted directory", container="EACCES", needs=("root",))
+async def devices(arena: Arena, level: Isolation) -> dict[str, str]:
+    source = _shared(arena, "devices")
+    for name, kind, device in (
+        ("null", stat.S_IFCHR, os.makedev(1, 3)),
+        ("memory", stat.S_IFCHR, os.makedev(1, 1)),
+        ("disk", stat.S_IFBLK, os.makedev(8, 0)),
+    ):
+        os.mknod(source / name, kind | 0o666, device)
+        (source / name).chmod(0o666)
+    sandbox = await _mounted(arena, level, source, read_only=False)
+    found = await arena.attack(sandbox, shipped(_use_devices) + "\nrun(_use_devices)\n")
+    await sandbox.kill()
+    return found
 
 
 @staged(
