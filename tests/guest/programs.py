@@ -1,7 +1,5 @@
 """Programs whose output, errors and exit must be the same warm and cold."""
 
-
-
 from __future__ import annotations
 
 import sys

@@ -214,6 +214,9 @@ class Connection:
                 self._dispatch(kind, flags, number, payload)
         except BadFrame as error:
             self.breach(error)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # A frame that no check of ours foresaw must not leave its command waiting for ever.
+            self.breach(BadFrame(f"a frame that can't be read: {error}"))
 
     def _dispatch(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         stream = self._streams.get(number)

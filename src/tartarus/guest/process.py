@@ -62,7 +62,7 @@ class GuestExec(msgspec.Struct, frozen=True):
 def start_error(spec: GuestExec, number: int, what: str) -> TartarusError:
     """The error for a command that could not be started."""
     name = spec.argv[0]
-    why = os.strerror(number)
+    why = os.strerror(number & 0xFFFF)  # a guest's own word: strerror takes no larger ones
     if what == "workdir":
         return InvalidRequest(
             f"the working directory {spec.cwd!r} can't be entered",
