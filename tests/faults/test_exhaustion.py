@@ -66,7 +66,7 @@ def test_the_disk_fills_up_and_is_freed(home: Place, level: str) -> None:
         filler = home.home.parent / "h" / "filler"
         fill(filler)
         for _ in range(3):
-            with pytest.raises(TartarusError) as refused:
+            with pytest.raises(TartarusError) as refused:  # noqa: PT012
                 for number in range(300):  # what the write-ahead log has room for still succeeds
                     home.create("true", level=level, name=f"more-{number}").wait(PATIENCE_S)
             assert refused.value.code == "no_space", str(refused.value)
@@ -130,7 +130,7 @@ def test_no_descriptors_left(home: Place, level: str) -> None:
     home.works([level])
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (128, 128))
     made: list[Sandbox] = []
-    with pytest.raises(TartarusError) as refused:
+    with pytest.raises(TartarusError) as refused:  # noqa: PT012
         for number in range(200):
             made.append(home.create("sleep", "600", level=level, name=f"n{number}"))  # noqa: PERF401
     assert refused.value.code in {"no_space", "daemon_unavailable"}, str(refused.value)

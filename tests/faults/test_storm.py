@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -56,10 +57,11 @@ class Player:
             return
         sandbox = chance.choice(self.mine)
         if what == "run":
-            client = self.home.cli("run", "--isolation", level, "--", *chance.choice(COMMANDS))
-            time.sleep(chance.uniform(0.0, 0.2))
-            client.kill()
-            client.communicate()
+            # As `tartarus run` does, but without starting a daemon that the test has just killed.
+            request = {"spec": {"isolation": level, "command": {"argv": chance.choice(COMMANDS)}}}
+            with contextlib.closing(self.home.client.transport.open("/v1/run", json.dumps(request).encode())) as stream:
+                stream.flush()
+                time.sleep(chance.uniform(0.0, 0.2))
         elif what == "pause":
             sandbox.pause()
         elif what == "resume":
@@ -120,6 +122,6 @@ def test_nothing_is_left_after(home: Place, seed: str, kinds: set[str], last: in
         assert status == 0
         assert home.leftovers() == {}
         assert home.parent_groups() == []
-    assert "Traceback" not in home.said(), home.said()[-3000:]
+    assert [line for line in home.said().splitlines() if "Traceback" in line] == []
     home.restart()
     assert len(home.recorded()) > 2
