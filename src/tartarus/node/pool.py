@@ -46,7 +46,7 @@ class SnapshotPool:
                 if snapshot is not None:
                     _log.warning("nursery_died", template=rootfs.template.id, isolation=isolation.value)
                     entry.snapshot = None
-                    await _close(snapshot)
+                    await asyncio.shield(_close(snapshot))
                 snapshot = await self._runtimes[isolation].snapshot(rootfs)
                 entry.snapshot = snapshot
             if warm and not snapshot.is_warm:

@@ -54,8 +54,9 @@ def attach(cgroup: Cgroup, pid: int) -> None:
 
 async def remove_soon(cgroup: Cgroup) -> None:
     """Remove a group whose processes are ending, and kill those that are not."""
-    for _ in range(100):
+    for attempt in range(200):
         if cgroup.remove():
             return
-        cgroup.kill()
-        await asyncio.sleep(0.002)
+        if attempt % 10 == 0:
+            cgroup.kill()
+        await asyncio.sleep(min(0.002 * (attempt + 1), 0.05))
