@@ -135,10 +135,14 @@ class V1Hierarchy:
     def create(self, name: str, resources: Resources | None) -> Cgroup:
         """Make a group, with limits when given."""
         group = self.open(name)
-        for base in self._bases.values():
-            os.mkdir(f"{base}/{name}")
-        if resources is not None:
-            group.limit(resources)
+        try:
+            for base in self._bases.values():
+                os.mkdir(f"{base}/{name}")
+            if resources is not None:
+                group.limit(resources)
+        except OSError:
+            group.remove()
+            raise
         return group
 
     def open(self, name: str) -> V1Cgroup:

@@ -111,8 +111,12 @@ class V2Hierarchy:
         """Make a group, with limits when given."""
         group = self.open(name)
         os.mkdir(self._base / name)
-        if resources is not None:
-            group.limit(resources, self._available)
+        try:
+            if resources is not None:
+                group.limit(resources, self._available)
+        except OSError:
+            group.remove()
+            raise
         return group
 
     def open(self, name: str) -> V2Cgroup:
