@@ -74,7 +74,7 @@ def test_clients_that_say_nothing_or_nonsense(up: Place) -> None:
 
 def test_two_hundred_deadlines_are_met_in_order_and_none_is_missed(up: Place) -> None:
     # In an order that has nothing to do with when they were made, and far enough apart to be told from noise.
-    limits = [6.0 + 0.04 * (index * 77 % 200) for index in range(200)]
+    limits = [5.0 + 0.03 * (index * 77 % 200) for index in range(200)]
     sandboxes = [
         up.create("sleep", "600", level=LEVELS[index % 2], timeout_s=limit, name=f"n{index}", memory="64MiB")
         for index, limit in enumerate(limits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -208,14 +207,6 @@ def test_no_cgroups_to_be_had(home: Place) -> None:
     wait_until(lambda: not home.processes(), "all ended")
     home.restart()
     assert [home.end_of(sandbox) for sandbox in sandboxes] == [("lost", "lost")] * 2
-
-
-def test_a_log_line_is_json(home: Place) -> None:
-    client = home.cli("run", "--", "true")
-    client.communicate(timeout=PATIENCE_S * 2)
-    assert client.returncode == 0
-    for line in (home.home / "daemon.log").read_text().splitlines():
-        json.loads(line)
 
 
 def test_many_starts_in_parallel_threads(up: Place) -> None:

@@ -58,13 +58,14 @@ def test_a_stopped_nursery_keeps_no_sandbox_from_ending(up: Place, level: str) -
 
 
 def test_a_stopped_nursery_is_replaced(up: Place, level: str) -> None:
-    up.create(*SLEEP, level=level).kill()
+    up.create("true", level=level).wait(PATIENCE_S)
     stopped = up.parked()
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
-    with up.create(*SLEEP, level=level) as sandbox:
-        assert sandbox.run(["echo", "hi"]).stdout == "hi\n"
-        wait_until(lambda: not set(stopped) & {p for p in up.parked() if kind_of(p) == "nursery"}, "they are gone")
+    sandbox = up.create("sleep", "600", level=level)
+    assert sandbox.run(["echo", "hi"]).stdout == "hi\n"
+    assert not set(stopped) & set(up.parked())
+    sandbox.kill()
 
 
 def test_a_stopped_interpreter_is_replaced(up: Place, level: str) -> None:

@@ -19,7 +19,7 @@ from .place import LEVELS, Place, kind_of
 
 pytestmark = pytest.mark.needs("root", "cgroups", "landlock")
 
-LASTS_S = 2.0
+LASTS_S = 1.5
 COMMANDS = (
     ["true"],
     ["sleep", "600"],
