@@ -200,8 +200,13 @@ class ContainerRuntime:
         after_end: Callable[[], Awaitable[None]] | None = None,
     ) -> Guest:
         program, steps = snapshot.program(request, self._landlock_abi, self._limit_level, self._n_entries)
-        ours, theirs = channel_pair()
         mount_fds = await self._mount_fds(request)
+        try:
+            ours, theirs = channel_pair()
+        except OSError:
+            for fd in mount_fds:
+                os.close(fd)
+            raise
         cgroup: Cgroup | None = None
         born: Clone | None = None
         entries: list[int] = []
