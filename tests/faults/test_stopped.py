@@ -48,32 +48,41 @@ def test_a_guest_that_turns_against_its_agent_later(up: Place, level: str) -> No
         assert up.end_of(sandbox) == ("timed_out", "timeout")
 
 
-def test_a_stopped_nursery_keeps_no_sandbox_from_ending(up: Place, level: str) -> None:
-    sandboxes = [up.create(*SLEEP, level=level, timeout_s=1.0), up.create(*SLEEP, level=level)]
-    for pid in up.parked():
+def test_a_stopped_nursery_keeps_no_sandbox_from_ending(home: Place, level: str) -> None:
+    home.start()
+    sandboxes = [home.create(*SLEEP, level=level, timeout_s=1.0), home.create(*SLEEP, level=level)]
+    for pid in home.parked():
         os.kill(pid, signal.SIGSTOP)
-    assert up.end_of(sandboxes[0]) == ("timed_out", "timeout")
+    assert home.end_of(sandboxes[0]) == ("timed_out", "timeout")
     sandboxes[1].kill()
-    assert up.end_of(sandboxes[1]) == ("killed", "user_request")
+    assert home.end_of(sandboxes[1]) == ("killed", "user_request")
+    assert home.end_daemon(signal.SIGTERM) == 0
+    home.settle()
 
 
-def test_a_stopped_nursery_is_replaced(up: Place, level: str) -> None:
-    up.create("true", level=level).wait(PATIENCE_S)
-    stopped = up.parked()
+def test_a_stopped_nursery_is_replaced(home: Place, level: str) -> None:
+    home.start()
+    home.create("true", level=level).wait(PATIENCE_S)
+    stopped = home.parked()
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
-    sandbox = up.create("sleep", "600", level=level)
+    sandbox = home.create("sleep", "600", level=level)
     assert sandbox.run(["echo", "hi"]).stdout == "hi\n"
-    assert not set(stopped) & set(up.parked())
+    assert not set(stopped) & set(home.parked())
     sandbox.kill()
+    assert home.end_daemon(signal.SIGTERM) == 0
+    home.settle()
 
 
-def test_a_stopped_interpreter_is_replaced(up: Place, level: str) -> None:
-    up.create(*SLEEP, level=level).kill()
-    for pid in [pid for pid in up.parked() if kind_of(pid) == "zygote"]:
+def test_a_stopped_interpreter_is_replaced(home: Place, level: str) -> None:
+    home.start()
+    home.create(*SLEEP, level=level).kill()
+    for pid in [pid for pid in home.parked() if kind_of(pid) == "zygote"]:
         os.kill(pid, signal.SIGSTOP)
-    with up.create(*SLEEP, level=level) as sandbox:
+    with home.create(*SLEEP, level=level) as sandbox:
         assert sandbox.run(["echo", "hi"]).stdout == "hi\n"
+    assert home.end_daemon(signal.SIGTERM) == 0
+    home.settle()
 
 
 def test_a_paused_sandbox_is_killed(up: Place, level: str) -> None:
