@@ -17,9 +17,10 @@ _DECLARED = "needs: "
 
 
 def pytest_configure() -> None:
-    """Take SIGINT's default back: a shell that starts us in the background makes us, and our commands, ignore it."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Take back the defaults of signals that a shell's background or nohup makes us, and our commands, ignore."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture

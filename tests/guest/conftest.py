@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import shutil
 import socket
+import struct
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,6 +20,17 @@ SOURCES = Path(__file__).parents[2] / "src" / "tartarus" / "guest" / "agent"
 ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 
+RT_SIGACTION = {"x86_64": 13, "aarch64": 134}[platform.machine()]
+_libc = ctypes.CDLL(None)
+_ignore = struct.pack("QQQQ", 1, 0, 0, 0)  # struct sigaction as the kernel has it, with SIG_IGN
+
+
+def _ignore_signals() -> None:
+    """As a careless parent does: libc's own signals too, which only the bare call reaches."""
+    for number in range(1, 65):
+        _libc.syscall(RT_SIGACTION, number, _ignore, None, 8)
+
+
 def spawn_agent(binary: Path, *options: str, pass_fds: tuple[int, ...] = ()) -> tuple[subprocess.Popen[bytes], int]:
     """(the agent's process, the host's end of its channel as a descriptor)."""
     host, guest = channel_pair()
@@ -25,6 +39,7 @@ def spawn_agent(binary: Path, *options: str, pass_fds: tuple[int, ...] = ()) -> 
             [binary, "agent", f"--channel={guest.fileno()}", "--shared-pids", *options],
             pass_fds=(guest.fileno(), *pass_fds),
             env={},
+            preexec_fn=_ignore_signals,
         )
     return process, host.detach()
 

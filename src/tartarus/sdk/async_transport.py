@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from typing import Any, TypeVar
 
 import anyio
-import anyio.abc
 import anyio.to_thread
 
 from tartarus.model.errors import DaemonUnavailable
 from tartarus.sdk import daemon
+from tartarus.sdk.async_socket import AsyncSocket
 from tartarus.sdk.http import Call, Exchange
 from tartarus.sdk.places import Places
 from tartarus.sdk.progress import opening_error
@@ -20,7 +20,6 @@ from tartarus.sdk.streams import Refused, StreamProtocol
 
 T = TypeVar("T")
 _CHUNK = 256 * 1024
-_HUNG_UP = (anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
 class AsyncTransport:
@@ -31,15 +30,15 @@ class AsyncTransport:
         self._start = start
         self._any_version = any_version
 
-    async def connect(self) -> anyio.abc.SocketStream:
+    async def connect(self) -> AsyncSocket:
         """A connection to the daemon, started if need be."""
         try:
-            return await anyio.connect_unix(self.places.socket)
+            return await AsyncSocket.connect(self.places.socket)
         except OSError:
             # Not there, or not ours: the blocking way starts it, or knows what is wrong.
             await anyio.to_thread.run_sync(self._reach)
         try:
-            return await anyio.connect_unix(self.places.socket)
+            return await AsyncSocket.connect(self.places.socket)
         except OSError as error:
             raise DaemonUnavailable(f"can't connect to {self.places.socket}", why=str(error)) from error
 
@@ -59,7 +58,7 @@ class AsyncTransport:
         async with await self.connect() as connection:
             exchange = Exchange(any_version=self._any_version)
             # A daemon that refuses a body hangs up before it has read all: its answer says why.
-            with contextlib.suppress(*_HUNG_UP):
+            with contextlib.suppress(OSError):
                 await connection.send(exchange.request(call, streamed=body is not None))
                 if body is not None:
                     async for part in body:
@@ -78,7 +77,7 @@ class AsyncTransport:
 
 
 async def _body(
-    first: list[bytes], connection: anyio.abc.SocketStream, exchange: Exchange, call: Call[Any]
+    first: list[bytes], connection: AsyncSocket, exchange: Exchange, call: Call[Any]
 ) -> AsyncGenerator[bytes, None]:
     for part in first:
         yield part
@@ -87,7 +86,7 @@ async def _body(
             yield part
 
 
-async def _receive(connection: anyio.abc.SocketStream, call: Call[Any]) -> bytes:
+async def _receive(connection: AsyncSocket, call: Call[Any]) -> bytes:
     try:
         with anyio.fail_after(call.patience_s):
             return await connection.receive(_CHUNK)
@@ -95,14 +94,12 @@ async def _receive(connection: anyio.abc.SocketStream, call: Call[Any]) -> bytes
         raise DaemonUnavailable(
             f"the daemon did not answer within {call.patience_s:g} s", fix="see its log, daemon.log"
         ) from error
-    except (anyio.EndOfStream, *_HUNG_UP):
-        return b""
 
 
 class AsyncStreamConnection:
     """A process stream. One task may receive while another sends."""
 
-    def __init__(self, connection: anyio.abc.SocketStream, protocol: StreamProtocol) -> None:
+    def __init__(self, connection: AsyncSocket, protocol: StreamProtocol) -> None:
         self._socket = connection
         self._protocol = protocol
         self._received: deque[tuple[int, memoryview]] = deque()
@@ -130,20 +127,16 @@ class AsyncStreamConnection:
     async def flush(self) -> None:
         """Send what is queued."""
         async with self._sending:
-            with contextlib.suppress(*_HUNG_UP):  # it hung up: what it said last is still to be read
+            with contextlib.suppress(OSError):  # it hung up: what it said last is still to be read
                 while data := self._protocol.outgoing():
                     await self._socket.send(data)
 
     async def close(self) -> None:
         """Hang up; idempotent."""
-        with anyio.CancelScope(shield=True):
-            await self._socket.aclose()
+        self._socket.close()
 
     async def _take(self) -> None:
-        try:
-            data = await self._socket.receive(_CHUNK)
-        except (anyio.EndOfStream, *_HUNG_UP):
-            data = b""
+        data = await self._socket.receive(_CHUNK)
         try:
             self._received.extend(self._protocol.receive(data))
         except Refused as refused:

@@ -7,6 +7,7 @@
 #include "forward.h"
 #include "kill.h"
 #include "runner.h"
+#include "signals.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -348,10 +349,7 @@ static bool take_signals(struct session *session)
 	sigfillset(&all);
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
-	/* Programs inherit ignored signals, and whoever started us may have ignored some. */
-	for (int signo = 1; signo < NSIG; signo++)
-		if (signo != SIGKILL && signo != SIGSTOP)
-			signal(signo, SIG_DFL);
+	signals_to_default();
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	session->signal_fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
 	session->signal_source.ready = signal_ready;

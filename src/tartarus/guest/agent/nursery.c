@@ -20,6 +20,7 @@
 #include "kill.h"
 #include "packet.h"
 #include "program.h"
+#include "signals.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -86,9 +87,7 @@ static void reset_signals(void)
 {
 	sigset_t none;
 	sigemptyset(&none);
-	for (int signo = 1; signo < 32; signo++)
-		if (signo != SIGKILL && signo != SIGSTOP)
-			signal(signo, SIG_DFL);
+	signals_to_default();
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
