@@ -39,7 +39,7 @@ def spawn_agent(binary: Path, *options: str, pass_fds: tuple[int, ...] = ()) -> 
             [binary, "agent", f"--channel={guest.fileno()}", "--shared-pids", *options],
             pass_fds=(guest.fileno(), *pass_fds),
             env={},
-            preexec_fn=_ignore_signals,
+            preexec_fn=_ignore_signals,  # noqa: PLW1509 - takes no lock
         )
     return process, host.detach()
 

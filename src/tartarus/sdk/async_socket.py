@@ -1,7 +1,8 @@
 """A Unix socket for async callers: the kernel's calls, with anyio only for waiting.
 
 Not `anyio.connect_unix`: its stream resolves a future straight from the event loop's reader, which fails with
-`InvalidStateError` when the wait is cancelled in the very turn in which data arrives (seen with anyio 4.14).
+`InvalidStateError` when the wait is cancelled in the very turn in which data arrives (anyio 4.16).
+Its `wait_readable` is right.
 """
 
 from __future__ import annotations
