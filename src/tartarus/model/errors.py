@@ -59,6 +59,55 @@ class SandboxNotFound(TartarusError):
     http_status = 404
 
 
+class TemplateExists(TartarusError):
+    """A template of yours already has that name."""
+
+    code = "template_exists"
+    http_status = 409
+
+
+class TemplateBlocked(TartarusError):
+    """The scan policy does not let this template be used."""
+
+    code = "template_blocked"
+    http_status = 403
+
+
+class SnapshotNotFound(TartarusError):
+    """No snapshot of yours has that id or name."""
+
+    code = "snapshot_not_found"
+    http_status = 404
+
+
+class ImageNotFound(TartarusError):
+    """The registry or archive has no such image."""
+
+    code = "image_not_found"
+    http_status = 404
+
+
+class ImageRefused(TartarusError):
+    """The image is damaged, dishonest, or not for this host; nothing of it is kept."""
+
+    code = "image_refused"
+    http_status = 422
+
+
+class RegistryFailed(TartarusError):
+    """The image registry could not be reached, or did not answer as it should."""
+
+    code = "registry_failed"
+    http_status = 502
+
+
+class BuildFailed(TartarusError):
+    """A step of a Dockerfile failed."""
+
+    code = "build_failed"
+    http_status = 422
+
+
 class ContextNotFound(TartarusError):
     """No code context of this sandbox has that id."""
 
