@@ -59,9 +59,25 @@ if VERSION >= (3, 13):  # where start-up loads it too, for a -c program
 
 ARM = os.uname().machine in ("aarch64", "arm64")
 if ARM:
-    SYS_CLONE, SYS_EXECVEAT, SYS_PRCTL, SYS_GETTID, SYS_FUTEX, SYS_IOCTL = 220, 281, 167, 178, 98, 29
+    SYS_CLONE, SYS_EXECVEAT, SYS_PRCTL, SYS_GETTID, SYS_FUTEX, SYS_IOCTL, SYS_RT_SIGACTION = (
+        220,
+        281,
+        167,
+        178,
+        98,
+        29,
+        134,
+    )
 else:
-    SYS_CLONE, SYS_EXECVEAT, SYS_PRCTL, SYS_GETTID, SYS_FUTEX, SYS_IOCTL = 56, 322, 157, 186, 202, 16
+    SYS_CLONE, SYS_EXECVEAT, SYS_PRCTL, SYS_GETTID, SYS_FUTEX, SYS_IOCTL, SYS_RT_SIGACTION = (
+        56,
+        322,
+        157,
+        186,
+        202,
+        16,
+        13,
+    )
 SYS_CLOSE_RANGE, SYS_PIDFD_OPEN = 436, 434
 
 CLONE_VM = 0x100
@@ -86,6 +102,13 @@ _fflush.argtypes = [ctypes.c_void_p]
 _clearenv = _libc.clearenv
 _clearenv.argtypes = []
 _memmove = ctypes.memmove
+
+
+def signals_to_default() -> None:
+    """Give every signal its default action; by the kernel's call, as libc keeps 32 and 33 to itself."""
+    action = ctypes.create_string_buffer(32)  # struct sigaction of zeros: SIG_DFL
+    for number in range(1, 65):
+        _syscall(SYS_RT_SIGACTION, number, ctypes.addressof(action), 0, 8, 0, 0)
 
 
 def close_fds_from(first: int) -> None:
@@ -542,6 +565,7 @@ def warm_up(zygote: Zygote, imports: list[str]) -> None:
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
+    signals_to_default()
     _signal.signal(SIGCHLD, _signal.SIG_IGN)  # the kernel reaps: no zombies, and no work here
     for number in (SIGINT, SIGPIPE, SIGXFSZ):
         _signal.signal(number, _signal.SIG_DFL)  # as the agent must find them; programs get Python's own again
