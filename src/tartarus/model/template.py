@@ -15,6 +15,16 @@ class WarmUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     argv0: tuple[str, ...] = ("python3", "python")
 
 
+class RunAs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose processes a template's sandboxes run: ids as the sandbox sees them, 0 to 65535."""
+
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+    name: str = "root"
+    home: str = "/root"
+
+
 class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One template. `python_packages` are installed once into a cached virtual environment."""
 
@@ -24,6 +34,7 @@ class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     python_packages: tuple[str, ...] = ()
     env: dict[str, str] = {}
     workdir: str = "/work"
+    user: RunAs = RunAs()
     resources: Resources = Resources()
     warm_up: WarmUp | None = None
     description: str = ""

@@ -41,12 +41,18 @@ class RootFs(msgspec.Struct, frozen=True):
 
 
 class GuestRequest(msgspec.Struct, frozen=True):
-    """What the node asks a runtime to make. `hostname` is also the cgroup's and log's name."""
+    """What the node asks a runtime to make. `hostname` is also the cgroup's and log's name.
+
+    `storage`: an empty host directory for what the sandbox writes, instead of memory. `build`: its root may give
+    files to other users and become them, as installing packages takes; never with a warm interpreter.
+    """
 
     id: str
     hostname: str
     resources: Resources
     mounts: tuple[Mount, ...] = ()
+    storage: Path | None = None
+    build: bool = False
 
 
 class Places(msgspec.Struct, frozen=True):
@@ -61,10 +67,10 @@ class Places(msgspec.Struct, frozen=True):
         return text if self.prefix == GUEST_PREFIX else text.replace(GUEST_PREFIX, self.prefix)
 
 
-def base_environment(home: str) -> dict[str, str]:
+def base_environment(home: str, user: str = "root") -> dict[str, str]:
     """What every command finds set. The warm interpreter is started with the same, so that its start-up fits."""
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return {"PATH": path, "HOME": home, "USER": "root", "LANG": "C.UTF-8"}
+    return {"PATH": path, "HOME": home, "USER": user, "LANG": "C.UTF-8"}
 
 
 class Guest(Protocol):
@@ -89,6 +95,13 @@ class Guest(Protocol):
 
     def stats(self) -> Stats:
         """Its use of resources now."""
+        ...
+
+    def changes(self) -> Path | None:
+        """Where the host finds what it wrote, as an overlay's upper directory; None where the host can't look.
+
+        Good until the guest's end has been cleaned up; pause it first.
+        """
         ...
 
     async def destroy(self) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -34,7 +35,9 @@ class HostGuest:
         disk_bytes: Callable[[int], int],
         end_guest: Callable[[int], Awaitable[None]] | None = None,
         after_end: Callable[[], Awaitable[None]] | None = None,
+        changes: Path | None = None,
     ) -> None:
+        self._changes = changes
         self.channel = channel
         self.pid = clone.pid
         self.warm = warm
@@ -68,6 +71,10 @@ class HostGuest:
         """Thaw its cgroup."""
         self._require_cgroup("resume").freeze(False)
         self._paused = False
+
+    def changes(self) -> Path | None:
+        """Its overlay's upper directory, as the host finds it."""
+        return None if self.ended.done() else self._changes
 
     def stats(self) -> Stats:
         """Use now, or what it was at the end."""
@@ -123,10 +130,9 @@ class HostGuest:
 
     async def _clean_up(self) -> None:
         try:
+            oom_kills = 0 if self._cgroup is None else self._cgroup.oom_kills()
+            self._final_stats = Stats(memory_limit_bytes=self._resources.memory_bytes, oom_kills=oom_kills)
             if self._cgroup is not None:
-                self._final_stats = Stats(
-                    memory_limit_bytes=self._resources.memory_bytes, oom_kills=self._cgroup.oom_kills()
-                )
                 await self._remove(self._cgroup)
         finally:
             try:

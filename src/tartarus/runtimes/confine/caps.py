@@ -22,6 +22,9 @@ CAPABILITY_VERSION_3 = 0x20080522
 SECUREBITS: Final = 0xEF
 """NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock; KEEP_CAPS off, with its lock."""
 
+BUILD_CAPABILITIES: Final = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7, 18))
+"""CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SYS_CHROOT: some of what Docker gives every container."""
+
 
 @cache
 def last_capability() -> int:
@@ -64,4 +67,17 @@ def add_capability_drop(program: Program, *, bounding: bool = True) -> None:
     program.syscall("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, step="clear ambient capabilities")
     header = program.blob(struct.pack("<Ii", CAPABILITY_VERSION_3, 0))
     program.syscall("capset", header, program.blob(bytes(24)), step="drop all capabilities")
+    program.syscall("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, step="set no_new_privs")
+
+
+def add_build_capabilities(program: Program) -> None:
+    """Leave a build step's root what installing packages takes: power over files and users of its own namespace.
+
+    Root stays root across execve (no secure bits), but `no_new_privs` holds: nobody else becomes it again.
+    """
+    for capability in range(last_capability() + 1):
+        if not BUILD_CAPABILITIES & 1 << capability:
+            program.syscall("prctl", _PR_CAPBSET_DROP, capability, 0, 0, 0, step="reduce the capability bounding set")
+    program.syscall("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, step="clear ambient capabilities")
+    add_capset(program, effective=BUILD_CAPABILITIES)
     program.syscall("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, step="set no_new_privs")

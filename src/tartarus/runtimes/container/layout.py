@@ -13,10 +13,12 @@ import os
 import resource
 import struct
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 
 from tartarus.guest.program import Fd, Program
 from tartarus.model.sandbox import Isolation, Mount, Resources
+from tartarus.model.template import RunAs
 from tartarus.runtimes.base import RootFs
 from tartarus.runtimes.cgroups import add_joining
 from tartarus.runtimes.confine import caps, keyring, landlock, masks, rlimits, seccomp
@@ -45,13 +47,23 @@ DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "
              ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"), ("core", "/proc/kcore"))  # fmt: skip
 SYS_VISIBLE = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 FIRST_ENTRY = 2
-"""Passed descriptors: 0 the channel, 1 the agent's executable, then the cgroup's entries, then the user's mounts."""
+"""Passed descriptors: 0 the channel, 1 the agent's executable, then the cgroup's entries, the storage, the mounts."""
 LANDLOCK_RULES = (
     landlock.PathRule("/", landlock.RUN | landlock.WRITE),
     *(landlock.PathRule(f"/dev/{device}", landlock.DEVICE, file=True) for device in DEVICES),
     landlock.PathRule("/dev/pts", landlock.DEVICE | landlock.READ),
 )
 """The second wall: no device files made, no device commands but on these, signals and abstract sockets kept inside."""
+
+
+class Storage(Enum):
+    """Where a guest's own storage comes from: passed by the host, staged with its nursery, or mounted by itself."""
+
+    PASSED = "passed"
+    STAGED = "staged"
+    OWN = "own"
+
+
 HOSTNAME_PLACEHOLDER = "sbx-0000000000000000"
 
 
@@ -77,11 +89,18 @@ def _remount(program: Program, target: str, flags: int, *, ok: int = 0) -> None:
     program.syscall("mount", 0, target, 0, MS_BIND | MS_REMOUNT | flags, 0, step=f"make {target} read-only", ok=ok)
 
 
-def stage_program(stage: Path, rootfs: RootFs, mounts: Sequence[Mount] = (), *, rootless: bool = False) -> Program:
+def stage_program(
+    stage: Path,
+    rootfs: RootFs,
+    mounts: Sequence[Mount] = (),
+    *,
+    rootless: bool = False,
+    storage: Path | None = None,
+) -> Program:
     """Gather layers, binds and devices below `stage`, in a mount namespace of the nursery's own, then leave the host.
 
     Runs with the host's privileges, or `rootless`: inside a user namespace just made, where mounts below a
-    bound directory can't be left out. `mounts`: a user's own, for a nursery that serves one sandbox.
+    bound directory can't be left out. `mounts` and `storage`: a user's own, for a nursery that serves one sandbox.
     """
     submounts = MS_REC if rootless else 0
     base = str(stage)
@@ -102,6 +121,10 @@ def stage_program(stage: Path, rootfs: RootFs, mounts: Sequence[Mount] = (), *, 
         _bind(program, mount.source, f"{base}/m{index}", MS_REC)
         attributes = ATTR_NOSUID | ATTR_NODEV | (ATTR_RDONLY if mount.read_only else 0)
         _set_attributes(program, f"{base}/m{index}", attributes, f"restrict {mount.source}")
+    if storage is not None:
+        _mkdir(program, f"{base}/s")
+        _bind(program, str(storage), f"{base}/s")
+        _set_attributes(program, f"{base}/s", ATTR_NOSUID | ATTR_NODEV, "restrict the storage")
     _mkdir(program, f"{base}/dev")
     _mount(program, "tmpfs", f"{base}/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "size=64k,nr_inodes=64,mode=755",
            "mount the device directory")  # fmt: skip
@@ -153,7 +176,7 @@ def unshare_program(flags: int) -> Program:
     return program
 
 
-def nursery_program(rootfs: RootFs, mounts: Sequence[Mount] = ()) -> Program:
+def nursery_program(rootfs: RootFs, mounts: Sequence[Mount] = (), *, storage: bool = False) -> Program:
     """As root of the new user namespace and pid 1 of the new pid namespace: stand inside the template's root.
 
     Paths are relative to the stage, where `stage_program` left it: the namespace's root may not be let through
@@ -188,6 +211,9 @@ def nursery_program(rootfs: RootFs, mounts: Sequence[Mount] = ()) -> Program:
     for index, mount in enumerate(mounts):
         _place(program, mount, f"{root}/.tartarus/m{index}")
         _bind(program, f"{base}/m{index}", f"{root}/.tartarus/m{index}", MS_REC)
+    if storage:
+        _mkdir(program, f"{root}/.tartarus/s")
+        _bind(program, f"{base}/s", f"{root}/.tartarus/s")
     _mkdir(program, f"{root}/.tartarus/box")
     _mkdir(program, f"{root}/.tartarus/none")
     _pivot(program, root)
@@ -217,23 +243,32 @@ def box_program(
     landlock_abi: int,
     limit_level: Isolation,
     n_entries: int,
+    storage: Storage,
     staged_mounts: bool = False,
+    build: bool = False,
 ) -> Program:
     """What a guest does to itself between its birth and its agent: join its cgroup, box, drop everything.
 
     `n_entries`: how many cgroup entries were passed, to join by. Without any, the guest waits for one byte on its
     channel, sent when the host has moved it: its cgroup namespace's root is the group it stands in when it takes
     one. `limit_level`: whose rlimits to set; the process level's stand in for the cgroups that a host does not
-    give. `mounts` come as passed descriptors, or with `staged_mounts` from this nursery's own stage.
+    give. `mounts` come as passed descriptors, or with `staged_mounts` from this nursery's own stage. `build`: root
+    keeps, over the sandbox's own files and users, what installing packages takes.
     """
     box, root = "/.tartarus/box", "/.tartarus/box/m"
     program = Program()
     add_joining(program, FIRST_ENTRY, n_entries)
     program.syscall("umask", 0o22, step="umask")
-    inodes = max(4096, min(1 << 20, resources.disk_bytes // 8192))
-    size = f"size={resources.disk_bytes},nr_inodes={inodes},mode=755"
-    _mount(program, "tmpfs", box, "tmpfs", MS_NOSUID | MS_NODEV, size,
-           "mount the sandbox's own storage")  # fmt: skip
+    if storage is Storage.PASSED:
+        program.syscall("move_mount", Fd(FIRST_ENTRY + n_entries), "", AT_FDCWD, box, MOVE_MOUNT_F_EMPTY_PATH,
+                        step="attach the sandbox's own storage")  # fmt: skip
+        n_entries += 1
+    elif storage is Storage.STAGED:
+        _bind(program, "/.tartarus/s", box)
+    else:
+        size = f"size={resources.disk_bytes},nr_inodes={inodes_for(resources)},mode=755"
+        _mount(program, "tmpfs", box, "tmpfs", MS_NOSUID | MS_NODEV, size,
+               "mount the sandbox's own storage")  # fmt: skip
     for name in ("u", "w", "m", "e"):
         _mkdir(program, f"{box}/{name}")
     _mkdir(program, f"{box}/shm", 0o1777)
@@ -260,10 +295,29 @@ def box_program(
         _user_mount(program, mount, FIRST_ENTRY + n_entries + index)
     program.syscall("unshare", CLONE_NEWCGROUP, step="take a cgroup namespace")
     rlimits.add_rlimits(program, resources, limit_level)
-    caps.add_capability_drop(program)
+    _become(program, rootfs.template.user, build=build)
     landlock.add_landlock(program, landlock_abi, LANDLOCK_RULES)
     seccomp.add_seccomp(program, Isolation.CONTAINER)
     return program
+
+
+def inodes_for(resources: Resources) -> int:
+    """How many files a sandbox may have on a disk of that size."""
+    return max(4096, min(1 << 20, resources.disk_bytes // 8192))
+
+
+def _become(program: Program, user: RunAs, *, build: bool) -> None:
+    """Take the template's user, for good, and let go of every capability; but a `build`'s root keeps a few."""
+    if build and user.uid == 0:
+        caps.add_build_capabilities(program)
+        return
+    caps.add_bounding_drop(program)
+    if user.uid or user.gid or user.groups:
+        groups = program.blob(struct.pack(f"<{len(user.groups)}I", *user.groups) or bytes(4))
+        program.syscall("setgroups", len(user.groups), groups, step="take the groups of the template's user")
+        program.syscall("setresgid", user.gid, user.gid, user.gid, step="take the group of the template's user")
+        program.syscall("setresuid", user.uid, user.uid, user.uid, step="become the template's user")
+    caps.add_capability_drop(program, bounding=False)
 
 
 def _cover(program: Program, source: str, target: str) -> None:

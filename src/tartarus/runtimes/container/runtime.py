@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from tartarus.guest.binary import agent_memfd
@@ -16,6 +17,7 @@ from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestReque
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, admit, lacking, remove_soon, weaker_limits
 from tartarus.runtimes.confine import landlock
 from tartarus.runtimes.container import layout, mounts
+from tartarus.runtimes.container.storage import UPPER, directory, tmpfs, used_bytes
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, exhausted_or_failed, warm_command
@@ -58,10 +60,11 @@ class ContainerSnapshot(WarmNursery):
             await remove_soon(self._cgroup)
 
     def program(
-        self, request: GuestRequest, abi: int, limit_level: Isolation, n_entries: int
+        self, request: GuestRequest, abi: int, limit_level: Isolation, n_entries: int, storage: layout.Storage
     ) -> tuple[bytes, list[str]]:
         """The box program, encoded; the one for requests without mounts is kept, as only the host name differs."""
-        cached = None if request.mounts else self._programs.get(request.resources)
+        usual = not (request.mounts or request.build)
+        cached = self._programs.get(request.resources) if usual else None
         if cached is None:
             program = layout.box_program(
                 self.rootfs,
@@ -70,10 +73,12 @@ class ContainerSnapshot(WarmNursery):
                 landlock_abi=abi,
                 limit_level=limit_level,
                 n_entries=n_entries,
+                storage=storage,
                 staged_mounts=self._own_mounts,
+                build=request.build,
             )
             cached = (program.encode(), program.steps)
-            if not request.mounts:
+            if usual:
                 if len(self._programs) >= _PROGRAM_CACHE:
                     self._programs.clear()
                 self._programs[request.resources] = cached
@@ -89,6 +94,22 @@ def _tmpfs_used(pid: int) -> int:
     except OSError:
         return 0
     return (storage.f_blocks - storage.f_bfree) * storage.f_frsize
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+async def _let_go(storage: int) -> None:
+    """Close the last hold on a guest's storage: the kernel then frees it, which takes as long as there is much."""
+    await asyncio.to_thread(os.close, storage)
+
+
+def _upper(storage: int | None, on_disk: Path | None) -> Path | None:
+    if on_disk is not None:
+        return on_disk / UPPER
+    return None if storage is None else Path(f"/proc/{os.getpid()}/fd/{storage}") / UPPER
 
 
 class ContainerRuntime:
@@ -131,11 +152,13 @@ class ContainerRuntime:
 
     async def snapshot(self, rootfs: RootFs) -> Snapshot:
         """Start a template's nursery."""
-        snapshot = await self._start_nursery(rootfs, ())
+        snapshot = await self._start_nursery(rootfs)
         self._snapshots.add(snapshot)
         return snapshot
 
-    async def _start_nursery(self, rootfs: RootFs, own_mounts: Sequence[Mount]) -> ContainerSnapshot:
+    async def _start_nursery(
+        self, rootfs: RootFs, own_mounts: Sequence[Mount] = (), storage: Path | None = None
+    ) -> ContainerSnapshot:
         nursery = await Nursery.spawn(f"template {rootfs.template.id}", shared_pids=False)
         cgroup: Cgroup | None = None
         try:
@@ -145,7 +168,7 @@ class ContainerRuntime:
                     f"nursery-{rootfs.template.id}-{os.getpid()}-{self._nursery_count}", None
                 )
                 cgroup.attach(nursery.pid)
-            await self._build(nursery, rootfs, own_mounts)
+            await self._build(nursery, rootfs, own_mounts, storage)
         except BaseException as error:
             nursery.close()
             await asyncio.shield(nursery.gone())
@@ -156,9 +179,9 @@ class ContainerRuntime:
             raise
         return ContainerSnapshot(rootfs, nursery, cgroup, own_mounts)
 
-    async def _build(self, nursery: Nursery, rootfs: RootFs, own_mounts: Sequence[Mount]) -> None:
+    async def _build(self, nursery: Nursery, rootfs: RootFs, own_mounts: Sequence[Mount], storage: Path | None) -> None:
         rootless = not self._id_map.privileged
-        stage = layout.stage_program(self._stage, rootfs, own_mounts, rootless=rootless)
+        stage = layout.stage_program(self._stage, rootfs, own_mounts, rootless=rootless, storage=storage)
         if not rootless:
             await nursery.run(layout.unshare_program(layout.CLONE_NEWNS))
             await nursery.run(stage)
@@ -167,22 +190,22 @@ class ContainerRuntime:
         self._id_map.apply(nursery.pid)
         if rootless:
             await nursery.run(stage)
-        await nursery.run(layout.nursery_program(rootfs, own_mounts))
+        await nursery.run(layout.nursery_program(rootfs, own_mounts, storage=storage is not None))
 
     def places(self, rootfs: RootFs, guest_id: str) -> Places:  # noqa: ARG002 - each guest has a root of its own
         """As the template's files say."""
-        return Places(home="/root", workdir=rootfs.template.workdir, prefix=GUEST_PREFIX)
+        return Places(home=rootfs.template.user.home, workdir=rootfs.template.workdir, prefix=GUEST_PREFIX)
 
     async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
         """Fork a guest into its box.
 
-        Only root can hand a mount over to a nursery that stands already; a rootless sandbox with mounts gets
-        a nursery of its own, started with them.
+        Only root can hand a mount over to a nursery that stands already; a rootless sandbox with mounts, or with
+        storage on disk, gets a nursery of its own, started with them.
         """
         assert isinstance(snapshot, ContainerSnapshot)
-        if not request.mounts or self._id_map.privileged:
+        if not (request.mounts or request.storage) or self._id_map.privileged:
             return await self._clone(snapshot, request, warm=warm)
-        own = await self._start_nursery(snapshot.rootfs, request.mounts)
+        own = await self._start_nursery(snapshot.rootfs, request.mounts, request.storage)
         try:
             if warm:
                 await own.warm()
@@ -199,12 +222,15 @@ class ContainerRuntime:
         warm: bool,
         after_end: Callable[[], Awaitable[None]] | None = None,
     ) -> Guest:
-        program, steps = snapshot.program(request, self._landlock_abi, self._limit_level, self._n_entries)
-        mount_fds = await self._mount_fds(request)
+        storage, where = self._storage(request)
+        program, steps = snapshot.program(request, self._landlock_abi, self._limit_level, self._n_entries, where)
+        held = [] if storage is None else [storage]
+        passed: list[int] = []
         try:
+            passed = [*held, *await self._mount_fds(request)]
             ours, theirs = channel_pair()
-        except OSError:
-            for fd in mount_fds:
+        except BaseException:
+            for fd in passed or held:
                 os.close(fd)
             raise
         cgroup: Cgroup | None = None
@@ -214,11 +240,12 @@ class ContainerRuntime:
             if self._hierarchy is not None:
                 cgroup = self._hierarchy.create(request.id, request.resources)
                 entries = cgroup.entries()
-            fds = [theirs.fileno(), self._agent_fd, *entries, *mount_fds]
+            fds = [theirs.fileno(), self._agent_fd, *entries, *passed]
             born = await snapshot.clone(program, layout.GUEST_FLAGS, fds, warm=warm)
             admit(cgroup, ours, born.pid, len(entries))
         except BaseException as error:
             ours.close()
+            _close_all(held)
             if born is not None:
                 os.close(born.pidfd)
             if cgroup is not None:
@@ -228,8 +255,7 @@ class ContainerRuntime:
             raise
         finally:
             theirs.close()
-            for fd in (*entries, *mount_fds):
-                os.close(fd)
+            _close_all([*entries, *passed[len(held) :]])
         channel = GuestChannel(ours)
         await channel.open()
         guest = HostGuest(
@@ -239,11 +265,21 @@ class ContainerRuntime:
             request.resources,
             steps=steps,
             warm=warm,
-            disk_bytes=_tmpfs_used,
-            after_end=after_end,
+            disk_bytes=_tmpfs_used if storage is None else lambda _pid: used_bytes(storage),
+            after_end=after_end if storage is None else partial(_let_go, storage),
+            changes=_upper(storage, request.storage),
         )
         snapshot.hold(guest)
         return guest
+
+    def _storage(self, request: GuestRequest) -> tuple[int | None, layout.Storage]:
+        """The guest's own storage, if the host can make it, and how the guest comes by it."""
+        if self._id_map.privileged:
+            if request.storage is not None:
+                return directory(request.storage), layout.Storage.PASSED
+            size = request.resources.disk_bytes
+            return tmpfs(size, layout.inodes_for(request.resources), self._id_map.base), layout.Storage.PASSED
+        return None, layout.Storage.OWN if request.storage is None else layout.Storage.STAGED
 
     async def _mount_fds(self, request: GuestRequest) -> list[int]:
         if not request.mounts or not self._id_map.privileged:
