@@ -135,6 +135,32 @@ class TestWarmUp:
         assert b"left 1 threads running" in zygote.greeting
         assert zygote.close() == 1
 
+    def test_a_script_leaves_its_imports_and_nothing_else(self, stub: Path, tmp_path: Path) -> None:
+        script = tmp_path / "warmup.py"
+        script.write_text("import colorsys\nsecret = 7\nprint('warm')\n")
+        zygote = Warm(sys.executable, stub, script=script)
+        code = "import sys; print('colorsys' in sys.modules, 'secret' in globals())"
+        ran = zygote.run("-c", code)
+        assert ran is not None
+        assert ran.stdout == b"True False\n"
+        assert zygote.close() == 0
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("import sys\n\nraise ValueError('no')", b"failed at line 3: ValueError: no"),
+            ("raise SystemExit(0)", b"failed at line 1: SystemExit: 0"),
+            ("x =", b"SyntaxError"),
+        ],
+    )
+    def test_a_script_that_fails_is_an_error(self, stub: Path, tmp_path: Path, text: str, said: bytes) -> None:
+        script = tmp_path / "warmup.py"
+        script.write_text(text)
+        zygote = Warm(sys.executable, stub, script=script)
+        assert zygote.greeting[:4] == b"TERR"
+        assert said in zygote.greeting
+        assert zygote.close() == 1
+
     def test_it_parks_alone_with_its_control_socket(self, zygote: Warm) -> None:
         fds = fds_of(zygote.process.pid)
         assert [fds[fd] for fd in (0, 1, 2)] == ["/dev/null"] * 3

@@ -98,7 +98,13 @@ class Warm:
     """A zygote of one interpreter."""
 
     def __init__(
-        self, interpreter: str, agent: Path, imports: str = "", env: Mapping[str, str] = ENV, runner: Path = RUNNER
+        self,
+        interpreter: str,
+        agent: Path,
+        imports: str = "",
+        env: Mapping[str, str] = ENV,
+        runner: Path = RUNNER,
+        script: Path | None = None,
     ) -> None:
         self.interpreter = interpreter
         self.agent = os.open(agent, os.O_RDONLY)
@@ -106,6 +112,7 @@ class Warm:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             argv = [interpreter, str(runner), "zygote", f"--control={theirs.fileno()}", f"--imports={imports}"]
+            argv += [f"--script={script}"] if script else []
             self.process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], env=dict(env))
         self.greeting = self.control.recv(65536)
 

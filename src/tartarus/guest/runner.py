@@ -528,18 +528,32 @@ class Zygote:
             os.dup2(fd, FIRST_FD + index, False)
 
 
-def zygote_main(control_fd: int, imports: list[str]) -> NoReturn:
+def zygote_main(control_fd: int, imports: list[str], script: str) -> NoReturn:
     """Import, prepare, park, serve."""
     zygote = Zygote(control_fd)
     try:
-        warm_up(zygote, imports)
+        warm_up(zygote, imports, script)
     except BaseException as failure:
         zygote.fail("the warm-up failed: %s: %s" % (type(failure).__name__, failure))
     zygote.control.send(struct.pack("<4sI", b"TRDY", 0))
     zygote.serve()
 
 
-def warm_up(zygote: Zygote, imports: list[str]) -> None:
+def run_script(zygote: Zygote, path: str) -> None:
+    """Run a template's warm-up script: what it imports stays loaded, its own variables do not."""
+    try:
+        with open(path, "rb") as file:
+            code = compile(file.read(), path, "exec")
+        exec(code, {"__name__": "__main__", "__file__": path, "__builtins__": sys.modules["builtins"]})
+    except BaseException as failure:
+        at = getattr(failure, "__traceback__", None)
+        while at is not None and at.tb_next is not None:
+            at = at.tb_next
+        line = " at line %d" % at.tb_lineno if at is not None and at.tb_frame.f_code.co_filename == path else ""
+        zygote.fail("the warm-up script failed%s: %s: %s" % (line, type(failure).__name__, failure))
+
+
+def warm_up(zygote: Zygote, imports: list[str], script: str) -> None:
     """Everything before parking."""
     environ = dict(os.environ)
     for name in ONE_THREAD:
@@ -550,6 +564,8 @@ def warm_up(zygote: Zygote, imports: list[str]) -> None:
             __import__(module)
         except BaseException as failure:
             zygote.fail("the warm-up could not import %s: %s: %s" % (module, type(failure).__name__, failure))
+    if script:
+        run_script(zygote, script)
     prepare(environ, hooks())
     exercise(EXERCISES)
     threads = len(os.listdir("/proc/self/task"))
@@ -2053,8 +2069,9 @@ def main(argv: list[str]) -> NoReturn:
         context_main(new_main("", False))
     if argv[:1] == ["zygote"]:
         options = dict(word.lstrip("-").split("=", 1) for word in argv[1:])
-        zygote_main(int(options["control"]), [name for name in options.get("imports", "").split(",") if name])
-    sys.exit("usage: runner.py zygote --control=FD [--imports=A,B] | context")
+        imports = [name for name in options.get("imports", "").split(",") if name]
+        zygote_main(int(options["control"]), imports, options.get("script", ""))
+    sys.exit("usage: runner.py zygote --control=FD [--imports=A,B] [--script=FILE] | context")
 
 
 if __name__ == "__main__":

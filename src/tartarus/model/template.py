@@ -8,10 +8,14 @@ from tartarus.model.sandbox import Resources
 
 
 class WarmUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A Python warm runner: interpreter path inside the sandbox, and modules it imports before it parks."""
+    """A warm runner: interpreter path inside the sandbox, and what it does before it parks.
+
+    `imports`: modules. `script`: text of a program in the interpreter's language, run after them.
+    """
 
     interpreter: str
     imports: tuple[str, ...] = ()
+    script: str = ""
     argv0: tuple[str, ...] = ("python3", "python")
 
 

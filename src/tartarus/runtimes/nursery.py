@@ -337,6 +337,7 @@ def warm_command(template: Template, prefix: str = GUEST_PREFIX) -> tuple[list[s
         "zygote",
         "--control=3",
         f"--imports={','.join(warm_up.imports)}",
+        *([f"--script={GUEST_PREFIX}/warmup.py"] if warm_up.script else []),
     ]
     return [word.replace(GUEST_PREFIX, prefix) for word in argv], {
         name: value.replace(GUEST_PREFIX, prefix) for name, value in env.items()
