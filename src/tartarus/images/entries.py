@@ -13,7 +13,7 @@ import msgspec
 class Entry(msgspec.Struct, frozen=True, order=True):
     """One directory, file or symbolic link of a root file system. `path` is absolute in the sandbox.
 
-    `uid` is the owner as the sandbox sees it; its group has the same number.
+    `uid` is the owner as the sandbox sees it; its group has the same number unless `gid` says another.
     """
 
     path: str
@@ -22,6 +22,7 @@ class Entry(msgspec.Struct, frozen=True, order=True):
     content: bytes = b""
     target: str = ""
     uid: int = 0
+    gid: int | None = None
 
 
 def directory(path: str, mode: int = 0o755, uid: int = 0) -> Entry:
@@ -69,10 +70,10 @@ def write_tree(root: Path, entries: Iterable[Entry], uid_base: int | None) -> No
         else:
             place.write_bytes(entry.content)
             os.chmod(place, entry.mode)
-        give(place, uid_base, entry.uid)
+        give(place, uid_base, entry.uid, entry.gid)
 
 
-def give(place: Path, uid_base: int | None, uid: int) -> None:
+def give(place: Path, uid_base: int | None, uid: int, gid: int | None = None) -> None:
     """Make `place` the sandbox user's, when ids are mapped."""
     if uid_base is not None:
-        os.chown(place, uid_base + uid, uid_base + uid, follow_symlinks=False)
+        os.chown(place, uid_base + uid, uid_base + (uid if gid is None else gid), follow_symlinks=False)

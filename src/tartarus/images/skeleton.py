@@ -20,7 +20,7 @@ _STICKY = 0o1777
 USER_ID = 1000
 
 # Our own words where the host's file could carry something private, or is not about the sandbox.
-_HOSTS = """\
+HOSTS = """\
 127.0.0.1 localhost sandbox
 ::1 localhost ip6-localhost ip6-loopback
 """
@@ -70,7 +70,7 @@ def _own_etc(host: Path) -> list[Entry]:
     shell = "/bin/bash" if (host / "bin/bash").exists() else "/bin/sh"
     return [
         *_accounts(shell),
-        text("/etc/hosts", _HOSTS),
+        text("/etc/hosts", HOSTS),
         text("/etc/hostname", "sandbox\n"),
         text("/etc/host.conf", "multi on\n"),
         text("/etc/nsswitch.conf", _NSSWITCH),
