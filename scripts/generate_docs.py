@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that repeat what the code says: errors.md and cli.md.
+"""Write the pages of docs/ that repeat what the code says: errors.md, cli.md and template.schema.json.
 
 `make docs` runs it; a test fails when a committed page is not what it would write.
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pkgutil
 import sys
 from collections.abc import Iterator
@@ -96,7 +97,21 @@ def _commands(context: click.Context) -> Iterator[click.Context]:
                 yield from _commands(click.Context(below, parent=context, info_name=name))
 
 
-PAGES = {"errors.md": errors_page, "cli.md": cli_page}
+def template_schema() -> str:
+    """What a template's YAML may say, as JSON Schema 2020-12, made from the struct that reads it."""
+    import msgspec
+
+    from tartarus.model.definition import Definition
+
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A Tartarus template",
+        "$comment": "Written by scripts/generate_docs.py from tartarus.model.definition.",
+    }
+    return json.dumps({**head, **msgspec.json.schema(Definition)}, indent=2) + "\n"
+
+
+PAGES = {"errors.md": errors_page, "cli.md": cli_page, "template.schema.json": template_schema}
 
 
 def stale() -> list[str]:

@@ -12,7 +12,7 @@ from tests.project.test_project import ROOT, load
 DOCS = ROOT / "docs"
 
 
-@pytest.mark.parametrize("name", ["errors.md", "cli.md"])
+@pytest.mark.parametrize("name", ["errors.md", "cli.md", "template.schema.json"])
 def test_generated_pages_are_current(name: str) -> None:
     generator = load("scripts/generate_docs.py")
     assert (DOCS / name).read_text() == generator.PAGES[name](), "run scripts/generate_docs.py"

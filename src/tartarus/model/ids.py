@@ -30,3 +30,19 @@ def check_name(name: str) -> str:
             fix="use 1 to 63 letters, digits, '_', '.' or '-', and don't begin with 'sbx-'",
         )
     return name
+
+
+def check_template_name(name: str) -> str:
+    """Return a template's name, or raise InvalidRequest: a name as of a sandbox, and not of a template id's form."""
+    return _not_like_an_id(name, "tpl-")
+
+
+def check_snapshot_name(name: str) -> str:
+    """Return a snapshot's name, or raise InvalidRequest: a name as of a sandbox, and not of a snapshot id's form."""
+    return _not_like_an_id(name, "snap-")
+
+
+def _not_like_an_id(name: str, prefix: str) -> str:
+    if name.startswith(prefix):
+        raise InvalidRequest(f"{name!r} is not a valid name", why=f"ids begin with {prefix!r}", fix="choose another")
+    return check_name(name)
