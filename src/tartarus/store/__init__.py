@@ -6,5 +6,7 @@ The node writes here and the control layer reads here; nothing else touches the 
 from __future__ import annotations
 
 from tartarus.store.sandboxes import SandboxStore
+from tartarus.store.snapshots import SnapshotStore
+from tartarus.store.templates import TemplateStore
 
-__all__ = ["SandboxStore"]
+__all__ = ["SandboxStore", "SnapshotStore", "TemplateStore"]

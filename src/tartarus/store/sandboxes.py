@@ -16,6 +16,8 @@ from tartarus.model.sandbox import SandboxRecord
 from tartarus.model.states import TERMINAL, State, check_transition
 from tartarus.store import queries
 from tartarus.store.database import migrate, open_engine, storage_error
+from tartarus.store.snapshots import SnapshotStore
+from tartarus.store.templates import TemplateStore
 from tartarus.store.writer import Worker
 
 if TYPE_CHECKING:
@@ -29,7 +31,10 @@ CHANGEABLE = frozenset(SandboxRecord.__struct_fields__) - {"id", "tenant", "spec
 
 
 class SandboxStore:
-    """All sandboxes of one daemon. Safe to use from any task; make it with `open`."""
+    """All sandboxes of one daemon, and its users' templates and snapshots.
+
+    Safe to use from any task; make it with `open`.
+    """
 
     def __init__(self, path: Path) -> None:
         explain = functools.partial(storage_error, path=path)
@@ -37,6 +42,9 @@ class SandboxStore:
         self._reading = open_engine(path, read_only=True)
         self._writer = Worker(self._engine, "store-writer", explain)
         self._reader = Worker(self._reading, "store-reader", explain)
+        # One file, one writer: what belongs together can share a commit.
+        self.templates = TemplateStore(self._writer, self._reader)
+        self.snapshots = SnapshotStore(self._writer, self._reader)
 
     @classmethod
     async def open(cls, path: Path) -> SandboxStore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Float,
@@ -18,7 +19,7 @@ from sqlalchemy import (
 )
 
 # The newest revision in `migrations/versions`; a test holds the two together. Bump it with each migration.
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 
 metadata = MetaData()
 
@@ -53,6 +54,49 @@ sandbox_labels = Table(
     Column("value", Text, nullable=False),
 )
 
+templates = Table(
+    "templates",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("status", String(16), nullable=False),
+    # JSON: as its author wrote it.
+    Column("definition", LargeBinary, nullable=False),
+    Column("base", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Column("build", Integer, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("digest", String(128), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("layers", LargeBinary, nullable=False),
+    Column("warm_up", LargeBinary, nullable=False),
+    Column("warmed_at", Float),
+    Column("warm_ms", Float),
+    Column("warm_error", Text, nullable=False),
+    Column("details", LargeBinary, nullable=False),
+    Column("revision", Integer, nullable=False),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("name", String(63), nullable=False),
+    # What it was taken of; both may be gone by now.
+    Column("sandbox", String(32), nullable=False),
+    Column("template", String(128), nullable=False),
+    Column("digest", String(128), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("labels", LargeBinary, nullable=False),
+    Column("layers", LargeBinary, nullable=False),
+    Column("details", LargeBinary, nullable=False),
+    Column("revision", Integer, nullable=False),
+)
+
 # Alive is "has not ended": the store sets `ended_at` in the same statement as the terminal state.
 _ALIVE = text("ended_at IS NULL")
 _NAMED_ALIVE = text("name <> '' AND ended_at IS NULL")
@@ -71,3 +115,7 @@ Index("ix_sandboxes_listing", sandboxes.c.tenant, sandboxes.c.created_at, sandbo
 Index("ix_sandboxes_alive", sandboxes.c.created_at, sqlite_where=_ALIVE)
 Index("ix_sandboxes_ended", sandboxes.c.ended_at, sqlite_where=_ENDED)
 Index("ix_sandbox_labels_pair", sandbox_labels.c.key, sandbox_labels.c.value)
+# A template's name is its tenant's own; so is a snapshot's, if it has one.
+Index("ix_templates_name", templates.c.tenant, templates.c.name, unique=True)
+Index("ix_snapshots_name", snapshots.c.tenant, snapshots.c.name, unique=True, sqlite_where=text("name <> ''"))
+Index("ix_snapshots_listing", snapshots.c.tenant, snapshots.c.created_at, snapshots.c.id)
