@@ -22,8 +22,8 @@ CAPABILITY_VERSION_3 = 0x20080522
 SECUREBITS: Final = 0xEF
 """NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock; KEEP_CAPS off, with its lock."""
 
-BUILD_CAPABILITIES: Final = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7, 18))
-"""CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SYS_CHROOT: some of what Docker gives every container."""
+BUILD_CAPABILITIES: Final = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7))
+"""CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID: half of what Docker gives every container."""
 
 
 @cache

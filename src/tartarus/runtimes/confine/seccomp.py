@@ -186,12 +186,22 @@ def _by_broker(rule: Rule) -> Rule:
     return ASK if rule == ALLOW else rule
 
 
+def _build() -> dict[str, Rule]:
+    """A build step unpacks packages, whose programs may carry set-id bits; no mount of ours ever honours them."""
+    modes = ("chmod", "fchmod", "fchmodat", "fchmodat2", "mkdir", "mkdirat", "creat")
+    return {**_container(), **dict.fromkeys(modes, ALLOW), "mknod": _typed_node(1), "mknodat": _typed_node(2)}
+
+
+def _typed_node(mode_arg: int) -> Rule:
+    return _only(mode_arg, (0, _S_IFREG, _S_IFIFO, _S_IFSOCK), EPERM, mask=_S_IFMT)
+
+
 def rules_by_name(
-    level: Isolation, *, own_uid: bool = False, brokered: bool = False, landlock_abi: int = 0
+    level: Isolation, *, own_uid: bool = False, brokered: bool = False, landlock_abi: int = 0, build: bool = False
 ) -> dict[str, Rule]:
     """Every named call's rule at a level; a call that is not here gets ENOSYS. See `seccomp_filter`."""
     if level is Isolation.CONTAINER:
-        special = _container()
+        special = _build() if build else _container()
     elif level is Isolation.PROCESS:
         special = _process(own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi)
     else:
@@ -207,22 +217,30 @@ def seccomp_filter(
     own_uid: bool = False,
     brokered: bool = False,
     landlock_abi: int = 0,
+    build: bool = False,
 ) -> bytes:
     """The filter as an array of struct sock_filter.
 
     The options are the process level's. `own_uid`: the sandbox's user id owns nothing outside it. `brokered`:
     if it does, changes of metadata by path are handed to a MetadataBroker, not refused. `landlock_abi`: what
-    Landlock will mediate; older ones need more refusals here. The defaults are the careful ones.
+    Landlock will mediate; older ones need more refusals here. `build`: the container level's, for a build step. The
+    defaults are the careful ones.
     LookupError for an architecture without a table.
     """
-    named = rules_by_name(level, own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi)
+    named = rules_by_name(level, own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi, build=build)
     numbers = table(arch)
     rules: dict[int, Rule] = {numbers[name]: rule for name, rule in named.items() if name in numbers}
     return assemble(arch or machine(), rules, ENOSYS)
 
 
 def add_seccomp(
-    program: Program, level: Isolation, *, own_uid: bool = False, landlock_abi: int = 0, broker: Fd | None = None
+    program: Program,
+    level: Isolation,
+    *,
+    own_uid: bool = False,
+    landlock_abi: int = 0,
+    broker: Fd | None = None,
+    build: bool = False,
 ) -> None:
     """Install the filter: the program's last step. Needs `no_new_privs`, which `add_capability_drop` sets.
 
@@ -230,7 +248,7 @@ def add_seccomp(
     neither is left open in the guest, where a listener could answer for the broker.
     """
     brokered = broker is not None and not own_uid
-    code = seccomp_filter(level, own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi)
+    code = seccomp_filter(level, own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi, build=build)
     filter_ = _place(program, code)
     if not brokered:
         program.syscall("seccomp", SET_MODE_FILTER, 0, filter_, step=_INSTALL)

@@ -297,7 +297,7 @@ def box_program(
     rlimits.add_rlimits(program, resources, limit_level)
     _become(program, rootfs.template.user, build=build)
     landlock.add_landlock(program, landlock_abi, LANDLOCK_RULES)
-    seccomp.add_seccomp(program, Isolation.CONTAINER)
+    seccomp.add_seccomp(program, Isolation.CONTAINER, build=build)
     return program
 
 
