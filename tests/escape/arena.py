@@ -118,7 +118,7 @@ class Arena:
         """What attackers are told."""
         level = sandbox.record.isolation
         neighbour_ = await self.neighbour(level)
-        layers = [rootfs.layers[0] for rootfs in self.node._rootfs.values()]
+        layers = [rootfs.layers[0] for rootfs in self.node._offers.in_use()]
         return self.bait.world() | {
             "agent": 1 if level is Isolation.CONTAINER else sandbox.guest.pid,
             "layer": str(layers[0]) if layers else "",

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 
 from tartarus.images import packages
-from tartarus.images.entries import Entry, give, write_tree
+from tartarus.images.entries import Entry, give, text, write_tree
 from tartarus.images.interpreter import Interpreter, find_interpreter
-from tartarus.images.paths import VENV
+from tartarus.images.paths import VENV, WARM_UP_SCRIPT
 from tartarus.images.skeleton import skeleton
 from tartarus.images.store import LayerStore
 from tartarus.model.settings import Settings
@@ -56,6 +56,8 @@ async def prepare(
     store = await asyncio.to_thread(LayerStore, settings.cache_dir / "templates")
     environment = await _environment(template, python, store, uid_base, progress)
     entries, binds = await asyncio.to_thread(skeleton, python)
+    if template.warm_up is not None and template.warm_up.script:
+        entries.append(text(WARM_UP_SCRIPT, template.warm_up.script))
     digest = _digest(entries, binds, environment[0] if environment else "", uid_base)
     name = f"rootfs-{digest}"
 

@@ -37,9 +37,13 @@ Returns facts for the manifest."""
 class LayerStore:
     """Directories under `root`, each named by what it holds (``rootfs-1f3c…``)."""
 
-    def __init__(self, root: Path) -> None:
-        """Open the store, make it if it is new, and remove what killed builds left."""
+    def __init__(self, root: Path, *, remove: Callable[[Path], object] = shutil.rmtree) -> None:
+        """Open the store, make it if it is new, and remove what killed builds left.
+
+        `remove`: what removes a directory; one that foreign code filled takes more care than the default has.
+        """
         self._root = root
+        self._remove_directory = remove
         try:
             root.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
@@ -70,8 +74,8 @@ class LayerStore:
 
     async def _make(self, name: str, lock: int, build: Build) -> Path:
         temporary = self._root / f"{_TEMPORARY}{name}"
-        _remove(temporary)
-        _remove(self._root / name)
+        self._remove(temporary)
+        self._remove(self._root / name)
         try:
             (temporary / "tree").mkdir(parents=True)
             facts = await build(temporary / "tree", lock)
@@ -82,7 +86,7 @@ class LayerStore:
         except OSError as error:
             raise _explained(error, name) from error
         finally:
-            await asyncio.to_thread(_remove, temporary)
+            await asyncio.to_thread(self._remove, temporary)
         return self._root / name / "tree"
 
     def manifest(self, name: str) -> dict[str, Any]:
@@ -100,16 +104,22 @@ class LayerStore:
                 if held is not None:
                     # Out of sight in one step; if we are killed now, the next start removes the rest.
                     place.rename(self._root / f"{_TEMPORARY}{place.name}")
-                    _remove(self._root / f"{_TEMPORARY}{place.name}")
+                    self._remove(self._root / f"{_TEMPORARY}{place.name}")
                     removed.append(place.name)
         return removed
+
+    def _remove(self, place: Path) -> None:
+        if place.is_dir():
+            self._remove_directory(place)
+        else:
+            place.unlink(missing_ok=True)
 
     def _remove_leftovers(self) -> None:
         for path in [*self._root.glob(f"{_TEMPORARY}*"), *self._root.glob(f"{_LOCK}*")]:
             name = path.name.removeprefix(_TEMPORARY).removeprefix(_LOCK)
             with self._lock_now(name) as held:  # and a lock that was held is removed
                 if held is not None:
-                    _remove(self._root / f"{_TEMPORARY}{name}")
+                    self._remove(self._root / f"{_TEMPORARY}{name}")
 
     @contextlib.asynccontextmanager
     async def _locked(self, name: str) -> AsyncIterator[int]:
@@ -159,13 +169,6 @@ def _sync(place: Path) -> None:
             raise OSError(number, os.strerror(number), str(place))
     finally:
         os.close(file)
-
-
-def _remove(place: Path) -> None:
-    if place.is_dir():
-        shutil.rmtree(place)
-    else:
-        place.unlink(missing_ok=True)
 
 
 def _explained(error: OSError, name: str) -> TemplateFailed | NoSpace:

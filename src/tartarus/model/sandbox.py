@@ -122,9 +122,11 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     With `command`, the sandbox lives as long as that command; without, until it is killed or its
     `timeout_s` (seconds, wall clock, from start) passes. In a record, `resources` are the limits that hold.
+    A `snapshot`, by id or name, brings its own template, and `template` then counts for nothing.
     """
 
     template: str = "host"
+    snapshot: str = ""
     isolation: Isolation = Isolation.AUTO
     command: ExecSpec | None = None
     resources: ResourceRequest = ResourceRequest()
@@ -139,6 +141,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.name:
             check_name(self.name)
+        no_nul(self.snapshot, "snapshot")
         check_env(self.env)
         no_nul(self.workdir, "workdir")
         require(

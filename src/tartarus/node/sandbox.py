@@ -221,7 +221,7 @@ class Sandbox:
                 "context",
             )
         sandbox = self.record.spec
-        env = base_environment(self._places.home)
+        env = base_environment(self._places.home, self.template.user.name or str(self.template.user.uid))
         if spec.tty:
             env["TERM"] = "xterm-256color"
         env |= {name: self._places.localize(value) for name, value in self.template.env.items()}

@@ -10,12 +10,21 @@ from tartarus.model.sandbox import Isolation, SandboxSpec
 STRONGEST_FIRST = (Isolation.CONTAINER, Isolation.PROCESS)
 
 
-def choose(spec: SandboxSpec, unavailable: Mapping[Isolation, str]) -> tuple[Isolation, str]:
-    """The level and the reason. `unavailable` says why this host can't give a level.
+def choose(
+    spec: SandboxSpec, unavailable: Mapping[Isolation, str], floor: Isolation = Isolation.AUTO
+) -> tuple[Isolation, str]:
+    """The level and the reason. `unavailable` says why this host can't give a level; `floor` is the template's.
 
     A level that was asked for is given or refused, never replaced. Raises IsolationUnavailable or Unsupported.
     """
+    accepted = STRONGEST_FIRST[: STRONGEST_FIRST.index(floor) + 1] if floor in STRONGEST_FIRST else STRONGEST_FIRST
     if spec.isolation is not Isolation.AUTO:
+        if spec.isolation not in accepted:
+            raise Unsupported(
+                f"this template runs at the {floor.value} level or a stronger one, not at {spec.isolation.value}",
+                why="it brings its own root file system, or its author set that floor",
+                fix=f"leave --isolation out, or use --isolation {floor.value}",
+            )
         why = unavailable.get(spec.isolation)
         if why is not None:
             raise IsolationUnavailable(
@@ -25,7 +34,7 @@ def choose(spec: SandboxSpec, unavailable: Mapping[Isolation, str]) -> tuple[Iso
             )
         return spec.isolation, "asked for"
     passed_over = []
-    for level in STRONGEST_FIRST:
+    for level in accepted:
         why = unavailable.get(level)
         if why is not None:
             passed_over.append(f"{level.value} is not available: {why}")
@@ -37,4 +46,7 @@ def choose(spec: SandboxSpec, unavailable: Mapping[Isolation, str]) -> tuple[Iso
                 fix="copy files with tartarus cp, or make the container level available (tartarus doctor)",
             )
         return level, "; ".join(["the strongest this host can give", *passed_over])
-    raise IsolationUnavailable("this host can give no isolation", why="; ".join(passed_over), fix="run tartarus doctor")
+    what = "this host can give no isolation"
+    if len(accepted) < len(STRONGEST_FIRST):
+        what += " that is strong enough for this template"
+    raise IsolationUnavailable(what, why="; ".join(passed_over), fix="run tartarus doctor")

@@ -10,14 +10,13 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from tartarus.images import LayerStore, catalogue, prepare
+from tartarus.images import LayerStore, catalogue
 from tartarus.model.errors import (
     GuestFailed,
     InvalidState,
     IsolationUnavailable,
     SandboxNotFound,
     TartarusError,
-    TemplateNotFound,
     TimeLimit,
 )
 from tartarus.model.ids import new_id
@@ -27,6 +26,7 @@ from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node import reconcile, selection
 from tartarus.node.levels import LevelReport, Levels
+from tartarus.node.offers import Offer, Offers
 from tartarus.node.outputlog import OutputLog, finished
 from tartarus.node.pool import SnapshotPool, host_meminfo
 from tartarus.node.sandbox import Sandbox
@@ -55,8 +55,7 @@ class Node:
         self._live: dict[str, Sandbox] = {}
         self._starting: set[str] = set()
         self._creating: set[asyncio.Task[Sandbox]] = set()
-        self._rootfs: dict[str, RootFs] = {}
-        self._preparing: dict[str, asyncio.Lock] = {}
+        self._offers = Offers(settings, store, self._levels)
         self._background: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -101,10 +100,12 @@ class Node:
     async def _create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
         began = time.time()
         clock = time.perf_counter()
-        template = self._template(spec.template)
+        offer = await self._offers.find(tenant, spec.template, spec.snapshot)
+        template = offer.template
         limits = spec.resources.over(template.resources)
+        offer.limits.check(limits, template.id)
         spec = msgspec.structs.replace(spec, resources=ResourceRequest(**msgspec.structs.asdict(limits)))
-        isolation, why = await self._choose_level(spec, template)
+        isolation, why = await self._choose_level(tenant, spec, offer)
         why = "; ".join([why, *self._levels.runtimes[isolation].capabilities().missing])
         record = SandboxRecord(
             id=new_id("sbx"), tenant=tenant, name=spec.name, template=template.id, isolation=isolation,
@@ -113,7 +114,7 @@ class Node:
         self._starting.add(record.id)
         try:
             record = await self._store.insert(record, State.SCHEDULED, State.STARTING)
-            return await self._start(record, template, clock)
+            return await self._start(record, offer, clock)
         except asyncio.CancelledError:
             why, reason = ("the caller went away", Reason.USER_REQUEST)
             if self._stopping:
@@ -130,23 +131,24 @@ class Node:
         finally:
             self._starting.discard(record.id)
 
-    async def _choose_level(self, spec: SandboxSpec, template: Template) -> tuple[Isolation, str]:
+    async def _choose_level(self, tenant: str, spec: SandboxSpec, offer: Offer) -> tuple[Isolation, str]:
         """Decide; a level that `auto` takes for the first time is first proved by starting its nursery."""
         while True:
-            isolation, why = selection.choose(spec, self._levels.unavailable)
+            isolation, why = selection.choose(spec, self._levels.unavailable, offer.floor)
             if spec.isolation is not Isolation.AUTO or isolation in self._levels.proved:
                 return isolation, why
             try:
-                await self._pool.get(await self._prepared(template), isolation, warm=False)
+                await self._pool.get(await self._prepared(tenant, offer), isolation, warm=False)
             except IsolationUnavailable as error:
                 _log.warning("level_unavailable", isolation=isolation.value, error=str(error))
                 self._levels.unavailable[isolation] = f"{error.what}: {error.why}"
             else:
                 self._levels.proved.add(isolation)
 
-    async def _start(self, record: SandboxRecord, template: Template, clock: float) -> Sandbox:
+    async def _start(self, record: SandboxRecord, offer: Offer, clock: float) -> Sandbox:
         spec = record.spec
-        rootfs = await self._prepared(template)
+        template = offer.template
+        rootfs = await self._prepared(record.tenant, offer)
         warm = template.warm_up is not None and (spec.command is None or spec.command.argv[0] in template.warm_up.argv0)
         request = GuestRequest(
             id=record.id, hostname=record.id, resources=spec.resources.over(template.resources), mounts=spec.mounts
@@ -253,22 +255,8 @@ class Node:
     def _log_path(self, sandbox_id: str) -> Path:
         return self._settings.state_dir / "logs" / f"{sandbox_id}.log"
 
-    def _template(self, name: str) -> Template:
-        found = catalogue().get(name)
-        if found is None:
-            raise TemplateNotFound(f"no template {name!r}", fix=f"known: {', '.join(sorted(catalogue()))}")
-        return found
-
-    async def _prepared(self, template: Template) -> RootFs:
-        ready = self._rootfs.get(template.id)
-        if ready is not None:
-            return ready
-        async with self._preparing.setdefault(template.id, asyncio.Lock()):
-            if template.id not in self._rootfs:
-                uid_base = self._levels.id_map.base if self._levels.id_map.privileged else None
-                prepared = await prepare(template, self._settings, uid_base, _progress(template.id))
-                self._rootfs[template.id] = RootFs(prepared.template, prepared.layers, prepared.binds, prepared.digest)
-        return self._rootfs[template.id]
+    async def _prepared(self, tenant: str, offer: Offer) -> RootFs:
+        return await self._offers.prepared(tenant, offer, _progress(offer.template.id))
 
     def _ended(self, sandbox: Sandbox) -> None:
         self._live.pop(sandbox.record.id, None)
@@ -290,7 +278,7 @@ class Node:
         await reconcile.groups_without_sandboxes(self._levels.hierarchy, known, prefix="sbx-")
         cutoff = time.time() - self._settings.ended_kept_s
         await self._store.prune(cutoff)
-        in_use = {layer.parent.name for rootfs in self._rootfs.values() for layer in rootfs.layers}
+        in_use = {layer.parent.name for rootfs in self._offers.in_use() for layer in rootfs.layers}
         layers = await asyncio.to_thread(LayerStore, self._settings.cache_dir / "templates")
         await asyncio.to_thread(layers.remove_unused, in_use, _LAYERS_KEPT_S)
         for path in (self._settings.state_dir / "logs").glob("sbx-*"):
