@@ -32,6 +32,7 @@ class SnapshotPool:
         self._runtimes = runtimes
         self._meminfo = meminfo
         self._entries: dict[tuple[str, Isolation], _Entry] = {}
+        self._retired: list[Snapshot] = []
 
     async def get(self, rootfs: RootFs, isolation: Isolation, *, warm: bool) -> tuple[Snapshot, bool]:
         """A live snapshot (warmed when `warm`), and whether it stood ready already."""
@@ -56,6 +57,44 @@ class SnapshotPool:
                 _log.info("warmed", template=rootfs.template.id, isolation=isolation.value,
                           warm_up_ms=round((time.perf_counter() - began) * 1e3, 1))  # fmt: skip
             return snapshot, False
+
+    async def renew(self, rootfs: RootFs, isolation: Isolation, *, warm: bool) -> Snapshot:
+        """A new snapshot in the place of the one that may stand; the old one serves until this one is ready.
+
+        Raises what kept the new one from starting, and the old one stays.
+        """
+        entry = self._entries.setdefault((rootfs.digest, isolation), _Entry())
+        async with entry.lock:
+            fresh = await self._runtimes[isolation].snapshot(rootfs)
+            try:
+                if warm:
+                    await fresh.warm()
+            except BaseException:
+                await asyncio.shield(_close(fresh))
+                raise
+            if entry.snapshot is not None:
+                self._retire(entry.snapshot)
+            entry.snapshot = fresh
+            entry.used_at = time.monotonic()
+            return fresh
+
+    def retire(self, digest: str) -> None:
+        """Nothing more is made of that root file system; what was made of it lives on."""
+        for key in [key for key in self._entries if key[0] == digest]:
+            snapshot = self._entries.pop(key).snapshot
+            if snapshot is not None:
+                self._retire(snapshot)
+
+    def _retire(self, snapshot: Snapshot) -> None:
+        snapshot.cool()
+        self._retired.append(snapshot)
+
+    async def sweep(self) -> None:
+        """End the retired snapshots that the last guest has left."""
+        idle = [snapshot for snapshot in self._retired if not snapshot.in_use]
+        self._retired = [snapshot for snapshot in self._retired if snapshot.in_use]
+        for snapshot in idle:
+            await _close(snapshot)
 
     def relieve(self, keep: Snapshot | None = None) -> None:
         """Cool snapshots unused for long, and under memory pressure the longest unused ones."""
@@ -88,6 +127,9 @@ class SnapshotPool:
             if entry.snapshot is not None:
                 await _close(entry.snapshot)
         self._entries.clear()
+        for snapshot in self._retired:
+            await _close(snapshot)
+        self._retired.clear()
 
 
 async def _close(snapshot: Snapshot) -> None:

@@ -272,6 +272,7 @@ class Node:
 
     async def _reconcile_once(self) -> None:
         self._pool.relieve()
+        await self._pool.sweep()
         await reconcile.records_without_guests(self._store, set(self._live) | self._starting, at_start=False)
         # The sets are read anew: a sandbox that began during the wait above must not look like a leftover.
         known = set(self._live) | self._starting

@@ -124,6 +124,11 @@ class Snapshot(Protocol):
         """Whether its interpreter is parked and ready."""
         ...
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a guest that was made from it still lives."""
+        ...
+
     async def warm(self) -> None:
         """Start and warm the interpreter unless it is. Raises TemplateFailed with what it printed."""
         ...

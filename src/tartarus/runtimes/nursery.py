@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 from collections.abc import Sequence
+from typing import Protocol
 
 from tartarus.guest.binary import agent_memfd
 from tartarus.guest.program import Program
@@ -187,6 +188,15 @@ class Zygote:
             self._pidfd = -1
 
 
+class Held(Protocol):
+    """A guest, as its nursery sees it."""
+
+    ended: asyncio.Future[None]
+
+    def end_soon(self) -> None:
+        """Kill its first process."""
+
+
 class WarmNursery:
     """A template's nursery with, once it was asked for, a zygote: what snapshots of this host's kinds share."""
 
@@ -196,6 +206,17 @@ class WarmNursery:
         self._argv = argv
         self._env = env
         self._confinement = confinement
+        self._guests: set[Held] = set()
+
+    def hold(self, guest: Held) -> None:
+        """That guest was made here."""
+        self._guests.add(guest)
+        guest.ended.add_done_callback(lambda _: self._guests.discard(guest))
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a guest that was made here still lives."""
+        return bool(self._guests)
 
     @property
     def alive(self) -> bool:

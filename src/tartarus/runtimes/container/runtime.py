@@ -36,16 +36,10 @@ class ContainerSnapshot(WarmNursery):
         self._cgroup = cgroup
         self._own_mounts = bool(own_mounts)
         self._programs: dict[Resources, tuple[bytes, list[str]]] = {}
-        self._guests: set[HostGuest] = set()
         nursery.control.closed.add_done_callback(self._end_guests)
 
-    def hold(self, guest: HostGuest) -> None:
-        """The nursery is process 1 above that guest: it ends with it."""
-        self._guests.add(guest)
-        guest.ended.add_done_callback(lambda _: self._guests.discard(guest))
-
     def _end_guests(self, _closed: object) -> None:
-        """The kernel kills them, but for those that are paused: those it would wait for."""
+        """The nursery is process 1 above them: the kernel kills them with it, but it would wait for paused ones."""
         for guest in list(self._guests):
             guest.end_soon()
 
@@ -154,6 +148,7 @@ class ContainerRuntime:
         """Start a template's nursery."""
         snapshot = await self._start_nursery(rootfs)
         self._snapshots.add(snapshot)
+        snapshot.nursery.control.closed.add_done_callback(lambda _: self._snapshots.discard(snapshot))
         return snapshot
 
     async def _start_nursery(

@@ -129,6 +129,7 @@ class ProcessRuntime:
         confinement = warmup.confinement(rootfs, self._base, self._landlock_abi, uid, (_FIRST_UID, _UIDS))
         snapshot = ProcessSnapshot(rootfs, nursery, cgroup, confinement, scratch)
         self._snapshots.add(snapshot)
+        snapshot.nursery.control.closed.add_done_callback(lambda _: self._snapshots.discard(snapshot))
         return snapshot
 
     async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
@@ -201,7 +202,7 @@ class ProcessRuntime:
 
         channel = GuestChannel(ours)
         await channel.open()
-        return HostGuest(
+        guest = HostGuest(
             born,
             channel,
             cgroup,
@@ -212,6 +213,8 @@ class ProcessRuntime:
             end_guest=end_guest,
             after_end=after_end,
         )
+        snapshot.hold(guest)
+        return guest
 
     def _take_uid(self) -> int:
         """A user id that no live sandbox has; without privilege there is only our own."""
