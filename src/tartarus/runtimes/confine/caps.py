@@ -24,6 +24,8 @@ SECUREBITS: Final = 0xEF
 
 BUILD_CAPABILITIES: Final = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7))
 """CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID: half of what Docker gives every container."""
+ZYGOTE_CAPABILITIES: Final = sum(1 << number for number in (0, 1, 3, 6, 7, 8, 12, 21))
+"""CHOWN, DAC_OVERRIDE, FOWNER, SETGID, SETUID, SETPCAP, NET_ADMIN (loopback), SYS_ADMIN (mounts and namespaces)."""
 
 
 @cache
@@ -67,6 +69,13 @@ def add_capability_drop(program: Program, *, bounding: bool = True) -> None:
     program.syscall("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, step="clear ambient capabilities")
     header = program.blob(struct.pack("<Ii", CAPABILITY_VERSION_3, 0))
     program.syscall("capset", header, program.blob(bytes(24)), step="drop all capabilities")
+    program.syscall("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, step="set no_new_privs")
+
+
+def add_zygote_capabilities(program: Program) -> None:
+    """Leave a container-level warm interpreter what its clones need to box themselves, and set `no_new_privs`."""
+    program.syscall("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, step="clear ambient capabilities")
+    add_capset(program, effective=ZYGOTE_CAPABILITIES)
     program.syscall("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, step="set no_new_privs")
 
 

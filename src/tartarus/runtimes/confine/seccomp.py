@@ -51,6 +51,13 @@ _SOL_SOCKET, _SOL_TCP, _TCP_ULP = 1, 6, 31
 _ATTACH_FILTERS = (26, 50, 51, 52)  # SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF
 
 
+_BOXING: Final = (
+    "clone", "unshare", "mount", "umount2", "move_mount", "mount_setattr", "pivot_root", "sethostname", "prctl",
+    "prlimit64", "seccomp", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self",
+)  # fmt: skip
+"""What a box program calls and no guest may (layout.box_program)."""
+
+
 def _unless(arg: int, values: tuple[int, ...], verdict: Rule, *, mask: int = 0xFFFF_FFFF, other: Rule = ALLOW) -> Rule:
     """`verdict` for these values of an argument, `other` for the rest."""
     return Branch(Match(arg, values, mask), verdict, other)
@@ -261,6 +268,24 @@ def add_seccomp(
     _send(program, broker, control)
     program.syscall("close", listener, step="close the filter's listener")
     program.syscall("close", broker, step="close the way to the broker")
+
+
+def add_zygote_seccomp(program: Program) -> None:
+    """The filter of a container-level warm interpreter: a guest's, and what its clones do to box themselves.
+
+    A template's packages and warm-up are foreign code too, and run here beside the powers that boxing takes.
+    Needs `no_new_privs`.
+    """
+    program.syscall("seccomp", SET_MODE_FILTER, 0, _place(program, zygote_filter()), step=_INSTALL)
+
+
+@cache
+def zygote_filter(arch: str | None = None) -> bytes:
+    """As `seccomp_filter`, for `add_zygote_seccomp`."""
+    named = {**rules_by_name(Isolation.CONTAINER), **dict.fromkeys(_BOXING, ALLOW)}
+    numbers = table(arch)
+    rules: dict[int, Rule] = {numbers[name]: rule for name, rule in named.items() if name in numbers}
+    return assemble(arch or machine(), rules, ENOSYS)
 
 
 def add_filter(program: Program, code: bytes) -> None:

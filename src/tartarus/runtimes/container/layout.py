@@ -223,6 +223,14 @@ def nursery_program(rootfs: RootFs, mounts: Sequence[Mount] = (), *, storage: bo
     return program
 
 
+def zygote_program() -> Program:
+    """What the warm interpreter does before it runs any code of the template's."""
+    program = Program()
+    caps.add_zygote_capabilities(program)
+    seccomp.add_zygote_seccomp(program)
+    return program
+
+
 def _overlay(program: Program, lower: str, upper: str, work: str, target: str) -> None:
     options = f"lowerdir={lower},upperdir={upper},workdir={work},userxattr"
     _mount(program, "overlay", target, "overlay", MS_NOSUID | MS_NODEV, options, "mount the overlay root")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tartarus.guest.binary import agent_memfd
 from tartarus.guest.channel import GuestChannel, channel_pair
-from tartarus.guest.program import Program
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
 from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
@@ -30,8 +29,7 @@ class ContainerSnapshot(WarmNursery):
 
     def __init__(self, rootfs: RootFs, nursery: Nursery, cgroup: Cgroup | None, own_mounts: Sequence[Mount]) -> None:
         argv, env = warm_command(rootfs.template)
-        # The nursery's namespaces hold it; what it must do for its clones takes the capabilities that it has there.
-        super().__init__(nursery, argv, env, Program())
+        super().__init__(nursery, argv, env, layout.zygote_program())
         self.rootfs = rootfs
         self._cgroup = cgroup
         self._own_mounts = bool(own_mounts)
