@@ -8,7 +8,7 @@ wanted=(
     gcc:gcc make:make git:git bash:bash perl:perl
     bwrap:bubblewrap runc:runc busybox:busybox-static
     newuidmap:uidmap ps:procps ip:iproute2
-    python3:python3 mount:mount unshare:util-linux
+    python3:python3 node:nodejs Rscript:r-base-core mount:mount unshare:util-linux
 )
 missing=()
 for pair in "${wanted[@]}"; do
