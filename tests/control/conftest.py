@@ -9,10 +9,12 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from tests.library import Library
 
 from tartarus.control.api import Api
 from tartarus.control.app import make_app
@@ -22,6 +24,7 @@ from tartarus.control.server import Server
 from tartarus.model.sandbox import Reason
 from tartarus.model.settings import Settings
 from tartarus.node.service import Node
+from tartarus.node.uploads import Uploads
 from tartarus.store import SandboxStore
 from tartarus.telemetry.metrics import Metrics
 
@@ -34,9 +37,10 @@ def anyio_backend() -> str:
 class Service:
     """What a test may look at behind the socket."""
 
-    def __init__(self, settings: Settings, api: Api, listener: PeerListener) -> None:
+    def __init__(self, settings: Settings, api: Api, listener: PeerListener, library: Library) -> None:
         self.settings = settings
         self.api = api
+        self.library = library
         self.listener = listener
 
     def client(self) -> httpx.AsyncClient:
@@ -53,8 +57,8 @@ def state_directory() -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[Service]:
-    """A server for as long as the context lasts."""
+async def serving(**limits: Any) -> AsyncIterator[Service]:
+    """A server for as long as the context lasts; `limits` are its uploads'."""
     with state_directory() as home:
         settings = msgspec.structs.replace(Settings.at(home), node_name="test")
         store = await SandboxStore.open(settings.database)
@@ -63,7 +67,13 @@ async def serving() -> AsyncIterator[Service]:
         await node.start()
         hangups = HangupWatcher()
         stop, ready = asyncio.Event(), asyncio.Event()
-        api = Api(settings, store, node, metrics, hangups, started_at=time.time(), shut_down=stop.set)
+        uploads = Uploads(settings.cache_dir / "uploads", **limits)
+        uploads.open()
+        library = Library(uploads)
+        api = Api(
+            settings, store, node, metrics, hangups, uploads=uploads, templates=library.templates,
+            snapshots=library.snapshots, started_at=time.time(), shut_down=stop.set,
+        )  # fmt: skip
         listener = listen(settings.socket, frozenset({os.geteuid()}))
 
         async def drain() -> None:
@@ -72,10 +82,11 @@ async def serving() -> AsyncIterator[Service]:
         server = Server(make_app(api), stop=stop, drain=drain, grace_s=2)
         running = asyncio.create_task(server.run_on(listener, ready.set))
         await ready.wait()
-        yield Service(settings, api, listener)
+        yield Service(settings, api, listener, library)
         stop.set()
         await running
         hangups.close()
+        uploads.close()
         await store.close()
 
 

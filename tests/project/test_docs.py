@@ -39,7 +39,7 @@ def test_every_route_of_the_api_is_described_and_no_other() -> None:
         if isinstance(handler, HTTPRouteHandler):
             methods = {str(method) for method in handler.http_methods} - {"OPTIONS", "HEAD"}
         for path in handler.paths:
-            plain = path.replace("{sandbox_id:str}", "{id}").replace("{context_id:str}", "{context}")
+            plain = re.sub(r"\{(\w+)_id:str\}", r"{\1}", path).replace("{sandbox}", "{id}")
             served |= {f"{method} {plain}" for method in methods}
     described = set(re.findall(r"`((?:GET|POST|PUT|DELETE|WS) /[^`]*)`", (DOCS / "api.md").read_text()))
     assert described == served

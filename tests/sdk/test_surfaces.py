@@ -15,6 +15,8 @@ PAIRS = [
     (sdk.Process, sdk.AsyncProcess),
     (sdk.Files, sdk.AsyncFiles),
     (sdk.CodeContext, sdk.AsyncCodeContext),
+    (sdk.Template, sdk.AsyncTemplate),
+    (sdk.Snapshot, sdk.AsyncSnapshot),
 ]
 
 

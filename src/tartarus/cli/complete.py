@@ -24,12 +24,24 @@ def sandboxes(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> 
     return items
 
 
+def snapshots(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names and ids of snapshots."""
+    from tartarus.sdk import Client, Snapshot
+
+    try:
+        found = Snapshot.list(client=Client(start=False))
+    except TartarusError:
+        return []
+    words = [(word, snapshot.info.template) for snapshot in found for word in (snapshot.info.name, snapshot.id)]
+    return [CompletionItem(word, help=template) for word, template in words if word and word.startswith(incomplete)]
+
+
 def templates(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Ids of templates."""
+    """Names of templates."""
     from tartarus.sdk import Client
 
     try:
         found = Client(start=False).templates()
     except TartarusError:
         return []
-    return [CompletionItem(item.id, help=item.description) for item in found if item.id.startswith(incomplete)]
+    return [CompletionItem(item.name, help=item.description) for item in found if item.name.startswith(incomplete)]

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from tartarus.cli.complete import sandboxes, templates
+from tartarus.cli.complete import sandboxes, snapshots, templates
 from tartarus.cli.options import EXEC, FLAG, LIST, NUMBER, RUN, Option
 
 _STOP_AT_COMMAND = {"allow_interspersed_args": False}
-_COMPLETE = {"template": templates}
+_COMPLETE = {"template": templates, "snapshot": snapshots}
 
 
 def parameter(option: Option) -> click.Option:

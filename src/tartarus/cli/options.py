@@ -45,6 +45,7 @@ WORKDIR = Option("workdir", ("-w", "--workdir"), "Directory the command starts i
 
 RUN = (
     Option("template", ("--template",), "What to make the sandbox from.", metavar="NAME", default="host"),
+    Option("snapshot", ("--snapshot",), "A snapshot to go on from; it brings its own template.", metavar="ID"),
     Option(
         "isolation", ("--isolation",), "How strongly to hold it; auto takes the strongest this host can give.",
         choices=("auto", "process", "container"), default="auto",

@@ -29,6 +29,8 @@ def run_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
         "name": values["name"] or "",
         "labels": labels(_texts(values["label"])),
     }
+    if values["snapshot"]:
+        spec["snapshot"] = values["snapshot"]
     resources = _resources(values)
     if resources:
         spec["resources"] = resources

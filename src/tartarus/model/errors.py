@@ -80,6 +80,13 @@ class SnapshotNotFound(TartarusError):
     http_status = 404
 
 
+class UploadNotFound(TartarusError):
+    """No upload of yours has that id; each is used once, and removed after an hour."""
+
+    code = "upload_not_found"
+    http_status = 404
+
+
 class ImageNotFound(TartarusError):
     """The registry or archive has no such image."""
 

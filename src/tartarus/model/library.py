@@ -32,6 +32,10 @@ class Credentials(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __repr__(self) -> str:
         return f"Credentials(registry={self.registry!r}, …)"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # msgspec's own would show every field, in a traceback with variables for example.
+        return [("registry", self.registry)]
+
 
 class ImageSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="image"):
     """An image of a registry, such as ``python:3.11``."""
@@ -102,7 +106,8 @@ class CreateTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     source: TemplateSource
-    definition: Definition = Definition()
+    # Made anew for each: who describes the API hashes defaults, and this one holds mappings.
+    definition: Definition = msgspec.field(default_factory=Definition)
     network: BuildNetwork = BuildNetwork.NONE
     ca_bundle: bool = False
     replace: bool = False

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tartarus.sdk.async_files import AsyncFiles
     from tartarus.sdk.async_process import AsyncProcess
     from tartarus.sdk.async_sandbox import AsyncSandbox
+    from tartarus.sdk.async_snapshots import AsyncSnapshot
+    from tartarus.sdk.async_templates import AsyncTemplate
     from tartarus.sdk.client import Client
     from tartarus.sdk.contexts import CodeContext
     from tartarus.sdk.files import Files
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
         Version,
     )
     from tartarus.sdk.sandbox import Sandbox
+    from tartarus.sdk.snapshots import Snapshot
+    from tartarus.sdk.templates import Template
 
 __all__ = [
     "AsyncClient",
@@ -39,6 +43,8 @@ __all__ = [
     "AsyncFiles",
     "AsyncProcess",
     "AsyncSandbox",
+    "AsyncSnapshot",
+    "AsyncTemplate",
     "CellError",
     "CellResult",
     "Client",
@@ -54,6 +60,8 @@ __all__ = [
     "OutputChunk",
     "Process",
     "Sandbox",
+    "Snapshot",
+    "Template",
     "Version",
 ]
 _MODULES = {
@@ -62,11 +70,15 @@ _MODULES = {
     "AsyncFiles": "async_files",
     "AsyncProcess": "async_process",
     "AsyncSandbox": "async_sandbox",
+    "AsyncSnapshot": "async_snapshots",
+    "AsyncTemplate": "async_templates",
     "Client": "client",
     "CodeContext": "contexts",
     "Files": "files",
     "Process": "process",
     "Sandbox": "sandbox",
+    "Snapshot": "snapshots",
+    "Template": "templates",
 }
 
 

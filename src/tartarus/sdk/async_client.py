@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from tartarus.model.template import Template
-from tartarus.sdk import calls
+from tartarus.model.library import TemplateInfo
+from tartarus.sdk import calls, library_calls
 from tartarus.sdk.async_transport import AsyncTransport
 from tartarus.sdk.places import Places
 from tartarus.sdk.results import LevelReport, Version
@@ -27,9 +27,9 @@ class AsyncClient:
         """The daemon's version, process id and start."""
         return await self.transport.call(calls.version())
 
-    async def templates(self) -> list[Template]:
+    async def templates(self) -> list[TemplateInfo]:
         """The templates that sandboxes can be made from."""
-        return await self.transport.call(calls.templates())
+        return await self.transport.call(library_calls.templates())
 
     async def levels(self) -> list[LevelReport]:
         """What this host can give: each isolation level is tried with a small guest."""

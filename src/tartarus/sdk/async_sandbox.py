@@ -9,13 +9,15 @@ from types import TracebackType
 import anyio
 
 from tartarus.model.errors import TimeLimit
+from tartarus.model.library import CreateSnapshot
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
 from tartarus.model.states import TERMINAL, State
-from tartarus.sdk import calls
+from tartarus.sdk import calls, library_calls
 from tartarus.sdk.async_client import AsyncClient
 from tartarus.sdk.async_contexts import AsyncCodeContext, run_cell
 from tartarus.sdk.async_files import AsyncFiles
 from tartarus.sdk.async_process import AsyncProcess
+from tartarus.sdk.async_snapshots import AsyncSnapshot
 from tartarus.sdk.contexts import MAX_OUTPUT_BYTES, OnOutput
 from tartarus.sdk.decoding import LogDecoder
 from tartarus.sdk.http import Call
@@ -58,6 +60,7 @@ class AsyncSandbox:
         network: str = "none",
         name: str = "",
         labels: Mapping[str, str] | None = None,
+        snapshot: str = "",
         client: AsyncClient | None = None,
     ) -> Opening[AsyncSandbox]:
         """Make a sandbox; limits that are not given are the template's.
@@ -79,6 +82,7 @@ class AsyncSandbox:
             network: what it may reach; ``none`` is all there is.
             name: a name to find it by; no other live sandbox of yours may have it.
             labels: your own keys and values, to find it by.
+            snapshot: the id or name of a `Snapshot` to go on from; it brings its own template.
             client: which daemon; the one of your environment if not given.
 
         Raises:
@@ -88,6 +92,7 @@ class AsyncSandbox:
         spec = sandbox_spec(
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
+            snapshot=snapshot,
         )  # fmt: skip
         return Opening(cls._made(calls.create(spec), client, owned=True))
 
@@ -244,6 +249,14 @@ class AsyncSandbox:
     async def stats(self) -> Stats:
         """What it uses now."""
         return await self._client.transport.call(calls.stats(self.id))
+
+    async def snapshot(self, *, name: str = "", labels: Mapping[str, str] | None = None) -> AsyncSnapshot:
+        """Keep what it has changed in its files, to make sandboxes from; it goes on.
+
+        No other snapshot of yours may have the `name`. Raises Unsupported at levels that can't.
+        """
+        request = CreateSnapshot(self.id, name, dict(labels or {}))
+        return AsyncSnapshot(await self._client.transport.call(library_calls.create_snapshot(request)), self._client)
 
     async def pause(self) -> None:
         """Freeze every process in it. Its time limit goes on."""

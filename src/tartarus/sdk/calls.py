@@ -10,7 +10,6 @@ import msgspec
 
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import FileInfo, SandboxRecord, SandboxSpec, Stats
-from tartarus.model.template import Template
 from tartarus.sdk.http import Call, target
 from tartarus.sdk.results import LevelReport, Page, Version
 
@@ -176,11 +175,6 @@ def remove_file(sandbox: str, path: str, *, recursive: bool) -> Call[None]:
 def watch_files(sandbox: str, path: str, *, recursive: bool) -> Call[None]:
     """Changes, as JSON lines."""
     return Call("GET", _file(sandbox, path, "watch", recursive=recursive), _nothing, patience_s=None)
-
-
-def templates() -> Call[list[Template]]:
-    """The templates."""
-    return Call("GET", target("templates"), _reads(list[Template]))
 
 
 def levels() -> Call[list[LevelReport]]:

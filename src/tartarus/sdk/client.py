@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from tartarus.model.template import Template
-from tartarus.sdk import calls
+from tartarus.model.library import TemplateInfo
+from tartarus.sdk import calls, library_calls
 from tartarus.sdk.places import Places
 from tartarus.sdk.results import LevelReport, Version
 from tartarus.sdk.transport import Transport
@@ -31,9 +31,9 @@ class Client:
         """The daemon's version, process id and start."""
         return self.transport.call(calls.version())
 
-    def templates(self) -> list[Template]:
+    def templates(self) -> list[TemplateInfo]:
         """The templates that sandboxes can be made from."""
-        return self.transport.call(calls.templates())
+        return self.transport.call(library_calls.templates())
 
     def levels(self) -> list[LevelReport]:
         """What this host can give: each isolation level is tried with a small guest."""

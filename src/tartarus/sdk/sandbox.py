@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 from tartarus.model.errors import TimeLimit
+from tartarus.model.library import CreateSnapshot
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
 from tartarus.model.states import TERMINAL, State
-from tartarus.sdk import calls
+from tartarus.sdk import calls, library_calls
 from tartarus.sdk.client import Client
 from tartarus.sdk.contexts import MAX_OUTPUT_BYTES, CodeContext, OnOutput, run_cell
 from tartarus.sdk.decoding import LogDecoder
@@ -17,6 +18,7 @@ from tartarus.sdk.files import Files
 from tartarus.sdk.process import Process
 from tartarus.sdk.progress import Progress
 from tartarus.sdk.results import CodeResult, CommandResult, LogEntry
+from tartarus.sdk.snapshots import Snapshot
 from tartarus.sdk.specs import exec_spec, sandbox_spec
 from tartarus.sdk.waiting import Deadline
 
@@ -53,6 +55,7 @@ class Sandbox:
         network: str = "none",
         name: str = "",
         labels: Mapping[str, str] | None = None,
+        snapshot: str = "",
         client: Client | None = None,
     ) -> Sandbox:
         """Make a sandbox; limits that are not given are the template's.
@@ -72,6 +75,7 @@ class Sandbox:
             network: what it may reach; ``none`` is all there is.
             name: a name to find it by; no other live sandbox of yours may have it.
             labels: your own keys and values, to find it by.
+            snapshot: the id or name of a `Snapshot` to go on from; it brings its own template.
             client: which daemon; the one of your environment if not given.
 
         Raises:
@@ -81,6 +85,7 @@ class Sandbox:
         spec = sandbox_spec(
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
+            snapshot=snapshot,
         )  # fmt: skip
         client = client or Client()
         return cls(client.transport.call(calls.create(spec)), client, owned=True)
@@ -225,6 +230,14 @@ class Sandbox:
     def stats(self) -> Stats:
         """What it uses now."""
         return self._client.transport.call(calls.stats(self.id))
+
+    def snapshot(self, *, name: str = "", labels: Mapping[str, str] | None = None) -> Snapshot:
+        """Keep what it has changed in its files, to make sandboxes from; it goes on.
+
+        No other snapshot of yours may have the `name`. Raises Unsupported at levels that can't.
+        """
+        request = CreateSnapshot(self.id, name, dict(labels or {}))
+        return Snapshot(self._client.transport.call(library_calls.create_snapshot(request)), self._client)
 
     def pause(self) -> None:
         """Freeze every process in it. Its time limit goes on."""

@@ -31,6 +31,7 @@ def sandbox_spec(
     network: str = "none",
     name: str = "",
     labels: Mapping[str, str] | None = None,
+    snapshot: str = "",
 ) -> SandboxSpec:
     """A whole spec. Raises InvalidRequest, naming what is wrong, before anything is asked of the daemon."""
     return SandboxSpec(
@@ -50,6 +51,7 @@ def sandbox_spec(
         network=_choice(Network, network, "network"),
         name=name,
         labels=dict(labels or {}),
+        snapshot=snapshot,
     )
 
 

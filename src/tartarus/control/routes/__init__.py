@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
-from tartarus.control.routes import code, files, logs, sandboxes, streams, system
+from tartarus.control.routes import code, files, logs, sandboxes, snapshots, streams, system, templates, uploads
 
-ROUTES = [*system.ROUTES, *sandboxes.ROUTES, *logs.ROUTES, *code.ROUTES, *files.ROUTES, *streams.ROUTES]
+ROUTES = [
+    *system.ROUTES,
+    *sandboxes.ROUTES,
+    *logs.ROUTES,
+    *code.ROUTES,
+    *files.ROUTES,
+    *streams.ROUTES,
+    *templates.ROUTES,
+    *snapshots.ROUTES,
+    *uploads.ROUTES,
+]

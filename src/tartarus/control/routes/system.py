@@ -1,4 +1,4 @@
-"""The daemon itself: version, health, metrics, templates, levels, shutdown."""
+"""The daemon itself: version, health, metrics, levels, shutdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from litestar import Response, get, post
 from tartarus import __version__
 from tartarus.control.api import ApiRequest
 from tartarus.model.errors import PermissionRefused
-from tartarus.model.template import Template
 from tartarus.telemetry.metrics import CONTENT_TYPE
 
 API_VERSION = 1
@@ -50,12 +49,6 @@ async def metrics(request: ApiRequest) -> bytes:
     return request.api.metrics.render()
 
 
-@get("/v1/templates")
-async def templates(request: ApiRequest) -> list[Template]:
-    """The templates that sandboxes can be made from."""
-    return await request.api.node.templates()
-
-
 @get("/v1/levels")
 async def levels(request: ApiRequest) -> list[Any]:
     """Each isolation level: whether this host can give it, and what is missing."""
@@ -71,4 +64,4 @@ async def shutdown(request: ApiRequest) -> Response[None]:
     return Response(None, status_code=202)
 
 
-ROUTES = [version, health, metrics, templates, levels, shutdown]
+ROUTES = [version, health, metrics, levels, shutdown]
