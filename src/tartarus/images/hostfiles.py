@@ -20,6 +20,8 @@ from tartarus.images.entries import Entry, directory, symlink
 FILES = (
     "ld.so.cache", "os-release", "debian_version", "alpine-release", "fedora-release", "redhat-release",
     "localtime", "timezone", "locale.alias", "protocols", "services", "rpc", "mime.types",
+    # Debian's R keeps these outside /usr, and does not start without; its site files may hold passwords, and stay out.
+    "R/ldpaths", "R/Renviron", "R/Makeconf", "R/repositories",
 )  # fmt: skip
 TREES = (
     "alternatives", "ssl/certs", "pki/tls/certs", "pki/ca-trust/extracted", "crypto-policies/back-ends", "fonts",

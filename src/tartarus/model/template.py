@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
+from tartarus.model.checks import require
 from tartarus.model.sandbox import Resources
+
+MAX_SPARES = 16
 
 
 class WarmUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A warm runner: interpreter path inside the sandbox, and what it does before it parks.
 
-    `imports`: modules. `script`: text of a program in the interpreter's language, run after them.
+    `imports`: modules. `script`: text of a program in the interpreter's language, run after them. A parked Python
+    is cloned for each sandbox. Node.js and R can't be: `spares` of them, each in a sandbox made ahead, wait for one
+    program each. They are started by the first name of `argv0`, from the template's PATH.
     """
 
     interpreter: str
     imports: tuple[str, ...] = ()
     script: str = ""
     argv0: tuple[str, ...] = ("python3", "python")
+    kind: Literal["python", "node", "r"] = "python"
+    spares: int = 1
+
+    def __post_init__(self) -> None:
+        require(bool(self.argv0) and all(self.argv0), "a warm-up names no command", "name one, as in argv0: [node]")
+        require(0 <= self.spares <= MAX_SPARES, "spares is out of range", f"use 0 to {MAX_SPARES}")
+
+    @property
+    def is_cloned(self) -> bool:
+        """Whether sandboxes get a clone of one parked interpreter, rather than one that was parked for them."""
+        return self.kind == "python"
 
 
 class RunAs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

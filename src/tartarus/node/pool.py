@@ -31,12 +31,12 @@ class SnapshotPool:
     def __init__(self, runtimes: dict[Isolation, Runtime], meminfo: Callable[[], tuple[int, int]]) -> None:
         self._runtimes = runtimes
         self._meminfo = meminfo
-        self._entries: dict[tuple[str, Isolation], _Entry] = {}
+        self._entries: dict[tuple[str, str, Isolation], _Entry] = {}
         self._retired: list[Snapshot] = []
 
     async def get(self, rootfs: RootFs, isolation: Isolation, *, warm: bool) -> tuple[Snapshot, bool]:
         """A live snapshot (warmed when `warm`), and whether it stood ready already."""
-        entry = self._entries.setdefault((rootfs.digest, isolation), _Entry())
+        entry = self._entries.setdefault(_key(rootfs, isolation), _Entry())
         entry.used_at = time.monotonic()
         snapshot = entry.snapshot
         if snapshot is not None and self.stands(rootfs, isolation, warm=warm):
@@ -63,7 +63,7 @@ class SnapshotPool:
 
         Raises what kept the new one from starting, and the old one stays.
         """
-        entry = self._entries.setdefault((rootfs.digest, isolation), _Entry())
+        entry = self._entries.setdefault(_key(rootfs, isolation), _Entry())
         async with entry.lock:
             fresh = await self._runtimes[isolation].snapshot(rootfs)
             try:
@@ -117,7 +117,7 @@ class SnapshotPool:
 
     def stands(self, rootfs: RootFs, isolation: Isolation, *, warm: bool) -> bool:
         """Whether the snapshot that `get` gave last is still there."""
-        entry = self._entries.get((rootfs.digest, isolation))
+        entry = self._entries.get(_key(rootfs, isolation))
         snapshot = entry.snapshot if entry is not None else None
         return snapshot is not None and snapshot.alive and (snapshot.is_warm or not warm)
 
@@ -130,6 +130,11 @@ class SnapshotPool:
         for snapshot in self._retired:
             await _close(snapshot)
         self._retired.clear()
+
+
+def _key(rootfs: RootFs, isolation: Isolation) -> tuple[str, str, Isolation]:
+    # By its template too: two of them may have the same files and warm up differently.
+    return rootfs.digest, rootfs.template.id, isolation
 
 
 async def _close(snapshot: Snapshot) -> None:

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from tartarus.guest.channel import GuestChannel, GuestExec, GuestProcess
+from tartarus.guest.channel import GuestChannel, GuestExec
 from tartarus.guest.contexts import CodeContext
+from tartarus.guest.parked import Parked
 from tartarus.model.errors import (
     ContextNotFound,
     GuestFailed,
@@ -25,8 +26,9 @@ from tartarus.model.ids import new_id
 from tartarus.model.sandbox import ExecSpec, ExitStatus, Reason, SandboxRecord, Stats
 from tartarus.model.states import State
 from tartarus.model.template import Template
+from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
-from tartarus.runtimes.base import Guest, Places, base_environment
+from tartarus.runtimes.base import Guest, Places, command_environment
 from tartarus.store.sandboxes import SandboxStore
 
 _log = structlog.get_logger("tartarus.node.sandbox")
@@ -70,7 +72,7 @@ class Process(Protocol):
 class MainProcess:
     """The sandbox's own command: what is read of it is logged too."""
 
-    def __init__(self, process: GuestProcess, log: OutputLog) -> None:
+    def __init__(self, process: Process, log: OutputLog) -> None:
         self._process = process
         self._log = log
         self.started = process.started
@@ -101,7 +103,7 @@ class Sandbox:
 
     def __init__(
         self, record: SandboxRecord, template: Template, guest: Guest, store: SandboxStore, log: OutputLog,
-        places: Places, on_end: Callable[[Sandbox], None],
+        places: Places, on_end: Callable[[Sandbox], None], parked: Parked | None = None,
     ) -> None:  # fmt: skip
         self.record = record
         self.template = template
@@ -111,6 +113,8 @@ class Sandbox:
         self._store = store
         self._places = places
         self._on_end = on_end
+        self._parked = parked
+        self.offer: Offer | None = None
         self._contexts: dict[str, CodeContext] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -126,8 +130,7 @@ class Sandbox:
 
     def start_command(self, spec: ExecSpec) -> MainProcess:
         """Send the main command; its output waits in the guest until read."""
-        process = self.guest.channel.exec(self._guest_exec(spec, once=True))
-        self.main = MainProcess(process, self.log)
+        self.main = MainProcess(self._begin(self._guest_exec(spec, once=True)), self.log)
         return self.main
 
     def supervise(self) -> None:
@@ -144,10 +147,10 @@ class Sandbox:
         if self.main is not None:
             self._spawn(self._drain(self.main))
 
-    async def exec(self, spec: ExecSpec) -> GuestProcess:
+    async def exec(self, spec: ExecSpec) -> Process:
         """Run another command beside the main one. Raises InvalidState when paused or ended."""
         self._require(State.RUNNING, "run a command in")
-        process = self.guest.channel.exec(self._guest_exec(spec, once=False))
+        process = self._begin(self._guest_exec(spec, once=False))
         if spec.timeout_s is not None:
             timer = self._loop.call_later(spec.timeout_s, process.signal, signal.SIGKILL, True)
             self._spawn(self._cancel_after(process, timer))
@@ -206,12 +209,19 @@ class Sandbox:
         del self._contexts[context_id]
         await context.close()
 
+    def _begin(self, request: GuestExec) -> Process:
+        """In the interpreter that is parked here, if it can run this; else a process of its own."""
+        taken = None
+        if self._parked is not None:
+            taken = self._parked.offer(request, lambda: self.guest.channel.exec(request))
+        return self.guest.channel.exec(request) if taken is None else taken
+
     def _guest_exec(self, spec: ExecSpec, *, once: bool) -> GuestExec:
         warm_up = self.template.warm_up
         warm = self.guest.warm and warm_up is not None and spec.argv[0] in (*warm_up.argv0, "tartarus-context")
         argv = spec.argv
         if argv[0] == "tartarus-context" and not warm:
-            if warm_up is None:
+            if warm_up is None or not warm_up.is_cloned:
                 raise GuestFailed(
                     f"template {self.template.id} runs no code contexts", fix="use a template with Python"
                 )
@@ -221,11 +231,8 @@ class Sandbox:
                 "context",
             )
         sandbox = self.record.spec
-        env = base_environment(self._places.home, self.template.user.name or str(self.template.user.uid))
-        if spec.tty:
-            env["TERM"] = "xterm-256color"
-        env |= {name: self._places.localize(value) for name, value in self.template.env.items()}
-        env |= sandbox.env | spec.env
+        terminal = {"TERM": "xterm-256color"} if spec.tty else {}
+        env = terminal | command_environment(self.template, self._places) | sandbox.env | spec.env
         return GuestExec(
             argv=argv, env=env, cwd=spec.workdir or sandbox.workdir or self._places.workdir, stdin=spec.stdin,
             tty=spec.tty, rows=spec.rows, cols=spec.cols, warm=warm, once=once and self.record.spec.command is not None,
@@ -292,7 +299,7 @@ class Sandbox:
         finally:
             self.log.end()
 
-    async def _cancel_after(self, process: GuestProcess, timer: asyncio.TimerHandle) -> None:
+    async def _cancel_after(self, process: Process, timer: asyncio.TimerHandle) -> None:
         try:
             await process.wait()
         except TartarusError as error:

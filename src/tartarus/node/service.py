@@ -26,10 +26,12 @@ from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node import reconcile, selection
 from tartarus.node.levels import LevelReport, Levels
+from tartarus.node.library import Library
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.outputlog import OutputLog, finished
 from tartarus.node.pool import SnapshotPool, host_meminfo
 from tartarus.node.sandbox import Sandbox
+from tartarus.node.spares import Spare, SparePool, could_serve
 from tartarus.runtimes.base import Guest, GuestRequest, RootFs
 from tartarus.runtimes.nursery import exhausted_or_failed
 from tartarus.store.sandboxes import SandboxStore
@@ -52,10 +54,12 @@ class Node:
         self._metrics = metrics or Metrics(settings.node_name)
         self._levels = Levels(settings)
         self._pool = SnapshotPool(self._levels.runtimes, host_meminfo)
+        self._spares = SparePool(self._levels.runtimes, self._pool, host_meminfo, lambda: bool(self._creating))
         self._live: dict[str, Sandbox] = {}
         self._starting: set[str] = set()
         self._creating: set[asyncio.Task[Sandbox]] = set()
         self._offers = Offers(settings, store, self._levels)
+        self.library = Library(settings, store, self._levels, self._pool, self._offers, self.live)
         self._background: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -67,6 +71,7 @@ class Node:
         lost = await reconcile.records_without_guests(self._store, set(), at_start=True)
         if groups or directories or lost:
             _log.info("cleaned_up", groups=groups, directories=directories, lost=lost)
+        await self.library.open()
         self._background = asyncio.create_task(self._reconcile_forever())
 
     async def stop(self, reason: Reason) -> None:
@@ -80,6 +85,8 @@ class Node:
         await asyncio.gather(
             *(sandbox.kill(reason=reason) for sandbox in list(self._live.values())), return_exceptions=True
         )
+        await self.library.close()
+        await self._spares.close()
         await self._pool.close()
         await self._levels.close()
 
@@ -107,14 +114,17 @@ class Node:
         spec = msgspec.structs.replace(spec, resources=ResourceRequest(**msgspec.structs.asdict(limits)))
         isolation, why = await self._choose_level(tenant, spec, offer)
         why = "; ".join([why, *self._levels.runtimes[isolation].capabilities().missing])
+        spare: Spare | None = None
+        if could_serve(template, spec):
+            spare = self._spares.take(await self._prepared(tenant, offer), isolation, spec, limits)
         record = SandboxRecord(
-            id=new_id("sbx"), tenant=tenant, name=spec.name, template=template.id, isolation=isolation,
-            isolation_reason=why, state=State.PENDING, spec=spec, created_at=began,
+            id=spare.id if spare is not None else new_id("sbx"), tenant=tenant, name=spec.name, template=template.id,
+            isolation=isolation, isolation_reason=why, state=State.PENDING, spec=spec, created_at=began,
         )  # fmt: skip
         self._starting.add(record.id)
         try:
             record = await self._store.insert(record, State.SCHEDULED, State.STARTING)
-            return await self._start(record, offer, clock)
+            return await self._start(record, offer, spare, clock)
         except asyncio.CancelledError:
             why, reason = ("the caller went away", Reason.USER_REQUEST)
             if self._stopping:
@@ -129,6 +139,8 @@ class Node:
                 await self._start_failed(record, str(failure), Reason.START_FAILED, State.FAILED)
             raise failure from error
         finally:
+            if spare is not None and not spare.given:
+                self._spares.drop(spare)
             self._starting.discard(record.id)
 
     async def _choose_level(self, tenant: str, spec: SandboxSpec, offer: Offer) -> tuple[Isolation, str]:
@@ -145,17 +157,24 @@ class Node:
             else:
                 self._levels.proved.add(isolation)
 
-    async def _start(self, record: SandboxRecord, offer: Offer, clock: float) -> Sandbox:
+    async def _start(self, record: SandboxRecord, offer: Offer, spare: Spare | None, clock: float) -> Sandbox:
         spec = record.spec
         template = offer.template
         rootfs = await self._prepared(record.tenant, offer)
-        warm = template.warm_up is not None and (spec.command is None or spec.command.argv[0] in template.warm_up.argv0)
-        request = GuestRequest(
-            id=record.id, hostname=record.id, resources=spec.resources.over(template.resources), mounts=spec.mounts
-        )
-        guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
+        limits = spec.resources.over(template.resources)
+        warm = False
+        if spare is not None:
+            guest, ready = spare.give(), True
+        else:
+            warm = _wants_clone(template, spec)
+            request = GuestRequest(id=record.id, hostname=record.id, resources=limits, mounts=spec.mounts)
+            guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
         try:
-            sandbox = await self._run(record, rootfs, guest)
+            if spare is not None and spare.resources != limits:
+                guest.limit(limits)
+            sandbox = await self._run(record, rootfs, guest, spare)
+            if spare is not None:
+                warm = sandbox.main is None or (await sandbox.main.started())[1]
         except BaseException:
             await asyncio.shield(guest.destroy())
             raise
@@ -172,6 +191,7 @@ class Node:
         except BaseException:
             await asyncio.shield(guest.destroy())
             raise
+        sandbox.offer = offer
         self._live[record.id] = sandbox
         self._metrics.launched(template.id, start_ms / 1e3, warm=warm and ready)
         sandbox.supervise()
@@ -192,10 +212,11 @@ class Node:
                     raise
                 _log.warning("snapshot_died", template=rootfs.template.id, isolation=isolation.value, error=str(error))
 
-    async def _run(self, record: SandboxRecord, rootfs: RootFs, guest: Guest) -> Sandbox:
+    async def _run(self, record: SandboxRecord, rootfs: RootFs, guest: Guest, spare: Spare | None) -> Sandbox:
         places = self._levels.runtimes[record.isolation].places(rootfs, record.id)
         log = OutputLog(self._log_path(record.id))
-        sandbox = Sandbox(record, rootfs.template, guest, self._store, log, places, self._ended)
+        parked = None if spare is None else spare.parked
+        sandbox = Sandbox(record, rootfs.template, guest, self._store, log, places, self._ended, parked)
         main = sandbox.start_command(record.spec.command) if record.spec.command is not None else None
         limit_s = record.spec.timeout_s
         try:
@@ -272,19 +293,28 @@ class Node:
 
     async def _reconcile_once(self) -> None:
         self._pool.relieve()
+        self._spares.relieve()
         await self._pool.sweep()
         await reconcile.records_without_guests(self._store, set(self._live) | self._starting, at_start=False)
         # The sets are read anew: a sandbox that began during the wait above must not look like a leftover.
-        known = set(self._live) | self._starting
+        known = set(self._live) | self._starting | self._spares.ids
         await reconcile.groups_without_sandboxes(self._levels.hierarchy, known, prefix="sbx-")
         cutoff = time.time() - self._settings.ended_kept_s
         await self._store.prune(cutoff)
         in_use = {layer.parent.name for rootfs in self._offers.in_use() for layer in rootfs.layers}
         layers = await asyncio.to_thread(LayerStore, self._settings.cache_dir / "templates")
         await asyncio.to_thread(layers.remove_unused, in_use, _LAYERS_KEPT_S)
+        await self.library.sweep()
         for path in (self._settings.state_dir / "logs").glob("sbx-*"):
             if path.stat().st_mtime < cutoff and path.name.split(".")[0] not in self._live:
                 path.unlink(missing_ok=True)
+
+
+def _wants_clone(template: Template, spec: SandboxSpec) -> bool:
+    warm_up = template.warm_up
+    if warm_up is None or not warm_up.is_cloned:
+        return False
+    return spec.command is None or spec.command.argv[0] in warm_up.argv0
 
 
 def _is_called(record: SandboxRecord, id_or_name: str) -> bool:

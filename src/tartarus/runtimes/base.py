@@ -73,6 +73,12 @@ def base_environment(home: str, user: str = "root") -> dict[str, str]:
     return {"PATH": path, "HOME": home, "USER": user, "LANG": "C.UTF-8"}
 
 
+def command_environment(template: Template, places: Places) -> dict[str, str]:
+    """What every command in a guest of this template finds set, before its sandbox's and its own variables."""
+    env = base_environment(places.home, template.user.name or str(template.user.uid))
+    return env | {name: places.localize(value) for name, value in template.env.items()}
+
+
 class Guest(Protocol):
     """A running guest. `ended` completes when its last process is gone and nothing of it is left."""
 
@@ -91,6 +97,10 @@ class Guest(Protocol):
 
     async def resume(self) -> None:
         """Let its processes run again."""
+        ...
+
+    def limit(self, resources: Resources) -> None:
+        """Give it other limits of memory, CPU and tasks; its disk stays. Raises Unsupported without a cgroup."""
         ...
 
     def stats(self) -> Stats:

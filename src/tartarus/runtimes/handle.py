@@ -76,6 +76,11 @@ class HostGuest:
         """Its overlay's upper directory, as the host finds it."""
         return None if self.ended.done() else self._changes
 
+    def limit(self, resources: Resources) -> None:
+        """Change its cgroup's limits; what its boot program set (disk, limits of each process) stays."""
+        self._require_cgroup("change the limits of").limit(resources)
+        self._resources = resources
+
     def stats(self) -> Stats:
         """Use now, or what it was at the end."""
         if self._final_stats is not None:

@@ -10,6 +10,10 @@ from tartarus.model.sandbox import Resources, Stats
 class Cgroup(Protocol):
     """One sandbox's group."""
 
+    def limit(self, resources: Resources) -> None:
+        """Set the limits, of a new group or of one in use; OSError when the kernel does not take them."""
+        ...
+
     def attach(self, pid: int) -> None:
         """Move a process (and all that it will fork) in."""
         ...

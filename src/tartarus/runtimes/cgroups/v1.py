@@ -35,9 +35,12 @@ class V1Cgroup:
         memory = resources.memory_bytes + HELPER_MEMORY_BYTES
         if "memory" in self._paths:
             base = self._paths["memory"]
-            write_value(f"{base}/memory.limit_in_bytes", str(memory))
-            if os.path.exists(f"{base}/memory.memsw.limit_in_bytes"):
-                write_value(f"{base}/memory.memsw.limit_in_bytes", str(memory))
+            names = [f"{base}/memory.limit_in_bytes", f"{base}/memory.memsw.limit_in_bytes"]
+            if memory > number_in(read_text(names[1])):
+                names.reverse()  # the second is never the lower one: to raise both, it goes first
+            for name in names:
+                if os.path.exists(name):
+                    write_value(name, str(memory))
         if "cpu" in self._paths:
             write_value(f"{self._paths['cpu']}/cpu.cfs_quota_us", str(cpu_quota(resources)))
         if "pids" in self._paths:

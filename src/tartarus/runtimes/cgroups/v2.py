@@ -27,11 +27,13 @@ _V2_CONTROLLERS = ("memory", "cpu", "pids")
 class V2Cgroup:
     """One sandbox's directory."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, available: frozenset[str]) -> None:
         self._path = path
+        self._available = available
 
-    def limit(self, resources: Resources, available: frozenset[str]) -> None:
+    def limit(self, resources: Resources) -> None:
         """Set the limits."""
+        available = self._available
         if "memory" in available:
             write_value(f"{self._path}/memory.max", str(resources.memory_bytes + HELPER_MEMORY_BYTES))
             if os.path.exists(f"{self._path}/memory.swap.max"):
@@ -113,7 +115,7 @@ class V2Hierarchy:
         os.mkdir(self._base / name)
         try:
             if resources is not None:
-                group.limit(resources, self._available)
+                group.limit(resources)
         except OSError:
             group.remove()
             raise
@@ -121,7 +123,7 @@ class V2Hierarchy:
 
     def open(self, name: str) -> V2Cgroup:
         """An existing group."""
-        return V2Cgroup(str(self._base / name))
+        return V2Cgroup(str(self._base / name), self._available)
 
     def existing(self) -> list[str]:
         """Names of groups that are there, from this or an earlier daemon."""
