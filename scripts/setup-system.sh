@@ -7,7 +7,7 @@ set -euo pipefail
 wanted=(
     gcc:gcc make:make git:git bash:bash perl:perl
     bwrap:bubblewrap runc:runc busybox:busybox-static
-    newuidmap:uidmap ps:procps ip:iproute2
+    newuidmap:uidmap ps:procps ip:iproute2 nft:nftables
     python3:python3 node:nodejs Rscript:r-base-core mount:mount unshare:util-linux
 )
 missing=()

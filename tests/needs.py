@@ -41,6 +41,12 @@ def _runs(argv: list[str]) -> str:
     return "" if done.returncode == 0 else f"{argv[0]} does not work: {(done.stderr or done.stdout).strip()[-200:]}"
 
 
+def _docker_registry() -> str:
+    """The registry, and what makes its users and its tokens."""
+    lacking = [name for name in ("docker-registry", "htpasswd", "openssl") if not shutil.which(name)]
+    return f"{', '.join(lacking)} not installed" if lacking else ""
+
+
 def _root() -> str:
     return "" if os.geteuid() == 0 else "not root"
 
@@ -104,10 +110,14 @@ NEEDS: dict[str, Need] = {
     "newuidmap": Need(_program("newuidmap"), in_ci=True),
     "ps": Need(_program("ps"), in_ci=True),
     "git": Need(_program("git"), in_ci=True),
+    "ip": Need(_program("ip"), in_ci=True),
+    "nft": Need(_program("nft"), in_ci=True),
     "perl": Need(_program("perl"), in_ci=True),
     "node": Need(_program("node"), in_ci=True),
     "r": Need(_program("Rscript"), in_ci=True),
     "system-python": Need(_other_python, in_ci=True),
+    "docker-registry": Need(_docker_registry, in_ci=True),
+    "skopeo": Need(_program("skopeo"), in_ci=True),
     "cgroups": Need(_cgroups, in_ci=True),
     # The kernel's or the container engine's to give: CI takes what its machine has.
     "user-namespaces": Need(_user_namespaces, in_ci=False),

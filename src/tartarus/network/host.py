@@ -1,0 +1,198 @@
+"""What the host itself gets: one link, one table of rules, and forwarding where it was off. All of it is put back."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from base64 import b32encode
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import msgspec
+
+from tartarus.model.errors import NoSpace
+from tartarus.network import rules
+from tartarus.network.destinations import HostNetworks, free_range, ways_out
+from tartarus.network.ledger import Changes, Ledger
+from tartarus.network.links import Links, Route, route
+from tartarus.network.router import Router
+from tartarus.network.settings import NetworkSettings
+
+_CONF = Path("/proc/sys/net/ipv4/conf")
+_CONF_6 = Path("/proc/sys/net/ipv6/conf")
+_DEFAULT_MTU = 1500
+# Others can't be written into a rule as they are; links with such names stay closed.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.@+-]{1,15}")
+
+
+class Host:
+    """The host's side of one daemon's network. Its methods block; what they change is in the ledger before."""
+
+    def __init__(self, state_dir: Path) -> None:
+        # Names that can't meet those of a daemon with another state directory.
+        tag = b32encode(hashlib.sha256(os.fsencode(state_dir.absolute())).digest())[:6].decode().lower()
+        self.uplink = f"{rules.UPLINK_PREFIX}{tag}"
+        self.table = f"tartarus_{tag}"
+        self.networks = HostNetworks()
+        self._ledger = Ledger(state_dir)
+        self._lock: int | None = None
+        self._changes: Changes | None = None
+        self._links: Links | None = None
+        self._range: IPv4Network | None = None
+        self._installed = ("", "")
+
+    @property
+    def links(self) -> Links:
+        """The host's links; while it is open."""
+        assert self._links is not None
+        return self._links
+
+    def clean(self) -> bool:
+        """Put back what a killed daemon left, if one did. Raises InvalidState while another is at work."""
+        if self._ledger.read() is None:
+            return False
+        lock = self._ledger.lock()
+        try:
+            self._undo()
+        finally:
+            os.close(lock)
+        return True
+
+    def reserve(self, settings: NetworkSettings, name_servers: Iterable[IPv4Address]) -> IPv4Network:
+        """Clean up, write down what will be changed, and find addresses. Raises InvalidState, NoSpace, OSError."""
+        self._lock = self._ledger.lock()
+        self._undo()
+        self._links = Links()
+        found = free_range(settings.networks(), settings.prefix_length, self._links.routes(), name_servers)
+        if found is None:
+            raise NoSpace(
+                "no addresses are left for sandboxes' networks",
+                why=f"the host has routes for all of {', '.join(settings.ranges)}",
+                fix="choose another private range in the daemon's network settings",
+            )
+        self._range = found
+        self._changes = Changes.here(self.table, self.uplink)
+        self._ledger.write(self._changes)
+        return found
+
+    def mtu(self) -> int:
+        """The least MTU in bytes of the ways out, so that packets need no cutting on the way."""
+        ways = ways_out(self.links.routes())
+        return min((link.mtu for link in self.links.all() if link.ifindex in ways), default=_DEFAULT_MTU)
+
+    def connect(self, router: Router, mtu: int) -> None:
+        """Join the router to the host, rules first. Raises Unsupported, OSError."""
+        assert self._range is not None
+        self.follow(router)
+        router.connect(self.uplink, self.links, mtu)
+        _write(_CONF_6 / self.uplink / "disable_ipv6", "1")
+        for name, value in (("accept_redirects", "0"), ("send_redirects", "0"), ("accept_source_route", "0"),
+                            ("rp_filter", "1"), ("forwarding", "1")):  # fmt: skip
+            _write(_CONF / self.uplink / name, value)
+        uplink = self.links.find(self.uplink)
+        assert uplink is not None
+        way = route(self._range, uplink.ifindex, router.gateway)
+        self.links.bring_up(uplink.ifindex, IPv4Interface((router.host_address, 31)), (way,))
+        self.follow(router)
+
+    def follow(self, router: Router) -> bool:
+        """Make the rules fit the host's routes and links of now, and stand; whether anything had to be changed.
+
+        Raises Unsupported, OSError; then the rules may not stand, and the caller must `cut`.
+        """
+        routes = self.links.routes()
+        uplink = self.links.find(self.uplink)
+        ours = [uplink.ifindex] if uplink is not None else []
+        networks = HostNetworks.of(routes, except_links=ours)
+        wanted = self._ways_to_open(routes, ours)
+        changed = False
+        if networks != self.networks:
+            router.know(networks)
+            self.networks = networks
+            changed = True
+        return self._stand(wanted) or changed
+
+    def _ways_to_open(self, routes: list[Route], ours: list[int]) -> tuple[str, ...]:
+        """The links that must forward because of us. Whoever turns on forwarding for the whole host answers for it.
+
+        A daemon beside us closes at its end what it opened before us. That is an event, and then we open it.
+        """
+        assert self._changes is not None
+        if _read(_CONF / "all" / "forwarding") == "1":
+            return ()
+        ways = ways_out(routes, except_links=ours)
+        names = [link.name for link in self.links.all() if link.ifindex in ways and _PLAIN_NAME.fullmatch(link.name)]
+        closed = [name for name in names if _read(_CONF / name / "forwarding") == "0"]
+        return tuple(sorted({*self._changes.opened, *closed}))
+
+    def _stand(self, wanted: tuple[str, ...]) -> bool:
+        """Have the table be as it should; the ledger first, then the rules, then the forwarding."""
+        assert self._changes is not None
+        assert self._range is not None
+        change = rules.replace(self.table, rules.host_table(self.table, self.uplink, self._range))
+        change += rules.host_networks(self.table, self.networks) + rules.opened(self.table, wanted)
+        if wanted != self._changes.opened:
+            self._changes = msgspec.structs.replace(self._changes, opened=wanted)
+            self._ledger.write(self._changes)
+        changed = self._installed != (change, rules.listing(self.table))
+        if changed:
+            rules.nft(change)
+            self._installed = (change, rules.listing(self.table))
+        for name in wanted:
+            _write(_CONF / name / "forwarding", "1")
+        return changed
+
+    def cut(self) -> None:
+        """Take every sandbox off the network at once."""
+        self.links.remove(self.uplink)
+
+    def obstacles(self) -> list[str]:
+        """Other programs' rules that refuse what they don't know, ours included; each in words, with what to do."""
+        return rules.foreign_refusals(rules.nft_json("list", "ruleset"), self.table, self.uplink)
+
+    def close(self) -> None:
+        """Put everything back. Safe to repeat, and in whatever state it is."""
+        if self._links is not None:
+            self._links.close()
+            self._links = None
+        if self._lock is not None:
+            try:
+                self._undo()
+            finally:
+                os.close(self._lock)
+                self._lock = None
+        self._changes = None
+        self._installed = ("", "")
+
+    def _undo(self) -> None:
+        changes = self._ledger.read()
+        if changes is None:
+            return
+        if changes.is_here():
+            links = Links()
+            try:
+                links.remove(changes.uplink)
+            finally:
+                links.close()
+            # Closed again before the rules go that stood in for that.
+            if _read(_CONF / "all" / "forwarding") == "0":
+                for name in changes.opened:
+                    _write(_CONF / name / "forwarding", "0")
+            rules.nft(rules.remove(changes.table))
+        self._ledger.clear()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return ""  # the link has gone
+
+
+def _write(path: Path, value: str) -> None:
+    try:
+        path.write_text(value, encoding="ascii")
+    except FileNotFoundError:
+        return  # the link has gone, or the kernel has no IPv6

@@ -1,0 +1,89 @@
+"""What this daemon has changed on the host for its network, written down before it is changed.
+
+Read at the next start after a daemon was killed, so that all of it can be put back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import msgspec
+
+from tartarus.model.errors import InvalidState
+from tartarus.network import namespace
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """`opened`: links that did not forward packets before. Good for one boot and one network namespace only."""
+
+    boot: str
+    namespace: tuple[int, int]
+    table: str
+    uplink: str
+    opened: tuple[str, ...] = ()
+
+    @classmethod
+    def here(cls, table: str, uplink: str) -> Changes:
+        """None made yet, in this boot and the calling thread's network namespace."""
+        return cls(_BOOT_ID.read_text().strip(), namespace.identity(), table, uplink)
+
+    def is_here(self) -> bool:
+        """Whether what they changed still exists: a reboot undoes everything."""
+        return (self.boot, self.namespace) == (_BOOT_ID.read_text().strip(), namespace.identity())
+
+
+class Ledger:
+    """The file, and the lock that one daemon holds as long as it has a network."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "network.json"
+        self._lock = state_dir / "network.lock"
+
+    def lock(self) -> int:
+        """Take the lock; the file that holds it. Raises InvalidState when another process has it."""
+        self._lock.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(file)
+            raise InvalidState(
+                "the network is in use", why="another daemon has it in the same state directory"
+            ) from error
+        return file
+
+    def read(self) -> Changes | None:
+        """What was written last; None if nothing is changed, or what it says can't be understood."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=Changes)
+        except (FileNotFoundError, msgspec.DecodeError):
+            # It is replaced as a whole, so one that is damaged was never ours to write.
+            return None
+
+    def write(self, changes: Changes) -> None:
+        """Replace it, on disk when this returns. Raises OSError."""
+        temporary = self._path.with_suffix(".new")
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(file, msgspec.json.encode(changes))
+            os.fsync(file)
+        finally:
+            os.close(file)
+        temporary.rename(self._path)
+        self._sync()
+
+    def clear(self) -> None:
+        """Nothing is changed any more."""
+        self._path.unlink(missing_ok=True)
+        self._sync()
+
+    def _sync(self) -> None:
+        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

@@ -1,0 +1,197 @@
+"""Links, addresses and routes of one network namespace (rtnetlink, see rtnetlink(7))."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import NamedTuple
+
+from tartarus.network.netlink import (
+    CREATE,
+    EXCLUSIVE,
+    NETLINK_ROUTE,
+    NetlinkSocket,
+    Request,
+    attribute,
+    attributes,
+    nested,
+    text,
+    u32,
+)
+
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWADDR = 20
+_NEWROUTE, _GETROUTE = 24, 26
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_IFF_UP = 1
+
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_NET_NS_FD = 3, 4, 18, 23, 28
+_INFO_KIND, _INFO_DATA = 1, 2
+_VETH_INFO_PEER = 1
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 4, 5, 9, 18
+
+_TABLE_MAIN = 254
+_PROTOCOL_STATIC = 4
+_SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
+UNICAST = 1
+LOCAL = 2
+
+
+class Route(NamedTuple):
+    """An IPv4 route of any table. `kind` is UNICAST, LOCAL or another of rtnetlink(7)'s types.
+
+    `direct`: whoever is there is reached without a gateway.
+    """
+
+    destination: IPv4Network
+    kind: int
+    gateways: tuple[IPv4Address, ...]
+    interfaces: tuple[int, ...]
+    direct: bool
+
+
+class Traffic(NamedTuple):
+    """What a link carried so far, as seen from its own side."""
+
+    received_packets: int
+    sent_packets: int
+    received_bytes: int
+    sent_bytes: int
+
+
+class Link(NamedTuple):
+    """A link as the kernel lists it; `mtu` in bytes."""
+
+    name: str
+    ifindex: int
+    mtu: int
+    traffic: Traffic
+
+
+class End(NamedTuple):
+    """One end of a pair to be made. Its index is ours to choose, for both ends; 0 leaves that to the kernel."""
+
+    name: str
+    ifindex: int = 0
+
+
+class Links:
+    """The links of the network namespace of the thread that makes this; any thread may use it then."""
+
+    def __init__(self) -> None:
+        self._netlink = NetlinkSocket(NETLINK_ROUTE)
+
+    def close(self) -> None:
+        """Close it; safe to repeat."""
+        self._netlink.close()
+
+    def add_pair(self, near: End, far: End, far_namespace: int, mtu: int) -> None:
+        """A veth pair, both ends down: `near` here, `far` in the namespace of that open file. Raises OSError."""
+        there = _link(far.ifindex) + text(_IFLA_IFNAME, far.name) + u32(_IFLA_MTU, mtu)
+        there += u32(_IFLA_NET_NS_FD, far_namespace)
+        info = nested(_IFLA_LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, attribute(_VETH_INFO_PEER, there)))
+        body = _link(near.ifindex) + text(_IFLA_IFNAME, near.name) + u32(_IFLA_MTU, mtu) + info
+        self._netlink.do(Request(_NEWLINK, CREATE | EXCLUSIVE, body))
+
+    def remove(self, name: str) -> bool:
+        """Remove a link, and the other end of its pair; False if there is none of that name."""
+        try:
+            self._netlink.do(Request(_DELLINK, 0, _link(0) + text(_IFLA_IFNAME, name)))
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return False
+        return True
+
+    def find(self, name: str) -> Link | None:
+        """The link of that name, if there is one."""
+        try:
+            message = self._netlink.ask(Request(_GETLINK, 0, _link(0) + text(_IFLA_IFNAME, name)))
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return None
+        return _parse_link(message.body)
+
+    def all(self) -> list[Link]:
+        """Every link."""
+        return [_parse_link(message.body) for message in self._netlink.dump(Request(_GETLINK, 0, _link(0)))]
+
+    def bring_up(self, index: int, address: IPv4Interface | None = None, routes: tuple[Request, ...] = ()) -> None:
+        """Give a link its address, then bring it up, then add `routes` (see `route`). Raises OSError."""
+        requests = [Request(_NEWLINK, 0, _link(index, up=True)), *routes]
+        if address is not None:
+            own = _ADDRESS.pack(socket.AF_INET, address.network.prefixlen, 0, _SCOPE_UNIVERSE, index)
+            own += attribute(_IFA_LOCAL, address.packed) + attribute(_IFA_ADDRESS, address.packed)
+            requests.insert(0, Request(_NEWADDR, CREATE | EXCLUSIVE, own))
+        self._netlink.do(*requests)
+
+    def routes(self) -> list[Route]:
+        """Every IPv4 route of every table."""
+        body = _ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
+        found = (_parse_route(message.body) for message in self._netlink.dump(Request(_GETROUTE, 0, body)))
+        return [route for route in found if route is not None]
+
+
+def route(destination: IPv4Network, index: int, gateway: IPv4Address | None = None) -> Request:
+    """The request for a route through a link: directly, or through a gateway there."""
+    scope = _SCOPE_LINK if gateway is None else _SCOPE_UNIVERSE
+    body = _ROUTE.pack(socket.AF_INET, destination.prefixlen, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, scope, UNICAST, 0)
+    body += attribute(_RTA_DST, destination.network_address.packed) if destination.prefixlen else b""
+    body += u32(_RTA_OIF, index)
+    body += attribute(_RTA_GATEWAY, gateway.packed) if gateway is not None else b""
+    return Request(_NEWROUTE, CREATE | EXCLUSIVE, body)
+
+
+def _link(index: int, *, up: bool = False) -> bytes:
+    return _LINK.pack(socket.AF_UNSPEC, 0, index, _IFF_UP if up else 0, _IFF_UP if up else 0)
+
+
+def _parse_link(body: bytes) -> Link:
+    index = _LINK.unpack_from(body)[2]
+    values = dict(attributes(body[_LINK.size :]))
+    traffic = Traffic(*struct.unpack_from("=4Q", values.get(_IFLA_STATS64, bytes(32))))
+    mtu = struct.unpack("=I", values[_IFLA_MTU])[0]
+    return Link(values[_IFLA_IFNAME].rstrip(b"\0").decode(), index, mtu, traffic)
+
+
+def _parse_route(body: bytes) -> Route | None:
+    family, prefix, *_, kind, flags = _ROUTE.unpack_from(body)
+    if family != socket.AF_INET or flags & 0x200:  # RTM_F_CLONED: a cached exception, not a route
+        return None
+    destination = b"\0\0\0\0"
+    gateways: list[IPv4Address] = []
+    interfaces: list[int] = []
+    direct = True
+    for name, value in attributes(body[_ROUTE.size :]):
+        if name == _RTA_DST:
+            destination = value
+        elif name == _RTA_GATEWAY:
+            gateways.append(IPv4Address(value))
+        elif name == _RTA_OIF:
+            interfaces.append(struct.unpack("=I", value)[0])
+        elif name == _RTA_VIA:
+            direct = False  # an IPv6 gateway
+        elif name == _RTA_MULTIPATH:
+            hops = _parse_hops(value)
+            gateways += [gateway for _, gateway in hops if gateway is not None]
+            interfaces += [index for index, _ in hops]
+    network = IPv4Network((destination, prefix))
+    return Route(network, kind, tuple(gateways), tuple(interfaces), direct and not gateways)
+
+
+def _parse_hops(data: bytes) -> list[tuple[int, IPv4Address | None]]:
+    hops = []
+    while len(data) >= 8:
+        length, _flags, _weight, index = struct.unpack_from("=HBBi", data)
+        if not 8 <= length <= len(data):
+            break
+        gateway = next((IPv4Address(value) for kind, value in attributes(data[8:length]) if kind == _RTA_GATEWAY), None)
+        hops.append((index, gateway))
+        data = data[(length + 3) & ~3 :]
+    return hops

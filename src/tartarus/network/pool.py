@@ -1,0 +1,295 @@
+"""Network slots: a place on the network for one sandbox each, taken when it starts and given back when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections import deque
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from tartarus.model.errors import InvalidState, NoSpace, TartarusError, Unsupported
+from tartarus.network import rules
+from tartarus.network.host import Host
+from tartarus.network.links import Traffic
+from tartarus.network.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Events
+from tartarus.network.resolver import Resolver, host_name_servers
+from tartarus.network.router import Router, slot_address
+from tartarus.network.settings import NetworkSettings
+from tartarus.network.tracking import Counted
+
+_log = structlog.get_logger("tartarus.network")
+# rtnetlink groups: links, IPv4 addresses and routes, and whether links forward; nftables: every change of rules.
+_ROUTE_GROUPS = (1, 5, 7, 24)
+_FILTER_GROUPS = (7,)
+# Changes come in bursts (a link comes up, gets its address, its routes): after a look at once, the next one waits.
+_SETTLE_S = 0.1
+
+T = TypeVar("T")
+
+
+class Slot:
+    """A sandbox's place on the network, from `take` until `give_back`."""
+
+    def __init__(self, number: int, address: IPv4Address, gateway: IPv4Address, pool: SlotPool) -> None:
+        self.number = number
+        self.address = address
+        self.gateway = gateway
+        self._pool = pool
+        self.busy = asyncio.Lock()
+        self.given_back = False
+        self.final: dict[str, int] = {}
+
+    @property
+    def resolv_conf(self) -> bytes:
+        """What the guest's /etc/resolv.conf must say."""
+        return f"nameserver {self.gateway}\n".encode()
+
+    def counters(self) -> dict[str, int]:
+        """What this slot did since it was taken; see `SlotPool.give_back` for the names."""
+        return self._pool.counters(self)
+
+
+class SlotPool:
+    """All slots of one daemon. `clean` at start, `open` before the first `take`, `close` at the end."""
+
+    def __init__(self, state_dir: Path, settings: NetworkSettings | None = None) -> None:
+        """Nothing happens yet. Raises InvalidRequest for settings out of range."""
+        self._settings = settings or NetworkSettings()
+        self._settings.check()
+        self._host = Host(state_dir)
+        self._router: Router | None = None
+        self._resolver: Resolver | None = None
+        self._free: deque[int] = deque()
+        self._taken: dict[int, Slot] = {}
+        self._before: dict[int, dict[str, int]] = {}
+        self._mtu = 0
+        self._events: list[Events] = []
+        self._following: asyncio.Task[None] | None = None
+        self._failure = ""
+        self._opening = asyncio.Lock()
+        self._dirty = asyncio.Event()
+
+    @staticmethod
+    def unavailable() -> str:
+        """Why sandboxes can't have a network on this host; nothing if they can."""
+        if os.geteuid() != 0:
+            return "the daemon does not run as root, and only root can join a sandbox to the host's network"
+        if rules.nft_path() is None:
+            return "the program nft is missing; install nftables"
+        return ""
+
+    async def clean(self) -> bool:
+        """Put back what a killed daemon left on the host; whether there was anything. Costs one look at a file."""
+        return await asyncio.to_thread(self._host.clean)
+
+    async def open(self) -> None:
+        """Make the router and its rules, unless that is done. When this raises, nothing is left of it.
+
+        Raises Unsupported where this host can't, NoSpace without a free range of addresses, InvalidState when
+        another daemon has the state directory.
+        """
+        async with self._opening:
+            if self._router is not None:
+                return
+            why = self.unavailable()
+            if why:
+                raise Unsupported(
+                    "sandboxes can't have a network here", why=why, fix="leave out --network, or use root's daemon"
+                )
+            try:
+                await _finish(self._open_host)
+                await self._open_resolver()
+            except BaseException as error:
+                await self._close()
+                if isinstance(error, OSError):
+                    raise Unsupported("sandboxes can't have a network here", why=str(error)) from error
+                raise
+            self._watch()
+            for obstacle in await asyncio.to_thread(self._host.obstacles):
+                _log.warning("network_obstacle", what=obstacle)
+
+    def _open_host(self) -> None:
+        avoid = [IPv4Address(text) for text in self._settings.name_servers or host_name_servers() if ":" not in text]
+        network = self._host.reserve(self._settings, avoid)
+        self._router = Router.create(network, self._settings)
+        self._mtu = self._host.mtu()
+        self._host.connect(self._router, self._mtu)
+        self._free = deque(range(self._settings.slots))
+        self._before = {}
+        self._failure = ""
+
+    async def _open_resolver(self) -> None:
+        assert self._router is not None
+        self._resolver = Resolver(self._settings, self._refuses)
+        await self._resolver.start(*await asyncio.to_thread(self._router.listen))
+
+    def _refuses(self, address: IPv4Address | IPv6Address) -> str:
+        return self._host.networks.refuses(address)
+
+    async def take(self) -> Slot:
+        """A free slot: the one that has been free longest. `open` comes first, by itself.
+
+        Raises NoSpace when all are taken, and what `open` raises.
+        """
+        await self.open()
+        router, resolver = self._parts()
+        if not self._free:
+            raise NoSpace(
+                "no network slot is free",
+                why=f"{self._settings.slots} sandboxes have a network now",
+                fix="end one of them, or raise the daemon's network setting slots",
+            )
+        number = self._free.popleft()
+        slot = Slot(number, slot_address(router.network, number), router.gateway, self)
+        self._taken[number] = slot
+        resolver.opened(slot.address)
+        return slot
+
+    async def attach(self, slot: Slot, guest: int) -> None:
+        """Join a guest's network namespace to the slot: link `eth0`, address, default route, no IPv6.
+
+        `guest` is a pidfd of any of its processes, or the open file of its network namespace. Everything is done from
+        outside, and nothing can leave before the rules stand, which they do. Raises GuestFailed, InvalidState.
+        """
+        async with slot.busy:
+            router, _ = self._parts()
+            if slot.given_back:
+                raise InvalidState("the network slot was given back")
+            try:
+                await _finish(lambda: router.attach(slot.number, guest, self._mtu))
+            except OSError as error:
+                raise NoSpace("the sandbox can't be joined to the network", why=str(error)) from error
+
+    async def give_back(self, slot: Slot) -> dict[str, int]:
+        """Cut the slot's link, forget its connections, and free it; safe to repeat. Returns what it did meanwhile.
+
+        That is: connections `opened`, packets and bytes sent and received, DNS questions (`dns_…`), and packets
+        refused, by reason (`refused_private` and so on).
+        """
+        async with slot.busy:
+            if slot.given_back:
+                return slot.final
+            slot.given_back = True
+            names = self._resolver.closed(slot.address) if self._resolver is not None else {}
+            found: dict[str, int] = dict(names)
+            if self._router is not None:
+                router = self._router
+                traffic, counted = await _finish(lambda: (router.detach(slot.number), router.counted()))
+                total = _of_slot(slot.number, counted)
+                found |= self._since_taken(slot.number, total) | _traffic(traffic)
+                self._before[slot.number] = total
+                self._free.append(slot.number)
+            self._taken.pop(slot.number, None)
+            slot.final = found
+            return found
+
+    def counters(self, slot: Slot) -> dict[str, int]:
+        """What a slot did since it was taken, with the names of `give_back`."""
+        if slot.given_back or self._router is None or self._resolver is None:
+            return slot.final
+        found = self._since_taken(slot.number, _of_slot(slot.number, self._router.counted()))
+        return found | _traffic(self._router.traffic(slot.number)) | self._resolver.counted(slot.address)
+
+    async def close(self) -> None:
+        """Cut every slot and put the host back as it was; safe to repeat."""
+        async with self._opening:
+            await self._close()
+
+    async def _close(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+            self._following = None
+        loop = asyncio.get_running_loop()
+        for events in self._events:
+            loop.remove_reader(events.fileno())
+            events.close()
+        self._events = []
+        if self._resolver is not None:
+            await self._resolver.close()
+            self._resolver = None
+        router, self._router = self._router, None
+        await _finish(lambda: self._close_host(router))
+        for slot in self._taken.values():
+            slot.given_back = True
+        self._taken = {}
+
+    def _close_host(self, router: Router | None) -> None:
+        try:
+            if router is not None:
+                router.close()
+        finally:
+            self._host.close()
+
+    def _parts(self) -> tuple[Router, Resolver]:
+        if self._failure:
+            raise TartarusError(
+                "the sandboxes' network is cut", why=self._failure, fix="restart the daemon when that is mended"
+            )
+        if self._router is None or self._resolver is None:
+            raise InvalidState("the network is closed", fix="try again in a moment")
+        return self._router, self._resolver
+
+    def _since_taken(self, number: int, total: dict[str, int]) -> dict[str, int]:
+        before = self._before.get(number, {})
+        return {name: value - before.get(name, 0) for name, value in total.items() if value > before.get(name, 0)}
+
+    def _watch(self) -> None:
+        """Follow the host's routes, and whoever takes our rules away."""
+        self._dirty.set()  # for what changed before we looked
+        self._events = [Events(NETLINK_ROUTE, _ROUTE_GROUPS), Events(NETLINK_NETFILTER, _FILTER_GROUPS)]
+        for events in self._events:
+            asyncio.get_running_loop().add_reader(events.fileno(), self._changed, events)
+        self._following = asyncio.create_task(self._follow())
+
+    def _changed(self, events: Events) -> None:
+        events.drain()
+        self._dirty.set()
+
+    async def _follow(self) -> None:
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            router, _ = self._parts()
+            try:
+                if await _finish(lambda: self._host.follow(router)):  # noqa: B023 - run before the next turn
+                    _log.info("network_followed", networks=len(self._host.networks.neighbours))
+            except (TartarusError, OSError, subprocess.SubprocessError) as error:
+                # Rules that may not stand are as good as none.
+                self._failure = str(error)
+                _log.error("network_cut", error=str(error))
+                await _finish(self._host.cut)
+                return
+            await asyncio.sleep(_SETTLE_S)
+
+
+async def _finish(work: Callable[[], T]) -> T:
+    """Run blocking work in a worker thread; a caller that is cancelled still waits for its end, which is near."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
+def _of_slot(number: int, counted: Counted) -> dict[str, int]:
+    link = rules.slot_link(number)
+    found = {f"refused_{reason}": packets for (name, reason), packets in counted.refused.items() if name == link}
+    return found | {"opened": counted.opened.get(link, 0)}
+
+
+def _traffic(traffic: Traffic | None) -> dict[str, int]:
+    """Named from the sandbox's side of the link, which is the other one."""
+    if traffic is None:
+        return {}
+    return {
+        "sent_packets": traffic.received_packets, "sent_bytes": traffic.received_bytes,
+        "received_packets": traffic.sent_packets, "received_bytes": traffic.sent_bytes,
+    }  # fmt: skip

@@ -1,0 +1,208 @@
+"""The node's DNS resolver for sandboxes: listens in the router only, asks the host's own name servers.
+
+It forwards plain questions and tells the answers, except those that point where sandboxes may not go. It keeps
+nothing: the servers that it asks do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+
+import dns.asyncquery
+import dns.exception
+import dns.message
+import dns.rcode
+import structlog
+
+from tartarus.network import names
+from tartarus.network.settings import NetworkSettings
+
+_log = structlog.get_logger("tartarus.network")
+_RESOLV_CONF = Path("/etc/resolv.conf")
+_MAX_RESOLV_CONF_BYTES = 64 * 1024
+_MAX_SERVERS = 3  # as resolv.conf(5)
+_ROUNDS = 2
+_ATTEMPT_S = 2.0
+_STREAM_IDLE_S = 10.0
+_MAX_STREAMS = 8
+"""Open TCP connections of one sandbox."""
+_MAX_QUERIES_PER_STREAM = 64
+_LENGTH = struct.Struct(">H")
+
+Count = Callable[[str], None]
+
+
+class Resolver:
+    """Answers slots that `opened` has named, until `closed`."""
+
+    def __init__(self, settings: NetworkSettings, refuses: names.Refuses) -> None:
+        self._settings = settings
+        self._refuses = refuses
+        self._counts: dict[str, Counter[str]] = {}
+        self._in_flight: Counter[str] = Counter()
+        self._streams: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._transport: asyncio.DatagramTransport | None = None
+        self._server: asyncio.Server | None = None
+
+    async def start(self, datagrams: socket.socket, streams: socket.socket) -> None:
+        """Serve on these sockets, which are its own from now on."""
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self._datagram), sock=datagrams)
+        self._server = await asyncio.start_server(self._stream, sock=streams, limit=4096)
+
+    async def close(self) -> None:
+        """Stop serving; questions that wait for an answer get none."""
+        if self._transport is not None:
+            self._transport.close()
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def opened(self, address: IPv4Address) -> None:
+        """Answer that slot, and count for it from nothing."""
+        self._counts[str(address)] = Counter()
+
+    def closed(self, address: IPv4Address) -> dict[str, int]:
+        """Answer that slot no more; what was counted for it, by reason."""
+        return dict(self._counts.pop(str(address), {}))
+
+    def counted(self, address: IPv4Address) -> dict[str, int]:
+        """What was counted for a slot so far, by reason."""
+        return dict(self._counts.get(str(address), {}))
+
+    def _datagram(self, packet: bytes, sender: tuple[str, int]) -> None:
+        counts = self._counts.get(sender[0])
+        if counts is None:
+            return
+        if self._in_flight[sender[0]] >= self._settings.dns_in_flight:
+            counts["dns_busy"] += 1
+            return
+        self._keep(asyncio.get_running_loop().create_task(self._answer_datagram(packet, sender)))
+
+    async def _answer_datagram(self, packet: bytes, sender: tuple[str, int]) -> None:
+        question, response = await self._answer(packet, sender[0], stream=False)
+        # The slot may be another's by now, or nobody's.
+        if question is not None and response is not None and self._transport is not None:
+            self._transport.sendto(names.to_datagram(question, response), sender)
+
+    async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._keep(task)
+        sender: str = writer.get_extra_info("peername")[0]
+        counts = self._counts.get(sender)
+        try:
+            if counts is None or self._streams[sender] >= _MAX_STREAMS:
+                return
+            self._streams[sender] += 1
+            try:
+                await self._serve_stream(reader, writer, sender)
+            finally:
+                _less(self._streams, sender)
+        finally:
+            writer.transport.abort()
+
+    async def _serve_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sender: str) -> None:
+        with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError, OSError):
+            for _ in range(_MAX_QUERIES_PER_STREAM):
+                async with asyncio.timeout(_STREAM_IDLE_S):
+                    (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+                    if size > names.MAX_QUERY_BYTES:
+                        return
+                    packet = await reader.readexactly(size)
+                _, response = await self._answer(packet, sender, stream=True)
+                if response is None:
+                    return
+                wire = response.to_wire(max_size=65535)
+                writer.write(_LENGTH.pack(len(wire)) + wire)
+                async with asyncio.timeout(_STREAM_IDLE_S):
+                    await writer.drain()
+            writer.close()
+            async with asyncio.timeout(_STREAM_IDLE_S):
+                await writer.wait_closed()
+
+    async def _answer(
+        self, packet: bytes, sender: str, *, stream: bool
+    ) -> tuple[names.Question | None, dns.message.Message | None]:
+        counts = self._counts.get(sender)
+        if counts is None:
+            return None, None
+        question = names.read_question(packet)
+        if question is None:
+            counts["dns_malformed"] += 1
+            return None, None
+        counts["dns_queries"] += 1
+        if names.is_private_name(question, self._refuses):
+            counts["dns_private"] += 1
+            return question, names.failure(question, dns.rcode.NXDOMAIN)
+        self._in_flight[sender] += 1
+        try:
+            answer = await self._ask(question, stream=stream)
+        finally:
+            _less(self._in_flight, sender)
+        if self._counts.get(sender) is not counts:
+            return None, None  # given back meanwhile
+        if answer is None:
+            counts["dns_unanswered"] += 1
+            return question, names.failure(question, dns.rcode.SERVFAIL)
+        if names.closed_addresses(answer, self._refuses):
+            counts["dns_rebinding"] += 1
+            return question, names.failure(question, dns.rcode.REFUSED)
+        return question, names.reply(question, answer)
+
+    async def _ask(self, question: names.Question, *, stream: bool) -> dns.message.Message | None:
+        servers = self._settings.name_servers or host_name_servers()
+        for server in servers * _ROUNDS:
+            query = question.to_upstream()
+            try:
+                if stream:
+                    return await dns.asyncquery.tcp(query, server, timeout=_ATTEMPT_S)
+                # From a fresh port, with a fresh id; what does not fit both and the question is not an answer.
+                return await dns.asyncquery.udp(query, server, timeout=_ATTEMPT_S, ignore_errors=True)
+            except (dns.exception.DNSException, OSError, ValueError, EOFError) as error:
+                _log.debug("name_server_failed", server=server, error=str(error))
+        return None
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    def __init__(self, received: Callable[[bytes, tuple[str, int]], None]) -> None:
+        self._received = received
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self._received(data, addr)
+
+
+def host_name_servers(path: Path = _RESOLV_CONF) -> tuple[str, ...]:
+    """Whom the host asks, as its resolv.conf says; at most three."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_RESOLV_CONF_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ()
+    found = []
+    for line in text.splitlines():
+        match line.split():
+            case ["nameserver", server, *_]:
+                with contextlib.suppress(ValueError):
+                    found.append(str(ip_address(server)))
+    return tuple(found[:_MAX_SERVERS])
+
+
+def _less(counter: Counter[str], key: str) -> None:
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]

@@ -1,0 +1,180 @@
+"""The router: a network namespace of the daemon's own, between the sandboxes and the host.
+
+Every slot's link ends here, under rules that nobody else's firewall tool touches, and it ends with the daemon: the
+namespace lives by the daemon's open file alone, so a daemon that is killed takes every sandbox's network with it and
+leaves nothing behind here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+from tartarus.model.errors import GuestFailed
+from tartarus.network import namespace, rules
+from tartarus.network.destinations import HostNetworks
+from tartarus.network.links import End, Links, Traffic, route
+from tartarus.network.settings import NetworkSettings
+from tartarus.network.tracking import Counted, Tracking
+
+GUEST_LINK = "eth0"
+DNS_PORT = 53
+# Above what a kernel numbers its own links with; in a guest any number is free but those of its few fallback links.
+_FIRST_INDEX = 1000
+_EVERYWHERE = IPv4Network("0.0.0.0/0")
+_SYSCTL = Path("/proc/sys/net")
+_SYSCTLS = {
+    "ipv4/ip_forward": "1",
+    # Answers only where a packet's source would be answered; the rules say the same of each slot.
+    "ipv4/conf/all/rp_filter": "1",
+    "ipv4/conf/default/rp_filter": "1",
+    "ipv4/conf/all/accept_redirects": "0",
+    "ipv4/conf/default/accept_redirects": "0",
+    "ipv4/conf/all/send_redirects": "0",
+    "ipv4/conf/default/send_redirects": "0",
+    "ipv4/conf/all/accept_source_route": "0",
+    "ipv4/conf/default/accept_source_route": "0",
+    # A refusal is told every time, so that nobody waits for a time limit.
+    "ipv4/icmp_ratelimit": "0",
+    # What was not seen to begin is not a connection.
+    "netfilter/nf_conntrack_tcp_loose": "0",
+    # A day by default (five, in fact), which is long for something that counts against a limit.
+    "netfilter/nf_conntrack_tcp_timeout_established": "7200",
+    # No addresses of its own: IPv6 gets as far as the rules, which count and drop it.
+    "ipv6/conf/all/accept_ra": "0",
+    "ipv6/conf/default/accept_ra": "0",
+    "ipv6/conf/all/addr_gen_mode": "1",
+    "ipv6/conf/default/addr_gen_mode": "1",
+}
+
+
+class Router:
+    """Made by `create`. Its methods block, on the kernel only, for a millisecond or so."""
+
+    def __init__(self, file: int, network: IPv4Network, links: Links, tracking: Tracking) -> None:
+        self.namespace = file
+        self.network = network
+        self.gateway = network[1]
+        self.host_address = network[0]
+        self._host = namespace.identity()
+        self._links = links
+        self._tracking = tracking
+
+    @classmethod
+    def create(cls, network: IPv4Network, settings: NetworkSettings) -> Router:
+        """A router with every rule and no link; slots have `network`'s addresses. Raises Unsupported, OSError."""
+        file = namespace.create()
+        try:
+
+            def inside() -> tuple[Links, Tracking]:
+                for name, value in _SYSCTLS.items():
+                    _set(name, value)
+                slots = {rules.slot_link(number): slot_address(network, number) for number in range(settings.slots)}
+                rules.nft(rules.router_table(slots, network[1], network, settings))
+                return Links(), Tracking()
+
+            return cls(file, network, *namespace.run_in(file, inside))
+        except BaseException:
+            os.close(file)
+            raise
+
+    def connect(self, uplink: str, host_links: Links, mtu: int) -> None:
+        """Join it to the host by a pair whose end there is called `uplink`; that end stays down. Raises OSError."""
+        host_links.add_pair(End(uplink), End(rules.UPLINK), self.namespace, mtu)
+        link = self._links.find(rules.UPLINK)
+        assert link is not None
+        way = route(_EVERYWHERE, link.ifindex, self.host_address)
+        self._links.bring_up(link.ifindex, IPv4Interface((self.gateway, 31)), (way,))
+
+    def know(self, networks: HostNetworks) -> None:
+        """Close the host's own networks to every slot. Raises Unsupported."""
+        change = rules.host_networks(rules.ROUTER_TABLE, networks)
+        namespace.run_in(self.namespace, lambda: rules.nft(change))
+
+    def attach(self, number: int, guest: int, mtu: int) -> None:
+        """Give the network namespace of `guest` (a pidfd, or the namespace's open file) the slot's link and address.
+
+        The link comes up last, under rules that stand since before the guest was born. Raises OSError, and GuestFailed
+        for a guest that has no network namespace of its own.
+        """
+        index, address = _FIRST_INDEX + number, slot_address(self.network, number)
+
+        def inside() -> None:
+            own = namespace.current()
+            try:
+                if namespace.identity(own) in {self._host, namespace.identity(self.namespace)}:
+                    raise GuestFailed("the sandbox can't have a network", why="it has no network namespace of its own")
+                # Before the link exists, which takes it over: not even a neighbour solicitation leaves it.
+                _set("ipv6/conf/default/disable_ipv6", "1")
+                near, far = End(rules.slot_link(number), index), End(GUEST_LINK, _FIRST_INDEX)
+                self._links.add_pair(near, far, own, mtu)
+            finally:
+                os.close(own)
+            self._links.bring_up(index, routes=(route(IPv4Network(address), index),))
+            links = Links()
+            try:
+                gateway = route(IPv4Network(self.gateway), _FIRST_INDEX)
+                world = route(_EVERYWHERE, _FIRST_INDEX, self.gateway)
+                links.bring_up(_FIRST_INDEX, IPv4Interface((address, 32)), (gateway, world))
+            finally:
+                links.close()
+
+        try:
+            namespace.run_in(guest, inside)
+        except BaseException:
+            self.detach(number)
+            raise
+
+    def detach(self, number: int) -> Traffic | None:
+        """Cut a slot's link, in whatever state it is, and forget its connections; what it carried, if it was there."""
+        name = rules.slot_link(number)
+        link = self._links.find(name)
+        self._links.remove(name)
+        # After the link, so that none is added any more.
+        self._tracking.forget(number + 1)
+        return link.traffic if link is not None else None
+
+    def traffic(self, number: int) -> Traffic | None:
+        """What a slot's link carried, as the router sees it."""
+        link = self._links.find(rules.slot_link(number))
+        return link.traffic if link is not None else None
+
+    def counted(self) -> Counted:
+        """What the rules counted, of all slots, since the router was made."""
+        return self._tracking.counted()
+
+    def listen(self) -> tuple[socket.socket, socket.socket]:
+        """Sockets for the resolver, UDP and a listening TCP one, at the gateway's address. After `connect`."""
+
+        def inside() -> tuple[socket.socket, socket.socket]:
+            datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            streams = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            for sock in (datagrams, streams):
+                sock.setblocking(False)
+                sock.bind((str(self.gateway), DNS_PORT))
+            streams.listen(64)
+            return datagrams, streams
+
+        return namespace.run_in(self.namespace, inside)
+
+    def close(self) -> None:
+        """End it: every link that ends in it goes, and every connection."""
+        self._links.close()
+        self._tracking.close()
+        os.close(self.namespace)
+
+
+def slot_address(network: IPv4Network, number: int) -> IPv4Address:
+    """The guest's address of a slot: the first two are for the way between the router and the host."""
+    return network[2 + number]
+
+
+def _set(name: str, value: str) -> None:
+    try:
+        (_SYSCTL / name).write_text(value, encoding="ascii")
+    except FileNotFoundError:
+        # A kernel without IPv6, or a setting that is newer than it. What we rely on is in the rules.
+        if not name.startswith(("ipv6/", "netfilter/")):
+            raise

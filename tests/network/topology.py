@@ -1,0 +1,390 @@
+"""A small world of network namespaces: a host with two networks, and an Internet behind one of them.
+
+    guest …… [slots] host ── eth0 198.51.100.10 ── 198.51.100.1 internet: 203.0.113.80, 10.9.9.9, 169.254.169.254 …
+                      └──── eth1 192.0.2.10 ────── 192.0.2.50 lan
+
+Every address of the Internet answers, the private ones too: the host has a way there, and only rules stand between.
+A test's guests are namespaces in which the test is root, so they can do more than any sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rrset
+
+from tartarus.network import namespace
+from tartarus.network.links import End, Links, route
+from tartarus.network.pool import Slot, SlotPool
+from tartarus.network.settings import NetworkSettings
+
+PUBLIC = "203.0.113.80"
+NAME_SERVER = "203.0.113.53"
+HOST = "198.51.100.10"
+ROUTER_OF_THE_HOST = "198.51.100.1"
+NEIGHBOUR = "192.0.2.50"
+PRIVATE = ("10.9.9.9", "172.16.9.9", "192.168.77.7", "100.64.1.1")
+METADATA = ("169.254.169.254", "169.254.170.2", "168.63.129.16", "100.100.100.200")
+INTERNET = (PUBLIC, NAME_SERVER, *PRIVATE, *METADATA, "198.18.0.5", "192.0.0.9", "240.0.0.5")
+PORT = 80
+PATIENCE_S = 10.0
+EVERYWHERE = IPv4Network("0.0.0.0/0")
+T = TypeVar("T")
+
+
+def wait_until(holds: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.005)
+
+
+class Server:
+    """Answers every TCP connection and datagram with the address that it came from."""
+
+    def __init__(self, where: int, port: int, kind: int, address: str) -> None:
+        def listen() -> socket.socket:
+            sock = socket.socket(socket.AF_INET, kind)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((address, port))
+            if kind == socket.SOCK_STREAM:
+                sock.listen(512)
+            return sock
+
+        self.heard: list[bytes] = []
+        self.socket = namespace.run_in(where, listen)
+        self.connections: list[socket.socket] = []
+        self.thread = threading.Thread(target=self._streams if kind == socket.SOCK_STREAM else self._datagrams)
+        self.thread.start()
+
+    def _streams(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, sender = self.socket.accept()
+                self.connections.append(connection)
+                with contextlib.suppress(OSError):
+                    connection.sendall(sender[0].encode())
+
+    def _datagrams(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                data, sender = self.socket.recvfrom(65536)
+                if not sender:
+                    return
+                self.heard.append(data)
+                self.socket.sendto(sender[0].encode() + b" " + data[:64], sender)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.thread.join(PATIENCE_S)
+        for sock in (*self.connections, self.socket):
+            sock.close()
+
+
+class NameServer:
+    """Knows the names in `answers`: addresses, an rcode, or a function from the query to the whole response."""
+
+    def __init__(self, where: int, answers: dict[str, Any]) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+        self.open = True
+
+        def listen() -> tuple[socket.socket, socket.socket]:
+            datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            streams = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            streams.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            for sock in (datagrams, streams):
+                sock.bind((NAME_SERVER, 53))
+            streams.listen(16)
+            return datagrams, streams
+
+        self.datagrams, self.streams = namespace.run_in(where, listen)
+        self.threads = [threading.Thread(target=self._serve_datagrams), threading.Thread(target=self._serve_streams)]
+        for thread in self.threads:
+            thread.start()
+
+    def respond(self, packet: bytes) -> dns.message.Message | None:
+        query = dns.message.from_wire(packet)
+        name = query.question[0].name.to_text(omit_final_dot=True).lower()
+        kind = query.question[0].rdtype
+        self.asked.append(f"{name} {dns.rdatatype.to_text(kind)}")
+        response: dns.message.Message = dns.message.make_response(query, recursion_available=True)
+        known = self.answers.get(name, dns.rcode.NXDOMAIN)
+        if callable(known):
+            made: dns.message.Message | None = known(query, response)
+            return made
+        if isinstance(known, dns.rcode.Rcode):
+            response.set_rcode(known)
+        elif kind == dns.rdatatype.A or not isinstance(known, list):
+            texts = known if isinstance(known, list) else [known]
+            response.answer = [dns.rrset.from_text_list(query.question[0].name, 60, "IN", kind, texts)]
+        return response
+
+    def _serve_datagrams(self) -> None:
+        with contextlib.suppress(OSError):
+            while self.open:
+                packet, sender = self.datagrams.recvfrom(4096)
+                response = self.respond(packet) if packet else None
+                if response is not None:
+                    wire = response.to_wire(max_size=65535)
+                    if len(wire) > 1232:
+                        response.answer = []
+                        response.flags |= dns.flags.TC
+                        wire = response.to_wire()
+                    self.datagrams.sendto(wire, sender)
+
+    def _serve_streams(self) -> None:
+        with contextlib.suppress(OSError):
+            while self.open:
+                connection, _ = self.streams.accept()
+                with connection, contextlib.suppress(OSError, struct.error):
+                    connection.settimeout(PATIENCE_S)
+                    (size,) = struct.unpack(">H", connection.recv(2, socket.MSG_WAITALL))
+                    response = self.respond(connection.recv(size, socket.MSG_WAITALL))
+                    assert response is not None
+                    wire = response.to_wire(max_size=65535)
+                    connection.sendall(struct.pack(">H", len(wire)) + wire)
+
+    def close(self) -> None:
+        self.open = False
+        for sock in (self.datagrams, self.streams):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join(PATIENCE_S)
+        for sock in (self.datagrams, self.streams):
+            sock.close()
+
+
+class Sniffer:
+    """Everything that arrives in a namespace, on any link."""
+
+    def __init__(self, where: int) -> None:
+        self.seen: list[bytes] = []
+        self.socket = namespace.run_in(where, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
+        self.socket.settimeout(0.05)
+        self.open = True
+        self.thread = threading.Thread(target=self._listen)
+        self.thread.start()
+
+    def _listen(self) -> None:
+        while self.open:
+            with contextlib.suppress(TimeoutError):
+                self.seen.append(self.socket.recv(65536))
+
+    def saw(self, mark: bytes) -> bool:
+        return any(mark in packet for packet in list(self.seen))
+
+    def close(self) -> None:
+        self.open = False
+        self.thread.join(PATIENCE_S)
+        self.socket.close()
+
+
+class Guest:
+    """A sandbox's network namespace, with a slot or without."""
+
+    def __init__(self) -> None:
+        self.namespace = namespace.create()
+        self.slot: Slot | None = None
+
+    def run(self, work: Callable[[], T]) -> T:
+        return namespace.run_in(self.namespace, work)
+
+    def ask(self, address: str, port: int = PORT, patience_s: float = 5.0) -> str:
+        """What a TCP server there says; or the error's name."""
+
+        def connect() -> str:
+            try:
+                with socket.create_connection((address, port), timeout=patience_s) as connection:
+                    return connection.recv(100).decode()
+            except OSError as error:
+                return type(error).__name__ if error.errno is None else os.strerror(error.errno)
+
+        return self.run(connect)
+
+    def send(self, address: str, port: int, data: bytes) -> str:
+        """Send a datagram, as far as the kernel lets it go; the error, if there is one at once."""
+
+        def datagram() -> str:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+                try:
+                    sock.sendto(data, (address, port))
+                except OSError as error:
+                    return str(error)
+                return ""
+
+        return self.run(datagram)
+
+    def exchange(self, address: str, port: int, data: bytes, patience_s: float = 3.0) -> bytes:
+        """The datagram that answers one; nothing if none comes, or it is refused."""
+
+        def both() -> bytes:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(patience_s)
+                sock.connect((address, port))
+                try:
+                    sock.send(data)
+                    return sock.recv(65536)
+                except OSError:
+                    return b""
+
+        return self.run(both)
+
+    def shell(self, *command: str) -> str:
+        return self.run(lambda: subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self.namespace)
+        self.namespace = -1
+
+
+class World:
+    """All of it. `run` is where the code under test runs: in the host."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.host, self.internet, self.lan = namespace.create(), namespace.create(), namespace.create()
+        self.marks = (f"mark-{number}-{os.urandom(6).hex()}".encode() for number in itertools.count())
+        self._closing = contextlib.ExitStack()
+        for file in (self.host, self.internet, self.lan):
+            self._closing.callback(os.close, file)
+        namespace.run_in(self.host, self._build_host)
+        namespace.run_in(self.internet, lambda: _far("198.51.100.1/24", [f"{address}/32" for address in INTERNET]))
+        namespace.run_in(self.lan, lambda: _far(f"{NEIGHBOUR}/24", [], "192.0.2.10"))
+        self.serve(self.internet)
+        self.serve(self.internet, kind=socket.SOCK_DGRAM, address=PUBLIC)
+        self.serve(self.internet, 853)
+        self.serve(self.lan)
+        self.serve(self.host, 8080)
+        self.host_datagrams = self.serve(self.host, 8081, socket.SOCK_DGRAM)
+        self.names = NameServer(self.internet, {"public.example": [PUBLIC]})
+        self._closing.callback(self.names.close)
+
+    def _build_host(self) -> None:
+        links = Links()
+        links.add_pair(End("eth0", 10), End("wan0", 10), self.internet, 1500)
+        links.add_pair(End("eth1", 11), End("wan0", 10), self.lan, 1500)
+        # As a host is that never forwarded anything: a new namespace may have taken over what this machine does.
+        for path in Path("/proc/sys/net/ipv4/conf").glob("*/forwarding"):
+            path.write_text("0")
+        links.bring_up(1)
+        way = route(EVERYWHERE, 10, IPv4Address(ROUTER_OF_THE_HOST))
+        links.bring_up(10, IPv4Interface(f"{HOST}/24"), (way,))
+        links.bring_up(11, IPv4Interface("192.0.2.10/24"))
+        links.close()
+
+    def serve(self, where: int, port: int = PORT, kind: int = socket.SOCK_STREAM, address: str = "0.0.0.0") -> Server:
+        server = Server(where, port, kind, address)
+        self._closing.callback(server.close)
+        return server
+
+    def sniff(self, where: int) -> Sniffer:
+        sniffer = Sniffer(where)
+        self._closing.callback(sniffer.close)
+        return sniffer
+
+    def mark(self) -> bytes:
+        return next(self.marks)
+
+    def guest(self) -> Guest:
+        guest = Guest()
+        self._closing.callback(guest.close)
+        return guest
+
+    def in_host(self, work: Callable[[], T]) -> T:
+        return namespace.run_in(self.host, work)
+
+    def run(self, scenario: Callable[[], Awaitable[T]]) -> T:
+        async def main() -> T:
+            return await scenario()
+
+        return self.in_host(lambda: asyncio.run(main()))
+
+    def shell(self, *command: str) -> str:
+        return self.in_host(
+            lambda: subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        )
+
+    def forwarding(self, link: str) -> str:
+        return self.in_host(lambda: Path(f"/proc/sys/net/ipv4/conf/{link}/forwarding").read_text().strip())
+
+    def pool(self, **settings: Any) -> SlotPool:
+        return SlotPool(self.state_dir, NetworkSettings(name_servers=(NAME_SERVER,), **settings))
+
+    def traces(self) -> list[str]:
+        """What a network of ours has left in the host."""
+        links = [name for name in self.in_host(_link_names) if name not in {"lo", "eth0", "eth1"}]
+        tables = [line for line in self.shell("nft", "list", "tables").splitlines() if "tartarus" in line]
+        open_links = [link for link in ("eth0", "eth1", "all") if self.forwarding(link) != "0"]
+        routes = [line for line in self.shell("ip", "route").splitlines() if " eth" not in line]
+        ledger = ["ledger"] if (self.state_dir / "network.json").exists() else []
+        return links + tables + open_links + routes + ledger
+
+    def close(self) -> None:
+        self._closing.close()
+
+
+@contextlib.contextmanager
+def world(state_dir: Path) -> Iterator[World]:
+    made = World(state_dir)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextlib.asynccontextmanager
+async def joined(pool: SlotPool, *guests: Guest) -> Any:
+    """Guests on the network, and off it again."""
+    try:
+        for guest in guests:
+            guest.slot = await pool.take()
+            await pool.attach(guest.slot, guest.namespace)
+        yield pool
+    finally:
+        for guest in guests:
+            if guest.slot is not None:
+                await pool.give_back(guest.slot)
+        await pool.close()
+
+
+async def off(work: Callable[[], T]) -> T:
+    """Run a guest's blocking work beside the loop, which serves names meanwhile."""
+    return await asyncio.to_thread(work)
+
+
+def _far(own: str, others: list[str], gateway: str | None = None) -> None:
+    links = Links()
+    links.bring_up(1)
+    ways = (route(EVERYWHERE, 10, IPv4Address(gateway)),) if gateway else ()
+    links.bring_up(10, IPv4Interface(own), ways)
+    for address in others:
+        subprocess.run(["ip", "address", "add", address, "dev", "lo"], check=True, timeout=20)
+    links.close()
+
+
+def _link_names() -> list[str]:
+    links = Links()
+    try:
+        return [link.name for link in links.all()]
+    finally:
+        links.close()
