@@ -1,0 +1,103 @@
+"""Directories that guests have written in: their digest, a copy as a layer, and a layer as an archive to push."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from tartarus.images.store import LayerStore
+from tartarus.images.unpack.jailed import Facts, JailPlace, run_jailed
+from tartarus.images.unpack.layers import own
+from tartarus.images.unpack.limits import Limits
+from tartarus.model.errors import TemplateFailed
+
+
+class Captured(msgspec.Struct, frozen=True):
+    """A directory of changes, kept as a layer. `bytes` are its files' sizes together."""
+
+    path: Path
+    name: str
+    digest: str
+    bytes: int
+    entries: int
+
+
+class Packed(msgspec.Struct, frozen=True):
+    """A layer's archive: the digest of its content, of the blob as it was written, and the blob's bytes."""
+
+    diff_id: str
+    digest: str
+    size: int
+    media_type: str
+
+
+async def digest_tree(path: Path, uid_base: int | None, limits: Limits | None = None, *, times: bool = False) -> str:
+    """``sha256:…`` over all that a layer directory holds: equal for equal trees, wherever they lie.
+
+    Names, kinds, modes, owners as the sandbox sees them, user attributes, contents, hard links, whiteouts; also the
+    files' times when `times`. Raises ImageRefused for what no layer can hold (a device, too much of anything).
+    """
+    facts = await run_jailed(
+        "digest", str(path.name), [JailPlace(str(path), "/target")], uid_base, limits or Limits(), times=times
+    )
+    return str(facts["digest"])
+
+
+async def copy_tree(
+    store: LayerStore,
+    source: Path,
+    uid_base: int | None,
+    limits: Limits | None = None,
+    *,
+    kind: str = "changes",
+    times: bool = False,
+) -> Captured:
+    """Keep an overlay's upper directory as a layer of `store`, named by `kind` and its digest; once per content.
+
+    Nothing may write to `source` meanwhile: a change that is noticed is ImageRefused. Sockets are left out, and so
+    are overlayfs's notes on where files came from. `times` as in `digest_tree`; the copy has them either way.
+    """
+    limits = limits or Limits()
+    seen = await run_jailed(
+        "digest", "the sandbox's changes", [JailPlace(str(source), "/target")], uid_base, limits, times=times
+    )
+    digest = str(seen["digest"])
+    name = f"{kind}-{digest.removeprefix('sha256:')[:32]}-{'own' if uid_base is None else uid_base}"
+
+    async def build(tree: Path, lock: int) -> dict[str, object]:
+        own(tree, uid_base)
+        places = [JailPlace(str(source), "/source"), JailPlace(str(tree), "/target", write=True)]
+        facts = await run_jailed("copy", "the sandbox's changes", places, uid_base, limits, lock=lock, times=times)
+        if facts["digest"] != digest:
+            raise TemplateFailed(
+                "can't capture the sandbox's changes", why="they changed meanwhile", fix="pause the sandbox first"
+            )
+        return dict(facts)
+
+    path = await store.get(name, build)
+    return Captured(path, name, digest, _count(seen, "bytes"), _count(seen, "entries"))
+
+
+async def pack_layer(
+    path: Path, uid_base: int | None, out: int, limits: Limits | None = None, *, compressed: bool = True
+) -> Packed:
+    """Write a layer directory as an OCI layer to the open file `out`; the same tree gives the same bytes.
+
+    Raises ImageRefused for what an archive can't say, such as a file whose name begins with ``.wh.``.
+    """
+    facts = await run_jailed(
+        "pack",
+        str(path.name),
+        [JailPlace(str(path), "/target")],
+        uid_base,
+        limits or Limits(),
+        fds={"out": out},
+        compressed=compressed,
+    )
+    media_type = "application/vnd.oci.image.layer.v1.tar" + ("+gzip" if compressed else "")
+    return Packed(str(facts["diff_id"]), str(facts["blob"]), _count(facts, "size"), media_type)
+
+
+def _count(facts: Facts, name: str) -> int:
+    return int(facts[name])
