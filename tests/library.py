@@ -49,7 +49,10 @@ from tartarus.node.uploads import Uploads
 
 STARTED, UPDATED, DONE, CACHED = StepState.STARTED, StepState.UPDATED, StepState.DONE, StepState.CACHED
 BUILT_IN = TemplateInfo(id="host", name="host", title="Host base", base="host", builtin=True)
-FINDING = {"id": "CVE-2026-1", "package": "openssl", "version": "3.0.1", "severity": "high", "fixed": "3.0.2"}
+FINDING = {
+    "id": "CVE-2026-1", "package": "openssl", "version": "3.0.1", "severity": "high", "fixed_in": ["3.0.2"],
+    "summary": "a\nproblem",
+}  # fmt: skip
 
 
 class Templates:
@@ -165,13 +168,19 @@ class Templates:
         yield Done(msgspec.structs.replace(info, warm_ms=9.0))
 
     async def scan(self, tenant: str, name: str, request: ScanRequest) -> Any:
-        await self.get(tenant, name)
+        name = (await self.get(tenant, name)).name
         size = 0
         if request.database:
             async with self._uploads.claimed(tenant, request.database) as path:
                 size = path.stat().st_size
         self.scans.append((request, size))
-        return {"template": name, "packages": 2, "findings": [FINDING], "verdict": "allowed", "reasons": []}
+        return {
+            "template": name,
+            "report": {"source": "a test", "packages": 3, "checked": 2, "findings": [FINDING], "gaps": ["one"],
+                       "database_date": "2026-11-20"},
+            "counts": {"high": 1, "low": 0},
+            "verdict": {"blocked": name == "blocked", "reasons": ["CVE-2026-1 is high"], "notes": []},
+        }  # fmt: skip
 
     async def sbom(self, tenant: str, name: str) -> bytes:
         await self.get(tenant, name)

@@ -134,7 +134,7 @@ async def test_warm_scan_sbom_and_push(client: httpx.AsyncClient, service: Servi
     lines(await client.post("/v1/templates", json=IMAGE))
     assert lines(await client.post("/v1/templates/mine/warm"))[-1]["template"]["warm_ms"] == 9.0
     report = (await client.post("/v1/templates/mine/scan", json={})).json()
-    assert report["findings"][0]["severity"] == "high"
+    assert report["report"]["findings"][0]["severity"] == "high"
     database = await upload(client, b"zip")
     assert (await client.post("/v1/templates/mine/scan", json={"database": database})).status_code == 200
     assert service.library.templates.scans[-1][1] == 3

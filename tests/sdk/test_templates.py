@@ -8,6 +8,7 @@ import os
 import socket
 import tarfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def test_an_image_becomes_a_template(server, client):
     assert made.warm().warm_ms == 9.0
     pushed = made.push("example.org/x:1", credentials=[secret])
     assert (pushed.reference, server.service.library.templates.pushes[0].credentials) == ("example.org/x:1", (secret,))
-    assert made.scan(online=True)["findings"]
+    assert made.scan(online=True)["report"]["findings"]
     assert made.sbom()["bomFormat"] == "CycloneDX"
     with pytest.raises(TemplateExists):
         Template.create("python:3.11", client=client)
@@ -122,6 +123,8 @@ def test_a_context_is_sent_without_what_is_ignored(server, client, tmp_path):
     assert members["a/kept"].size == 1000
     assert {member.uid for member in members.values()} == {0}
     assert any(isinstance(event, BuildOutput) for event in events)
+    assert (events[0].step, events[0].state) == (Step.UPLOAD, StepState.DONE)
+    assert events[0].bytes_done > 1000
     assert server.uploads == []
 
 
@@ -291,9 +294,12 @@ def test_the_async_twin(server, tmp_path):
         assert (await made.warm()).warm_ms == 9.0
         assert (await made.push("x:1")).reference == "x:1"
         database = tmp_path / "db.zip"
-        database.write_bytes(b"12345")
-        assert (await made.scan(database=str(database)))["verdict"] == "allowed"
-        assert server.service.library.templates.scans[-1][1] == 5
+        with zipfile.ZipFile(database, "w"):
+            pass
+        assert not (await made.scan(database=str(database)))["verdict"]["blocked"]
+        assert server.service.library.templates.scans[-1][1] == database.stat().st_size
+        with pytest.raises(InvalidRequest, match="no zip"):
+            await made.scan(database=str(tmp_path / "Dockerfile"))
         assert (await made.sbom())["bomFormat"] == "CycloneDX"
         with pytest.raises(BuildFailed):
             await AsyncTemplate.build(str(tmp_path), name="built", client=client)

@@ -15,8 +15,8 @@ from tartarus.model.library import Credentials, Pushed, PushRequest, ScanRequest
 from tartarus.sdk import library_calls as calls
 from tartarus.sdk.async_client import AsyncClient
 from tartarus.sdk.library_calls import Following, OnProgress
-from tartarus.sdk.packing import Ignore, Payload
-from tartarus.sdk.plans import Plan, build_plan, build_source, load_plan, name_taken, plan
+from tartarus.sdk.packing import Ignore, Payload, Sending
+from tartarus.sdk.plans import Plan, build_plan, build_source, check_database, load_plan, name_taken, plan
 
 
 class AsyncTemplate:
@@ -138,7 +138,10 @@ class AsyncTemplate:
         if made.payload is not None:
             if not made.replace and await cls._exists(made.name, client):
                 raise name_taken(made.name)  # before gigabytes are sent
-            upload = (await client.transport.call(calls.upload(), in_threads(made.payload.parts()))).id
+            sending = Sending(made.payload, on_progress)
+            parts = in_threads(made.payload.parts())
+            upload = (await client.transport.call(calls.upload(), (sending.passed(part) async for part in parts))).id
+            sending.over()
         call = calls.create_template(made.request(upload, is_template=is_template))
         following = Following(on_progress)
         try:
@@ -215,11 +218,12 @@ class AsyncTemplate:
     async def scan(self, *, database: str = "", online: bool = False) -> dict[str, Any]:
         """Its known vulnerabilities and the policy's verdict.
 
-        `database` is the path of an OSV database (a zip, or a directory of records), which is uploaded; without it the
-        daemon's own is used, or with `online` OSV's service, which learns the packages' names.
+        `database` is the path of a zip of OSV's records, which is uploaded; without it the daemon's own is used, or
+        with `online` OSV's service, which learns the packages' names.
         """
         upload = ""
         if database:
+            check_database(database)
             upload = (await self._client.transport.call(calls.upload(), in_threads(Payload(database).parts()))).id
         return await self._client.transport.call(calls.scan_template(self.id, ScanRequest(upload, online)))
 

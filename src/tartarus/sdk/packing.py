@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from tartarus.model.errors import FileFailed
+from tartarus.model.library import Step, StepProgress, StepState
 
 CHUNK_BYTES = 256 * 1024
 Ignore = Callable[[str], bool]
@@ -40,6 +41,35 @@ class Payload(NamedTuple):
         except OSError as error:
             name = error.filename if isinstance(error.filename, str) else self.path
             raise FileFailed(f"can't read {name}", why=error.strerror or str(error)) from error
+
+
+class Sending:
+    """Tells of an upload as it goes on: `passed` for each piece, and `over` at its end."""
+
+    _EVERY_BYTES = 1024**2
+
+    def __init__(self, payload: Payload, tell: Callable[[StepProgress], object] | None) -> None:
+        self._tell = tell
+        self._sent = self._told = 0
+        self._total: int | None = None
+        if os.path.isfile(payload.path):
+            self._total = os.path.getsize(payload.path)
+
+    def passed(self, part: bytes) -> bytes:
+        """A piece is on its way; returned as it is."""
+        self._sent += len(part)
+        if self._sent - self._told >= self._EVERY_BYTES:
+            self._told = self._sent
+            self._say(StepState.UPDATED)
+        return part
+
+    def over(self) -> None:
+        """All of it is there."""
+        self._say(StepState.DONE)
+
+    def _say(self, state: StepState) -> None:
+        if self._tell is not None:
+            self._tell(StepProgress(Step.UPLOAD, state, bytes_done=self._sent, bytes_total=self._total))
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:

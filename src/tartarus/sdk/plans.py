@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -86,7 +87,7 @@ def plan(
         base = base or definition.base_image or "host"
         name = name or definition.id or default_name(base)
         made = Plan(name, definition, ImageSource(base, logins), None, "" if _is_image(base) else base)
-    elif base.endswith(_YAML):
+    elif is_yaml(base):
         definition = read_file(base)
         beside = os.path.dirname(os.path.abspath(base))
         inner = definition.dockerfile or definition.base_image
@@ -95,7 +96,7 @@ def plan(
             context = beside if context is None else context
         elif _is_path(inner):
             inner = os.path.join(beside, inner)
-        if inner.endswith(_YAML):
+        if is_yaml(inner):
             raise InvalidRequest(f"{base} stands on another YAML file", fix="build that first, and name its template")
         return plan(
             inner, name=name or definition.id, definition=definition, context=context, build=build, ignore=ignore,
@@ -167,6 +168,15 @@ def default_name(reference: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", last).strip("-_.")[:63]
 
 
+def check_database(path: str) -> None:
+    """Refuse what is no zip, before it is sent."""
+    if not zipfile.is_zipfile(path):
+        raise InvalidRequest(
+            f"{path} is no zip of OSV's records",
+            fix="give an ecosystem's all.zip; several belong in the daemon's own database (see docs/scanning.md)",
+        )
+
+
 def name_taken(name: str) -> TemplateExists:
     """The error for a name that a template has."""
     return TemplateExists(
@@ -179,6 +189,11 @@ def is_dockerfile(path: str) -> bool:
     """Whether a path's name is a Dockerfile's: ``Dockerfile``, ``Dockerfile.dev`` or ``dev.Dockerfile``."""
     last = os.path.basename(path)
     return last.startswith("Dockerfile") or last.endswith(".Dockerfile")
+
+
+def is_yaml(path: str) -> bool:
+    """Whether a path's name is a YAML file's."""
+    return path.endswith(_YAML)
 
 
 def build_source(args: Mapping[str, str] | None, target: str, *, no_cache: bool) -> DockerfileSource:

@@ -13,8 +13,8 @@ from tartarus.model.library import Credentials, Pushed, PushRequest, ScanRequest
 from tartarus.sdk import library_calls as calls
 from tartarus.sdk.client import Client
 from tartarus.sdk.library_calls import Following, OnProgress
-from tartarus.sdk.packing import Ignore, Payload
-from tartarus.sdk.plans import Plan, build_plan, build_source, load_plan, name_taken, plan
+from tartarus.sdk.packing import Ignore, Payload, Sending
+from tartarus.sdk.plans import Plan, build_plan, build_source, check_database, load_plan, name_taken, plan
 
 
 class Template:
@@ -138,7 +138,9 @@ class Template:
         if made.payload is not None:
             if not made.replace and cls._exists(made.name, client):
                 raise name_taken(made.name)  # before gigabytes are sent
-            upload = client.transport.call(calls.upload(), made.payload.parts()).id
+            sending = Sending(made.payload, on_progress)
+            upload = client.transport.call(calls.upload(), map(sending.passed, made.payload.parts())).id
+            sending.over()
         call = calls.create_template(made.request(upload, is_template=is_template))
         following = Following(on_progress)
         try:
@@ -215,11 +217,12 @@ class Template:
     def scan(self, *, database: str = "", online: bool = False) -> dict[str, Any]:
         """Its known vulnerabilities and the policy's verdict.
 
-        `database` is the path of an OSV database (a zip, or a directory of records), which is uploaded; without it the
-        daemon's own is used, or with `online` OSV's service, which learns the packages' names.
+        `database` is the path of a zip of OSV's records, which is uploaded; without it the daemon's own is used, or
+        with `online` OSV's service, which learns the packages' names.
         """
         upload = ""
         if database:
+            check_database(database)
             upload = self._client.transport.call(calls.upload(), Payload(database).parts()).id
         return self._client.transport.call(calls.scan_template(self.id, ScanRequest(upload, online)))
 
