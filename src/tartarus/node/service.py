@@ -259,6 +259,10 @@ class Node:
         """The templates that can be asked for."""
         return list(catalogue().values())
 
+    def spares_ready(self, template_id: str) -> int:
+        """How many sandboxes of this template stand made ahead, with a parked interpreter."""
+        return self._spares.ready(template_id)
+
     async def levels(self) -> list[LevelReport]:
         """What each isolation level can do here, proved by starting a guest at it."""
         return await self._levels.prove(self._prove_level)

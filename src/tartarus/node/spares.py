@@ -94,6 +94,11 @@ class SparePool:
         """The ids of all spares, also of those that are being made or ended: as groups and directories name them."""
         return set(self._ids)
 
+    def ready(self, template_id: str) -> int:
+        """How many spares of this template stand."""
+        shelves = (shelf for shelf in self._shelves.values() if shelf.rootfs.template.id == template_id)
+        return sum(len(shelf.spares) for shelf in shelves)
+
     def take(self, rootfs: RootFs, isolation: Isolation, spec: SandboxSpec, limits: Resources) -> Spare | None:
         """A spare that can become this sandbox, for the caller to `give` away or `drop`. None when there is none.
 
