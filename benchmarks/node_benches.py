@@ -182,7 +182,7 @@ async def first_result_in_spares(_home: Path) -> list[Row]:
     rows = []
     known = _spare_templates()
     # Not in the catalogue under these names: it has its own Node.js and R, with packages that this host may lack.
-    with mock.patch("tartarus.node.offers.catalogue", lambda: known):
+    with mock.patch("tartarus.node.offers.catalogue", return_value=known):
         async with running_node() as node:
             for kind, argv in (("node", ["node", "-p", "6*7"]), ("r", ["Rscript", "-e", "cat(6*7)"])):
                 if f"bench-{kind}" not in known:
