@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -177,3 +178,11 @@ def test_the_published_schema_is_the_structs():
     assert all(
         about.get("description") or "$ref" in about or "anyOf" in about for about in definition["properties"].values()
     )
+
+
+def test_the_pages_example_is_a_template():
+    page = (Path(__file__).parents[2] / "docs" / "templates.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert read_definition(example).packages == ("numpy", "pandas>=2")
+    named = set(re.findall(r"`([a-z_]+)`", page.partition("| key |")[2].partition("Unknown keys")[0]))
+    assert set(Definition.__struct_fields__) <= named
