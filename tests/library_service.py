@@ -21,7 +21,7 @@ class Served:
     @property
     def uploads(self) -> list[Path]:
         """The files of uploads that wait."""
-        return list((self.service.settings.cache_dir / "uploads").iterdir())
+        return list((self.service.settings.cache_dir / "uploads").glob("*"))
 
     def reset(self) -> None:
         """Forget what an earlier test made."""
