@@ -147,8 +147,14 @@ class Place:
 
     def one(self, kind: str, sandbox: Sandbox | None = None) -> int:
         """The process of that kind, which a test is going to harm."""
-        found = self.inside(sandbox, kind) if sandbox else [p for p in self.processes() if kind_of(p) == kind]
-        assert len(found) == 1, [describe(pid) for pid in found]
+        found: list[int] = []
+
+        def alone() -> bool:
+            """A process that is being forked, or has just ended, looks like its parent for a moment."""
+            found[:] = self.inside(sandbox, kind) if sandbox else [p for p in self.processes() if kind_of(p) == kind]
+            return len(found) == 1
+
+        wait_until(alone, f"there is one {kind}")
         return found[0]
 
     def groups(self) -> list[str]:
