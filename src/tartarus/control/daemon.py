@@ -105,7 +105,6 @@ async def _serve(settings: Settings, listener: PeerListener, background: Backgro
     from tartarus.control.server import Server
     from tartarus.model.sandbox import Reason
     from tartarus.node.service import Node
-    from tartarus.node.uploads import Uploads
     from tartarus.store import SandboxStore
     from tartarus.telemetry.metrics import Metrics
 
@@ -134,11 +133,9 @@ async def _serve(settings: Settings, listener: PeerListener, background: Backgro
 
         hangups = HangupWatcher()
         stack.callback(hangups.close)
-        uploads = Uploads(settings.cache_dir / "uploads")
-        uploads.open()
-        stack.callback(uploads.close)
         api = Api(
-            settings, store, node, metrics, hangups, uploads=uploads, started_at=started_at, shut_down=stop.set
+            settings, store, node, metrics, hangups, uploads=node.library.uploads, templates=node.library.templates,
+            snapshots=node.library.snapshots, started_at=started_at, shut_down=stop.set
         )  # fmt: skip
         server = Server(make_app(api), stop=stop, drain=drain, grace_s=settings.stop_grace_s)
         await server.run_on(listener, ready)

@@ -94,6 +94,10 @@ class LayerStore:
         facts: dict[str, Any] = json.loads((self._root / name / _MANIFEST).read_text())
         return facts
 
+    def names(self) -> list[str]:
+        """The names of all finished directories."""
+        return [place.name for place in self._root.iterdir() if not place.name.startswith(".")]
+
     def remove_unused(self, keep: Collection[str], unused_s: float) -> list[str]:
         """Remove the directories that are not in `keep` and were last asked for more than `unused_s` ago."""
         removed = []

@@ -65,6 +65,20 @@ class Offers:
         """The host id that is a sandbox's root, where ids are mapped by a daemon that has root."""
         return self._levels.id_map.base if self._levels.id_map.privileged else None
 
+    @property
+    def unpack_base(self) -> int | None:
+        """The host id that an image's first ordinary id becomes: also where a user has subordinate ids."""
+        return self._levels.id_map.base if self.ids > 1 else None
+
+    @property
+    def ids(self) -> int:
+        """How many user ids sandboxes have."""
+        return self._levels.id_map.span
+
+    async def record(self, tenant: str, template: str) -> TemplateRecord:
+        """A template of the tenant's own. Raises TemplateNotFound."""
+        return await self._store.templates.get(tenant, template)
+
     def layers(self, tenant: str) -> LayerStore:
         """The tenant's own layer store. Nobody else on the host may look into it: layers hold set-id programs."""
         place = self._settings.cache_dir / "tenants" / tenant

@@ -60,11 +60,12 @@ class Uploads:
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def open(self) -> None:
-        """Make the directory, and remove what an earlier daemon left in it. Raises NoSpace or TartarusError."""
+        """Remove what an earlier daemon left. Raises TartarusError."""
         try:
-            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in self._root.iterdir():
                 path.unlink()
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise _explained(error) from error
 
@@ -74,6 +75,8 @@ class Uploads:
             stored = self._drop(upload_id)
             if stored is not None:
                 stored.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there, or not empty
+            self._root.rmdir()
 
     async def put(self, tenant: str, chunks: AsyncIterable[bytes]) -> Upload:
         """Keep what `chunks` give. Nothing is kept when it ends early or is refused.
@@ -88,6 +91,7 @@ class Uploads:
         stored = _Stored(tenant, self._root / upload_id, time.time() + self._kept_s)
         self._stored[upload_id] = stored
         try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = os.open(stored.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 await self._receive(stored, file, chunks)

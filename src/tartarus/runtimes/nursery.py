@@ -230,6 +230,8 @@ class WarmNursery:
 
     async def warm(self) -> None:
         """Start and warm the interpreter unless it is."""
+        if not self._argv:
+            raise TemplateFailed(f"{self.nursery.what} has no warm-up")
         if not self.is_warm:
             self.cool()
             self._zygote = await self.nursery.start_zygote(
@@ -344,13 +346,13 @@ def _read_all(fd: int) -> str:
 
 
 def warm_command(template: Template, prefix: str = GUEST_PREFIX) -> tuple[list[str], dict[str, str]]:
-    """How a template's warm interpreter is started: argv and environment.
+    """How a template's warm interpreter is started: argv and environment; nothing for a template that has none.
 
     `prefix` is where the template's `/opt/tartarus` lies for the process that starts it.
     """
     warm_up = template.warm_up
     if warm_up is None:
-        raise TemplateFailed(f"template {template.id} has no warm-up")
+        return [], {}
     env = base_environment("/root") | template.env
     argv = [
         warm_up.interpreter,

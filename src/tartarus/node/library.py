@@ -1,0 +1,150 @@
+"""All that a node does for templates and snapshots, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tartarus.model.library import SnapshotRecord, TemplateRecord
+from tartarus.model.settings import Settings
+from tartarus.node.levels import Levels
+from tartarus.node.offers import Offers
+from tartarus.node.pool import SnapshotPool
+from tartarus.node.proving import Prover
+from tartarus.node.sandbox import Sandbox
+from tartarus.node.scanning import Scanner
+from tartarus.node.snapshots import SnapshotService
+from tartarus.node.templates import TemplateService
+from tartarus.node.uploads import Uploads
+from tartarus.runtimes.trees import remove_tree
+from tartarus.store.sandboxes import SandboxStore
+
+if TYPE_CHECKING:
+    from tartarus.node.building import Builder
+    from tartarus.node.connecting import Connections
+    from tartarus.node.stacks import Stacks
+
+LEDGER = "network.json"
+"""What of the host's network was changed for sandboxes, as tartarus.network.ledger keeps it in the state directory."""
+_UNUSED_KEPT_S = 3600.0
+_CACHE_KEPT_S = 30 * 86400.0
+_CACHE = "build-"
+"""What the layers that a Dockerfile's steps made are named: kept for the next build of it."""
+
+
+class Tools:
+    """What making templates takes, each made when it is first needed: most daemons' first sandbox needs none."""
+
+    def __init__(
+        self, settings: Settings, store: SandboxStore, levels: Levels, offers: Offers, uploads: Uploads
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._levels = levels
+        self._offers = offers
+        self._uploads = uploads
+
+    @functools.cached_property
+    def stacks(self) -> Stacks:
+        """Images and archives into layers."""
+        from tartarus.node.stacks import Stacks
+
+        return Stacks(self._settings, self._offers, self._uploads)
+
+    @functools.cached_property
+    def connections(self) -> Connections:
+        """The network of build steps."""
+        from tartarus.network.pool import SlotPool
+        from tartarus.node.connecting import Connections
+
+        return Connections(self._settings.state_dir / "network", SlotPool(self._settings.state_dir))
+
+    @functools.cached_property
+    def builder(self) -> Builder:
+        """Dockerfiles into layers."""
+        from tartarus.node.building import Builder
+
+        return Builder(
+            self._store, self._offers, self.stacks, self._levels, self.connections, self._uploads, self.contexts
+        )
+
+    @property
+    def contexts(self) -> Path:
+        """Where build contexts lie while their build goes on."""
+        return self._settings.cache_dir / "contexts"
+
+    async def clean(self) -> None:
+        """Remove what a killed daemon's builds left."""
+        await asyncio.to_thread(remove_tree, self.contexts)
+        if (self._settings.state_dir / LEDGER).exists():
+            await self.connections.open()
+
+    async def close(self) -> None:
+        """Give the network back."""
+        if "connections" in vars(self):
+            await self.connections.close()
+
+
+class Library:
+    """`open` before use, `close` at the end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: SandboxStore,
+        levels: Levels,
+        pool: SnapshotPool,
+        offers: Offers,
+        live: Callable[[str, str], Sandbox],
+    ) -> None:
+        self._tenants = settings.cache_dir / "tenants"
+        self._store = store
+        self._offers = offers
+        self.uploads = Uploads(settings.cache_dir / "uploads")
+        self._tools = Tools(settings, store, levels, offers, self.uploads)
+        prover = Prover(levels, pool, offers)
+        scanner = Scanner(settings, self.uploads, lambda: offers.uid_base)
+        self.templates = TemplateService(store, offers, self._tools, prover, scanner)
+        self.snapshots = SnapshotService(store, offers, prover, live)
+
+    async def open(self) -> None:
+        """Remove what an earlier daemon left, and warm what users made."""
+        await asyncio.to_thread(self.uploads.open)
+        await self._tools.clean()
+        await self.templates.open()
+
+    async def close(self) -> None:
+        """Stop warming, give the network back, remove uploads that nobody used."""
+        await self.templates.close()
+        await self._tools.close()
+        await asyncio.to_thread(self.uploads.close)
+
+    async def sweep(self) -> None:
+        """Remove layers and blobs that no template, snapshot or live sandbox needs."""
+        records: list[TemplateRecord | SnapshotRecord] = [
+            *await self._store.templates.all(),
+            *await self._store.snapshots.all(),
+        ]
+        used = {path.parent.name for rootfs in self._offers.in_use() for path in rootfs.layers}
+        for record in records:
+            used.update(record.layers)
+        tenants = await asyncio.to_thread(_names, self._tenants)
+        for tenant in tenants:
+            await asyncio.to_thread(self._sweep_one, tenant, used)
+
+    def _sweep_one(self, tenant: str, used: set[str]) -> None:
+        layers = self._offers.layers(tenant)
+        cached = {name for name in layers.names() if name.startswith(_CACHE)}
+        layers.remove_unused(used | cached, _UNUSED_KEPT_S)
+        layers.remove_unused(used, _CACHE_KEPT_S)
+        self._tools.stacks.blobs(tenant).collect()
+
+
+def _names(place: Path) -> list[str]:
+    try:
+        return [path.name for path in place.iterdir()]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,97 @@
+"""A template is in service once a sandbox of it has started here: its nursery, its interpreter, its own check."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+
+from tartarus.guest.channel import GuestExec
+from tartarus.model.errors import TartarusError, TemplateFailed
+from tartarus.model.ids import new_id
+from tartarus.model.sandbox import Isolation
+from tartarus.node.levels import Levels
+from tartarus.node.offers import Offer, Offers
+from tartarus.node.pool import SnapshotPool
+from tartarus.runtimes.base import GuestRequest, RootFs, base_environment
+
+_CHECK_TIMEOUT_S = 60.0
+_OUTPUT_BYTES = 4096
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """When a template was warmed (Unix seconds) and how long that took; nothing of it for one that starts cold."""
+
+    warmed_at: float | None = None
+    warm_ms: float | None = None
+    warm_error: str = ""
+
+
+class Prover:
+    """Starts templates, and lets go of those that are gone."""
+
+    def __init__(self, levels: Levels, pool: SnapshotPool, offers: Offers) -> None:
+        self._levels = levels
+        self._pool = pool
+        self._offers = offers
+        self.one_at_a_time = asyncio.Lock()
+
+    async def prove(self, tenant: str, offer: Offer, check: tuple[str, ...]) -> Proof:
+        """Start it at the strongest level there is, warm if it can be. Raises TemplateFailed with what it said."""
+        rootfs = await self._offers.prepared(tenant, offer, lambda _line: None)
+        level = next(
+            (level for level in (Isolation.CONTAINER, Isolation.PROCESS) if level not in self._levels.unavailable), None
+        )
+        if level is None:
+            raise TemplateFailed("no level of this host can start the template", fix="run tartarus doctor")
+        began = time.perf_counter()
+        warm = offer.template.warm_up is not None
+        try:
+            await self._pool.renew(rootfs, level, warm=warm)
+        except BaseException:
+            self._offers.forget(tenant, offer)
+            raise
+        took = round((time.perf_counter() - began) * 1e3, 1)
+        if check:
+            await self._check(rootfs, level, check)
+        return Proof(time.time(), took) if warm else Proof()
+
+    async def _check(self, rootfs: RootFs, level: Isolation, check: tuple[str, ...]) -> None:
+        """Run the template's own check in a sandbox of it; it must exit with 0."""
+        runtime = self._levels.runtimes[level]
+        snapshot, _ = await self._pool.get(rootfs, level, warm=False)
+        name = new_id("chk")
+        guest = await runtime.clone(
+            snapshot, GuestRequest(id=name, hostname=name, resources=rootfs.template.resources), warm=False
+        )
+        said = bytearray()
+        try:
+            async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                await guest.ready()
+                places = runtime.places(rootfs, name)
+                env = base_environment(places.home, rootfs.template.user.name) | rootfs.template.env
+                env = {key: places.localize(value) for key, value in env.items()}
+                process = guest.channel.exec(GuestExec(argv=check, env=env, cwd=places.workdir))
+                while (piece := await process.read()) is not None:
+                    said = (said + piece[1])[-_OUTPUT_BYTES:]
+                status = await process.wait()
+        except TimeoutError:
+            raise TemplateFailed(f"the ready check ran longer than {_CHECK_TIMEOUT_S:g} s") from None
+        except TemplateFailed:
+            raise
+        except TartarusError as error:
+            raise TemplateFailed("the ready check could not run", why=str(error)) from error
+        finally:
+            await asyncio.shield(guest.destroy())
+        if status.shell_status != 0:
+            raise TemplateFailed(
+                f"the ready check ended with status {status.shell_status}",
+                why=said.decode("utf-8", "replace").strip(),
+                fix="mend the template, or its ready_check",
+            )
+
+    def retire(self, tenant: str, offer: Offer) -> None:
+        """The offer is gone: its interpreter ends now, its nursery with the last sandbox of it."""
+        self._offers.forget(tenant, offer)
+        self._pool.retire(f"{tenant}:{offer.key}")
