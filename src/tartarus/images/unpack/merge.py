@@ -11,6 +11,7 @@ from tartarus.images.store import LayerStore
 from tartarus.images.unpack.jailed import JailPlace, run_jailed
 from tartarus.images.unpack.layers import own
 from tartarus.images.unpack.limits import Limits
+from tartarus.model.errors import TemplateFailed
 
 MAX_STACK = 48
 """Most layers of one overlay: the kernel takes 500, but their paths must fit in mount(2)'s page of options."""
@@ -61,6 +62,8 @@ async def _merge(store: LayerStore, run: list[Path], uid_base: int | None, limit
     async def build(tree: Path, lock: int) -> dict[str, object]:
         own(tree, uid_base)
         root = tree.parent.parent
+        if any(layer != root / layer.parent.name / "tree" for layer in run):
+            raise TemplateFailed("can't merge layers", why=f"some are not in the layer store {root}")
         # One place for all: hard links can't cross from one mount to another.
         facts = await run_jailed(
             "merge",

@@ -30,19 +30,20 @@ class _Folder:
 
 
 def merge(layers: list[str], into: str, limits: Limits, *, owners: bool) -> dict[str, Any]:
-    """Link the content of `layers` (top first) into the empty directory `into`; how many entries it then has."""
+    """Link the content of `layers` (top first) into the empty directory `into`; its entries, and its files' bytes."""
     sources = [Cursor(os.open(layer, DIRECTORY)) for layer in layers]
     target = Cursor(os.open(into, DIRECTORY))
     # Overlayfs merges the roots of all layers, whatever their attributes say.
     pending = [_Folder((), list(range(len(layers))), opaque=False)]
     made: list[_Folder] = []
-    entries = 0
+    entries = total = 0
     while pending:
         folder = pending.pop()
         made.append(folder)
         directory = target.to(folder.parts)
-        found, count = _merge_folder(folder, sources, directory)
+        found, count, size = _merge_folder(folder, sources, directory)
         entries += count
+        total += size
         if entries > limits.entries:
             raise Refused("the layers have too many entries", f"more than {limits.entries}")
         for child in found:
@@ -50,13 +51,14 @@ def merge(layers: list[str], into: str, limits: Limits, *, owners: bool) -> dict
         pending += found
     for folder in made:
         _settle(folder, sources[folder.layers[0]], target, limits, owners=owners)
-    return {"entries": entries, "layers": len(layers)}
+    return {"entries": entries, "bytes": total}
 
 
-def _merge_folder(folder: _Folder, sources: list[Cursor], into: int) -> tuple[list[_Folder], int]:
-    """Link what is no directory; the directories, and how many entries there are."""
+def _merge_folder(folder: _Folder, sources: list[Cursor], into: int) -> tuple[list[_Folder], int, int]:
+    """Link what is no directory; the directories, how many entries there are, and the bytes of the files."""
     folders: dict[bytes, _Folder] = {}
     finished: set[bytes] = set()
+    size = 0
     for layer in folder.layers:
         for name in _names(sources[layer].to(folder.parts)):
             if name in finished:
@@ -81,7 +83,8 @@ def _merge_folder(folder: _Folder, sources: list[Cursor], into: int) -> tuple[li
                 os.mknod(name, stat.S_IFCHR, 0, dir_fd=into)
             else:
                 os.link(name, name, src_dir_fd=directory, dst_dir_fd=into, follow_symlinks=False)
-    return list(folders.values()), len(folders.keys() | finished)
+                size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return list(folders.values()), len(folders.keys() | finished), size
 
 
 def _names(directory: int) -> list[bytes]:
