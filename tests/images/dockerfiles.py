@@ -57,12 +57,13 @@ class Runner:
         script = f"""
         set -e
         mount -t overlay overlay -o "userxattr,lowerdir={lower},upperdir={tree},workdir={work}" {root}
-        exec chroot {root} /bin/busybox sh -c 'cd "$0" && exec "$@"' "$@"
+        exec chroot {root} /bin/busybox env -i "$@"
         """
-        argv = ["unshare", "--mount", "--fork", "--kill-child", "sh", "-c", script, "sh", step.workdir, *step.argv]
+        env = [f"{name}={value}" for name, value in {"HOME": "/root", **step.env}.items()]
+        inside = ["/bin/busybox", "sh", "-c", 'cd "$0" && exec "$@"', step.workdir, *step.argv]
+        argv = ["unshare", "--mount", "--fork", "--kill-child", "sh", "-c", script, "sh", *env, *inside]
         done = subprocess.run(
             argv,
-            env={"HOME": "/root", **step.env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -154,7 +155,7 @@ def tree_of(layers: tuple[Path, ...]) -> dict[str, str]:
                 assert entry is not None
                 shown[f"{base}/{name}"] = f"-> {entry.target}"
             for name in step.files:
-                shown[f"{base}/{name}"] = view.read(f"{base}/{name}", 1 << 20).decode("utf-8", "replace")
+                shown[f"{base}/{name}"] = view.read(f"{base}/{name}", 1 << 23).decode("utf-8", "replace")
     return shown
 
 

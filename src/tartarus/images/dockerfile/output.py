@@ -12,8 +12,8 @@ MAX_OUTPUT_BYTES: Final = 16 * 1024**2
 _KEPT_BYTES: Final = 16 * 1024
 _SHOWN_LINES: Final = 20
 _SHOWN_CHARS: Final = 500
-# Control sequences of terminals (ECMA-48): an error message moves no cursor.
-_SEQUENCE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
+# Control sequences of terminals (ECMA-48): an error message moves no cursor, and names no window.
+_SEQUENCE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 
 
 class StepOutput:
