@@ -1,7 +1,8 @@
 """Templates and snapshots kept in memory, for tests of what is around them: the API, the SDK, the command line.
 
 The tests' own, and no part of the product. It makes nothing: it takes requests as the real service does, and plays
-their progress. References that begin with ``slow``, ``broken`` or ``sudden`` hang, fail half-way, or break down.
+their progress. References that begin with ``mute`` or ``slow`` hang, before their first word or after it; ``broken`` fails half-way
+and ``sudden`` breaks down.
 """
 
 from __future__ import annotations
@@ -107,12 +108,11 @@ class Templates:
             yield event
 
     async def _pull(self, reference: str) -> AsyncIterator[Progress]:
+        if reference.startswith("mute"):
+            await self._hang()
         yield StepProgress(Step.PULL, STARTED, f"Pulling {reference}")
         if reference.startswith("slow"):
-            try:
-                await asyncio.sleep(1000)
-            finally:
-                self.cancelled.set()
+            await self._hang()
         if reference.startswith("broken"):
             raise RegistryFailed("the registry hung up", why="half-way", fix="try again")
         if reference.startswith("sudden"):
@@ -121,6 +121,12 @@ class Templates:
             yield StepProgress(Step.PULL, UPDATED, item="sha256:1", bytes_done=done, bytes_total=2000)
         yield StepProgress(Step.PULL, DONE, item="sha256:1")
         yield StepProgress(Step.PULL, DONE, f"Pulled {reference}")
+
+    async def _hang(self) -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            self.cancelled.set()
 
     async def _build(self, source: DockerfileSource) -> AsyncIterator[Progress]:
         yield StepProgress(Step.BUILD, STARTED, "Building")

@@ -46,6 +46,10 @@ def test_everything_at_once(monkeypatch, tmp_path):
     assert spec.command.tty
 
 
+def test_a_snapshot_instead_of_a_template():
+    assert spec_of("--snapshot", "before", "--", "true").snapshot == "before"
+
+
 def test_nothing_given_is_all_defaults():
     assert spec_of("--", "true").resources == SandboxSpec().resources
 

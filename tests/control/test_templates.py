@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -15,9 +16,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tartarus.control.decode import decode
+from tartarus.model.definition import Definition
 from tartarus.model.errors import InvalidRequest, NoSpace, UploadNotFound
-from tartarus.model.library import CreateTemplate
+from tartarus.model.library import CreateSnapshot, CreateTemplate, DockerfileSource, PushRequest, ScanRequest
 from tartarus.node import uploads as uploads_module
 from tartarus.node.uploads import MAX_UPLOADS, TooLarge, Uploads
 
@@ -115,6 +120,38 @@ async def test_hanging_up_ends_the_work(service: Service) -> None:
             assert not service.library.templates.cancelled.is_set()
     async with asyncio.timeout(10):
         await service.library.templates.cancelled.wait()
+
+
+async def test_hanging_up_before_the_first_word_ends_the_work_too(service: Service) -> None:
+    service.library.templates.cancelled.clear()
+    reader, writer = await asyncio.open_unix_connection(str(service.settings.socket))
+    body = json.dumps(IMAGE | {"source": {"type": "image", "reference": "mute:1"}}).encode()
+    writer.write(b"POST /v1/templates HTTP/1.1\r\nhost: t\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    async with asyncio.timeout(10):
+        while not service.library.templates.requests:
+            await asyncio.sleep(0.01)
+        assert not service.library.templates.cancelled.is_set()
+        writer.close()
+        await service.library.templates.cancelled.wait()
+    del reader
+
+
+KEYS = st.sampled_from([
+    *CreateTemplate.__struct_fields__, *DockerfileSource.__struct_fields__, *Definition.__struct_fields__, "type",
+])  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9)
+    | st.sampled_from(["image", "upload", "dockerfile", "template", "open", "python:3.11"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [CreateTemplate, PushRequest, ScanRequest, CreateSnapshot])
+@given(body=st.binary(max_size=60) | VALUES.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_a_request_or_refused(kind: type, body: bytes) -> None:
+    with contextlib.suppress(InvalidRequest):
+        assert isinstance(decode(kind, body), kind)
 
 
 async def test_a_build_with_its_context(client: httpx.AsyncClient, service: Service) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from enum import Enum
 from typing import Any, get_args, get_type_hints
 
 import msgspec
@@ -19,6 +20,7 @@ from tartarus.model.errors import InvalidRequest
 MAX_FILE_BYTES = 256 * 1024
 MAX_DEPTH = 16
 _ERROR = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?", re.DOTALL)
+_ENUM = re.compile(r"Invalid enum value '(.*)'", re.DOTALL)
 _PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
 _STR = "tag:yaml.org,2002:str"
 _QUOTE = 'put it in quotes if it is text: "…"'
@@ -142,6 +144,10 @@ class _Reader:
                 if place.startswith(parent + ".") and kind != "str"
             )  # fmt: skip
             path = next(wrong, parent)
+        if value := _ENUM.fullmatch(what):
+            return self.refused(
+                path, f"{path}: {value[1]!r} is none of the values", fix=_nearest(value[1], _values(path))
+            )
         expected_text = what.startswith("Expected `str`")
         return self.refused(path, f"{path}: {what}", fix=_QUOTE if expected_text else _SEE)
 
@@ -154,6 +160,12 @@ class _Reader:
 
     def _at(self, line: int, what: str, *, why: str = "", fix: str = "") -> InvalidRequest:
         return InvalidRequest(f"{self._source}, line {line}: {what}", why=why, fix=fix)
+
+
+def _values(path: str) -> list[str]:
+    """What a key of the definition may be, where that is an enumeration."""
+    kind = get_type_hints(Definition).get(path)
+    return [str(member.value) for member in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []
 
 
 def _struct_in(kind: Any) -> type[msgspec.Struct] | None:
