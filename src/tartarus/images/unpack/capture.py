@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -59,16 +60,28 @@ async def copy_tree(
     are overlayfs's notes on where files came from. `times` as in `digest_tree`; the copy has them either way.
     """
     limits = limits or Limits()
-    seen = await run_jailed(
-        "digest", "the sandbox's changes", [JailPlace(str(source), "/target")], uid_base, limits, times=times
-    )
+    # A descriptor, not a path: a live sandbox's storage lies in no mount namespace that a copy could be mounted from.
+    opened = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return await _copy(store, opened, uid_base, limits, kind, times=times)
+    finally:
+        os.close(opened)
+
+
+async def _copy(
+    store: LayerStore, source: int, uid_base: int | None, limits: Limits, kind: str, *, times: bool
+) -> Captured:
+    fds = {"source": source}
+    seen = await run_jailed("digest", "the sandbox's changes", [], uid_base, limits, fds=fds, times=times)
     digest = str(seen["digest"])
     name = f"{kind}-{digest.removeprefix('sha256:')[:32]}-{'own' if uid_base is None else uid_base}"
 
     async def build(tree: Path, lock: int) -> dict[str, object]:
         own(tree, uid_base)
-        places = [JailPlace(str(source), "/source"), JailPlace(str(tree), "/target", write=True)]
-        facts = await run_jailed("copy", "the sandbox's changes", places, uid_base, limits, lock=lock, times=times)
+        places = [JailPlace(str(tree), "/target", write=True)]
+        facts = await run_jailed(
+            "copy", "the sandbox's changes", places, uid_base, limits, fds=fds, lock=lock, times=times
+        )
         if facts["digest"] != digest:
             raise TemplateFailed(
                 "can't capture the sandbox's changes", why="they changed meanwhile", fix="pause the sandbox first"

@@ -13,10 +13,10 @@ from tartarus.images.unpack.inside.trees import Entry, Sink, Taker, Xattrs, take
 from tartarus.images.unpack.limits import Limits
 
 
-def copy(source: str, target: str, limits: Limits, *, owners: bool, times: bool) -> dict[str, Any]:
-    """Copy a tree into an empty directory; `owners`: whether ids can be set."""
+def copy(source: int, target: str, limits: Limits, *, owners: bool, times: bool) -> dict[str, Any]:
+    """Copy the tree of an open directory into an empty one; `owners`: whether ids can be set."""
     copier = Copier(os.open(target, DIRECTORY), owners=owners)
-    facts = take(os.open(source, DIRECTORY), limits, copier, times=times)
+    facts = take(source, limits, copier, times=times)
     copier.finish()
     return facts
 

@@ -21,7 +21,6 @@ from tartarus.images.unpack.inside.filter import seccomp_filter
 from tartarus.images.unpack.limits import Limits
 
 TARGET = "/target"
-SOURCE = "/source"
 _CLONE_NEWNS, _CLONE_NEWCGROUP, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 _NAMESPACES = (
@@ -72,8 +71,10 @@ class Place:
         self.link = link
 
 
-def enter(places: Sequence[Place], limits: Limits, map_ids: Callable[[], None]) -> None:
-    """Lock this process in. Returns in a forked child, which is process 1 of its own namespace.
+def enter(places: Sequence[Place], limits: Limits, map_ids: Callable[[], None], readable: Sequence[int] = ()) -> None:
+    """Lock this process in. `readable`: open directories whose trees may be read, wherever they lie.
+
+    Returns in a forked child, which is process 1 of its own namespace.
 
     `map_ids` is called once in the new user namespace and returns when the host has written its id map. The calling
     process stays outside, without a task but to wait for the child and end as it ends. Raises OSError with the
@@ -95,7 +96,7 @@ def enter(places: Sequence[Place], limits: Limits, map_ids: Callable[[], None]) 
     _build_root(places, trees)
     _limit(limits)
     _drop_capabilities()
-    _enter_landlock(places)
+    _enter_landlock(places, readable)
     _forget_modules()
     _install_filter()
 
@@ -189,7 +190,7 @@ def _drop_capabilities() -> None:
     call("capset", header, struct.pack("<6I", _KEPT, _KEPT, 0, 0, 0, 0))
 
 
-def _enter_landlock(places: Sequence[Place]) -> None:
+def _enter_landlock(places: Sequence[Place], readable: Sequence[int]) -> None:
     try:
         abi = call("landlock_create_ruleset", None, 0, 1)
     except OSError:
@@ -206,6 +207,8 @@ def _enter_landlock(places: Sequence[Place]) -> None:
         directory = os.open(place.at, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         call("landlock_add_rule", rules, 1, struct.pack("<Qi", access & handled, directory), 0)
         os.close(directory)
+    for directory in readable:
+        call("landlock_add_rule", rules, 1, struct.pack("<Qi", _LL_READ & handled, directory), 0)
     call("landlock_restrict_self", rules, 0)
     os.close(rules)
 

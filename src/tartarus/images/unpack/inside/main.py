@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tartarus.images.unpack.inside import jail
-from tartarus.images.unpack.inside.jail import SOURCE, TARGET, Place
+from tartarus.images.unpack.inside.jail import TARGET, Place
 from tartarus.images.unpack.inside.refusal import Refused
 from tartarus.images.unpack.limits import Limits
 
@@ -28,7 +28,7 @@ def main() -> None:
     # Now or never: in the jail nothing can be imported.
     run = _JOBS[job["job"]](job, limits)
     try:
-        jail.enter(places, limits, _mapped)
+        jail.enter(places, limits, _mapped, [job["source"]] if "source" in job else [])
     except OSError as error:
         say(type="unjailed", step=str(error.filename), why=error.strerror or "", number=error.errno or 0)
         sys.exit(0)
@@ -94,13 +94,13 @@ def _unpack(job: Facts, limits: Limits) -> Job:
 def _digest(job: Facts, limits: Limits) -> Job:
     from tartarus.images.unpack.inside import trees
 
-    return lambda: trees.digest(TARGET, limits, times=job["times"])
+    return lambda: trees.digest(job.get("source", TARGET), limits, times=job["times"])
 
 
 def _copy(job: Facts, limits: Limits) -> Job:
     from tartarus.images.unpack.inside import copying
 
-    return lambda: copying.copy(SOURCE, TARGET, limits, owners=job["owners"], times=job["times"])
+    return lambda: copying.copy(job["source"], TARGET, limits, owners=job["owners"], times=job["times"])
 
 
 def _merge(job: Facts, limits: Limits) -> Job:

@@ -281,7 +281,7 @@ def _take_open(entry: Entry, limits: Limits, taker: Taker, record: Record) -> No
         os.close(fd)
 
 
-def digest(path: str, limits: Limits, *, times: bool) -> dict[str, Any]:
-    """The digest of the tree at `path`; `times`: whether a file's time counts."""
-    root = os.open(path, DIRECTORY)
+def digest(place: str | int, limits: Limits, *, times: bool) -> dict[str, Any]:
+    """The digest of the tree at `place`, a path or an open directory; `times`: whether a file's time counts."""
+    root = os.open(place, DIRECTORY) if isinstance(place, str) else place
     return take(root, limits, Taker(), times=times)
