@@ -230,7 +230,7 @@ def test_names_for_what_was_given_none(reference, name):
 
 def test_an_upload_that_breaks_off_is_an_error(tmp_path):
     file = tmp_path / "f"
-    file.write_bytes(b"x" * 100)
+    file.write_bytes(bytes(1024**2))
     parts = Payload(str(tmp_path)).parts()
     next(parts)
     file.write_bytes(b"x")

@@ -37,6 +37,12 @@ _BAR = 24
 _MAX_LINE = 4096
 
 
+def _tells(event: StepProgress) -> bool:
+    """Whether a build's event is worth a line: each step as it begins, and notes."""
+    begins = event.item and event.state in {StepState.STARTED, StepState.CACHED}
+    return bool(begins) or event.state is StepState.UPDATED
+
+
 class Steps:
     """Called with each event; a context manager around the work. With `quiet`, no ticks on standard output."""
 
@@ -66,7 +72,7 @@ class Steps:
             over = event.state in {StepState.DONE, StepState.CACHED}
             if not event.item and over:
                 self._finished(event)
-            elif event.step is Step.BUILD and event.text and event.state is not StepState.DONE:
+            elif event.step is Step.BUILD and event.text and _tells(event):
                 self._say(f"[{event.item}] {event.text}" if event.item else event.text, event.state)
 
     def _finished(self, event: StepProgress) -> None:
