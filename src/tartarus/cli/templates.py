@@ -110,12 +110,20 @@ def build(
 ) -> int:  # fmt: skip
     """Build a template from a Dockerfile or a template's YAML; CONTEXT is the directory that COPY takes files from.
 
-    Every RUN is a sandbox of its own, without network unless it is given.
+    Or the name of a definition that comes with Tartarus: base, code-interpreter-v1, julia-sci, node, python-ds,
+    pytorch-ml, r-analytics. Every RUN is a sandbox of its own, without network unless it is given.
     """
+    from tartarus.model.shipped import NAMES, place_of
     from tartarus.sdk.plans import build_plan, build_source, is_yaml, plan
 
     if not os.path.isdir(context):
-        raise InvalidRequest(f"{context} is no directory", fix="give the build's context, and the Dockerfile with -f")
+        shipped = place_of(context)
+        if shipped is None:
+            raise InvalidRequest(
+                f"{context} is no directory",
+                fix=f"give the build's context, and the Dockerfile with -f; or one of {', '.join(NAMES)}",
+            )
+        context, file = str(shipped), file or str(shipped / "template.yaml")
     settings = build_source(arguments(build_args, os.environ), target, no_cache=no_cache)
     if is_yaml(file):
         path = file if file.startswith((".", "/")) else f"./{file}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from typing import Literal
 
 import msgspec
 
@@ -14,7 +15,9 @@ from tartarus.model.definition import Definition
 from tartarus.model.errors import ImageRefused
 from tartarus.model.template import RunAs, Template, WarmUp
 
-_PYTHONS = ("python3", "python")
+_INTERPRETERS: dict[Literal["python", "node", "r"], tuple[str, ...]] = {
+    "python": ("python3", "python"), "node": ("node", "nodejs"), "r": ("Rscript", "R"),
+}  # fmt: skip
 _WORKDIR = "/work"
 
 
@@ -33,7 +36,7 @@ def describe(name: str, config: ImageConfig, view: StackView, definition: Defini
         workdir=definition.workdir or config.workdir or _WORKDIR,
         user=_user(definition.user or config.user, view),
         resources=definition.resources.defaults,
-        warm_up=python_warm_up(view, env["PATH"], definition.warmup_script),
+        warm_up=warm_up_of(view, env["PATH"], definition.warmup_language, definition.warmup_script),
         description=definition.description,
     )
 
@@ -43,18 +46,25 @@ def _user(name: str, view: StackView) -> RunAs:
     return RunAs(uid=account.uid, gid=account.gid, groups=account.groups, name=account.name, home=account.home or "/")
 
 
-def python_warm_up(view: StackView, path: str, script: str) -> WarmUp | None:
-    """How the image's Python is warmed; None when it has none. Raises ImageRefused when a script needs one."""
-    for program in _PYTHONS:
-        found = view.which(program, path)
-        if found is not None:
-            names = {*_PYTHONS, found, posixpath.basename(found)}
-            return WarmUp(interpreter=found, script=script, argv0=tuple(sorted(names)))
-    if script:
+def warm_up_of(view: StackView, path: str, language: str, script: str) -> WarmUp | None:
+    """How the image's interpreter is kept warm; None when it has none.
+
+    `language`: python, node or r; the first of them there is, if empty. Raises ImageRefused when the one that is
+    named, or any for a script, is not there.
+    """
+    for kind, programs in _INTERPRETERS.items():
+        if language not in {"", kind}:
+            continue
+        for program in programs:
+            found = view.which(program, path)
+            if found is not None:
+                names = dict.fromkeys((*programs, found, posixpath.basename(found)))
+                return WarmUp(interpreter=found, script=script, argv0=tuple(names), kind=kind)
+    if script or language:
         raise ImageRefused(
-            "the template has a warm-up script, and its image no Python",
-            why=f"no python3 in {path}",
-            fix="install Python in the image, or drop warmup_script",
+            f"the template is to be kept warm, and its image has no {language or 'interpreter that can be'}",
+            why=f"none in {path}",
+            fix="install it in the image, or drop warmup_script and warmup_language",
         )
     return None
 

@@ -12,20 +12,18 @@ from importlib import resources
 import msgspec
 
 from tartarus.images.entries import Entry, directory, text
-from tartarus.images.paths import CA_BUNDLE, OWN, WARM_UP_SCRIPT
+from tartarus.images.paths import CA_BUNDLE, OWN, RUNNER, WARM_UP_SCRIPT
 from tartarus.images.skeleton import HOSTS
 from tartarus.images.stackview import StackView
 from tartarus.model.errors import ImageRefused
 from tartarus.model.template import Template
 
 _MOUNT_POINTS = ("/dev", "/proc", "/sys")
-_RUNNERS = ("runner.py", "runner.mjs", "runner.R")
 
 
 def system_entries(template: Template, view: StackView) -> list[Entry]:
     """The entries of the layer for a template whose image shows as `view`. Raises ImageRefused."""
-    guest = resources.files("tartarus").joinpath("guest")
-    own = [(name, guest.joinpath(name)) for name in _RUNNERS]
+    runner = resources.files("tartarus").joinpath("guest", "runner.py").read_bytes()
     entries = [
         *(directory(path) for path in _MOUNT_POINTS),
         directory("/etc"),
@@ -34,7 +32,7 @@ def system_entries(template: Template, view: StackView) -> list[Entry]:
         text("/etc/resolv.conf", ""),
         directory("/tmp", 0o1777),  # noqa: S108 - the sandbox's
         directory(OWN),
-        *(Entry(f"{OWN}/{name}", "file", 0o644, content=file.read_bytes()) for name, file in own if file.is_file()),
+        Entry(RUNNER, "file", 0o644, content=runner),
         text(CA_BUNDLE, ""),
         *_places(template, view),
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -122,7 +122,11 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...], Meta(description="Python packages to install, such as numpy or pandas>=2.")
     ] = ()
     warmup_script: Annotated[
-        str, Meta(description="Python that runs once before the template parks; its imports are there from the start.")
+        str, Meta(description="What runs once before the template parks; what it loads is there from the start.")
+    ] = ""
+    warmup_language: Annotated[
+        Literal["", "python", "node", "r"],
+        Meta(description="The language of warmup_script, and what is kept warm; the first of them there is, if empty."),
     ] = ""
     ready_check: Annotated[
         tuple[str, ...],

@@ -18,6 +18,7 @@ from tartarus.model.errors import InvalidState, TemplateBlocked, TemplateFailed,
 from tartarus.model.library import TemplateRecord, TemplateStatus
 from tartarus.model.sandbox import Isolation
 from tartarus.model.settings import Settings
+from tartarus.model.shipped import NAMES
 from tartarus.model.template import Template
 from tartarus.node.levels import Levels
 from tartarus.runtimes.base import RootFs
@@ -98,6 +99,10 @@ class Offers:
         try:
             record = await self._store.templates.get(tenant, template)
         except TemplateNotFound:
+            if template in NAMES:
+                raise TemplateNotFound(
+                    f"template {template!r} is not built yet", fix=f"tartarus template build {template}"
+                ) from None
             known = [*catalogue(), *(own.name for own in await self._store.templates.list(tenant))]
             raise TemplateNotFound(f"no template {template!r}", fix=f"known: {', '.join(sorted(known))}") from None
         return own_offer(record)

@@ -46,13 +46,16 @@ class Prover:
         if level is None:
             raise TemplateFailed("no level of this host can start the template", fix="run tartarus doctor")
         began = time.perf_counter()
-        warm = offer.template.warm_up is not None
+        warm_up = offer.template.warm_up
+        warm = warm_up is not None and warm_up.is_cloned
         try:
             await self._pool.renew(rootfs, level, warm=warm)
         except BaseException:
             self._offers.forget(tenant, offer)
             raise
         took = round((time.perf_counter() - began) * 1e3, 1)
+        if warm_up is not None and not warm:
+            await self._check(rootfs, level, (warm_up.argv0[0], "-e", "0"))
         if check:
             await self._check(rootfs, level, check)
         return Proof(time.time(), took) if warm else Proof()
@@ -86,7 +89,7 @@ class Prover:
             await asyncio.shield(guest.destroy())
         if status.shell_status != 0:
             raise TemplateFailed(
-                f"the ready check ended with status {status.shell_status}",
+                f"{' '.join(check)[:80]!r} ended with status {status.shell_status}",
                 why=said.decode("utf-8", "replace").strip(),
                 fix="mend the template, or its ready_check",
             )
