@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
 
-from tartarus import __version__
 from tartarus.images.sbom.nouns import Inventory, Package
 
 _SPACE = uuid.UUID("6f0c5a0e-52c5-5d2f-9a0c-6c1d6a0f7f53")  # ours, so that serial numbers are nobody else's
@@ -48,7 +48,7 @@ def cyclonedx(
     if digest:
         subject["version"] = digest
     metadata: dict[str, Any] = {
-        "tools": {"components": [{"type": "application", "name": "tartarus", "version": __version__}]},
+        "tools": {"components": [{"type": "application", "name": "tartarus", "version": version("tartarus")}]},
         "component": subject,
     }
     if timestamp is not None:
