@@ -14,6 +14,7 @@ from tests.images.dockerfiles import UID_BASE, Bench, files_of, with_busybox
 
 from tartarus.images.dockerfile.output import MAX_OUTPUT_BYTES, StepOutput
 from tartarus.images.oci import ImageConfig, host_platform
+from tartarus.images.paths import SYSTEM_PATH
 from tartarus.model.errors import BuildFailed, CommandNotFound, ImageNotFound, InvalidRequest, TimeLimit
 
 pytestmark = pytest.mark.anyio
@@ -140,6 +141,8 @@ async def test_what_can_go_wrong_beside_the_step(dry: Bench):
     assert "not kept" in dry.told("note")[0]
     with pytest.raises(ImageNotFound):
         await dry.build("FROM nothing\n")
+    with pytest.raises(BuildFailed, match="the image is empty"):
+        await dry.build("FROM scratch\nRUN x\n")
 
 
 # Stages.
@@ -208,8 +211,7 @@ async def env_of(bench: Bench, text: str, **options) -> dict[str, str]:
 
 
 async def test_arg_and_env(dry: Bench):
-    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    assert await env_of(dry, "FROM base") == {"PATH": path}
+    assert await env_of(dry, "FROM base") == {"PATH": SYSTEM_PATH}
     env = await env_of(
         dry,
         "ARG OUT=o\nARG GIVEN=g\nFROM base\nARG OUT\nARG GIVEN\nARG IN=$OUT.in\nARG NONE\nARG A=1\nENV A=2 B=${A:-x} C='$A'\n"
@@ -217,7 +219,7 @@ async def test_arg_and_env(dry: Bench):
         build_args={"GIVEN": "given"},
     )
     assert env == {
-        "OUT": "o", "GIVEN": "given", "IN": "o.in", "A": "2", "B": "1", "C": "$A", "PATH": "/opt:", "D": "unset",
+        "OUT": "o", "GIVEN": "given", "IN": "o.in", "A": "2", "B": "1", "C": "$A", "PATH": f"/opt:{SYSTEM_PATH}", "D": "unset",
     }  # fmt: skip
 
 
@@ -272,7 +274,7 @@ async def test_the_configuration(dry: Bench):
         "HEALTHCHECK CMD x\nCMD a b\nENTRYPOINT c\nVOLUME /data\nMAINTAINER me\nENV B=$A\n"
     )
     assert built.config == ImageConfig(
-        env={"A": "1", "B": "1"},
+        env={"PATH": SYSTEM_PATH, "A": "1", "B": "1"},
         cmd=("/bin/bash", "-ec", "a b"),
         entrypoint=("/bin/bash", "-ec", "c"),
         workdir="/w",

@@ -298,6 +298,8 @@ def test_links_in_a_circle(context):
     (context / "self").symlink_to("self/x")
     for pattern in ("a", "self", "a/x"):
         assert "is not in" in refused(context, pattern)
+    # A wildcard does not pass over it in silence.
+    assert "'/a' in the build context is a link that leads nowhere" in refused(context, "*")
 
 
 def test_pipes_and_sockets_are_refused_unless_ignored(context):

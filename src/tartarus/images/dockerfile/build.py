@@ -167,6 +167,8 @@ class _Build:
             state = _State(base.layers, self._key("base", base.key), base.config, scope)
         else:
             state = _State((), self._key("scratch"), ImageConfig(), scope)
+        # As Docker has it: an image without a PATH gets one, and ENV can add to it.
+        state.config = msgspec.structs.replace(state.config, env={"PATH": SYSTEM_PATH, **state.config.env})
         scope.env = state.config.env
         return state
 
@@ -197,8 +199,14 @@ class _Build:
             state.cmd_is_own = state.cmd_is_own or isinstance(step, are.Cmd)
 
     async def _run(self, state: _State, step: are.Run) -> None:
+        if not state.layers:
+            raise InvalidRequest(
+                "there is nothing to run it with",
+                why="the image is empty",
+                fix="build on an image, or COPY a program first",
+            )
         argv = command(step.argv, in_shell=step.in_shell, config=state.config)
-        env, counted = state.scope.run_environment(SYSTEM_PATH)
+        env, counted = state.scope.run_environment()
         config = state.config
         key = self._key("run", state.key, argv, sorted(counted.items()), config.workdir, config.user)
         run = RunStep(state.layers, argv, env, config.workdir or "/", config.user, step.text)

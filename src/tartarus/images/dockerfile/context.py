@@ -126,6 +126,8 @@ class FileTree:
         picked: list[Picked] = []
         for path in self._matches(pattern, watch) if wild else [_clean(pattern)]:
             top = self._view.resolve(path)
+            if top is None and wild and self._is_there(path):
+                raise InvalidRequest(f"{path!r} in {self._what} is a link that leads nowhere inside of it")
             items = [] if top is None or self._hidden(path, top) else list(self._items(top, watch))
             if items:
                 picked.append(Picked(posixpath.basename(path), items))
@@ -172,6 +174,9 @@ class FileTree:
             return ""
         except OSError as error:
             raise InvalidRequest(f"{IGNORE_FILE} can't be read", why=error.strerror or str(error)) from error
+
+    def _is_there(self, path: str) -> bool:
+        return self._view.resolve(path, follow=False) is not None and not self._ignore.ignores(path)
 
     def _hidden(self, path: str, entry: Entry) -> bool:
         """Whether what was named `path`, and is `entry`, is ignored with all that may be in it."""

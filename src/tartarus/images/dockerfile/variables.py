@@ -85,8 +85,8 @@ class Scope:
         """Put variables in. ENV comes before ARG, always."""
         return expand(text, ChainMap(self.env, self.args), escape=self._escape, quotes=quotes, budget=self._budget)
 
-    def run_environment(self, path: str) -> tuple[dict[str, str], dict[str, str]]:
-        """(what a RUN gets, the part of it that its cache key depends on). `path` is PATH where nothing sets it."""
-        env = {"PATH": path, **self.args, **self.env}
+    def run_environment(self) -> tuple[dict[str, str], dict[str, str]]:
+        """(what a RUN gets, the part of it that its cache key depends on)."""
+        env = {**self.args, **self.env}
         proxies = {name: value for name, value in self._given.items() if name in PROXIES and name not in env}
         return {**env, **proxies}, env
