@@ -112,6 +112,7 @@ NEEDS: dict[str, Need] = {
     "git": Need(_program("git"), in_ci=True),
     "ip": Need(_program("ip"), in_ci=True),
     "nft": Need(_program("nft"), in_ci=True),
+    "openssl": Need(_program("openssl"), in_ci=True),
     "perl": Need(_program("perl"), in_ci=True),
     "node": Need(_program("node"), in_ci=True),
     "r": Need(_program("Rscript"), in_ci=True),
@@ -122,6 +123,7 @@ NEEDS: dict[str, Need] = {
     # The kernel's or the container engine's to give: CI takes what its machine has.
     "user-namespaces": Need(_user_namespaces, in_ci=False),
     "landlock": Need(_landlock, in_ci=False),
+    "rpm": Need(_program("rpm"), in_ci=False),
     "java": Need(_program("java"), in_ci=False),
     "docker": Need(lambda: _runs(["docker", "version"]), in_ci=False),
     "runsc": Need(lambda: _runs(["runsc", "--version"]), in_ci=False),

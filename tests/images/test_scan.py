@@ -441,3 +441,17 @@ def test_a_report_crosses_a_wire(tmp_path: Path) -> None:
     advisories = database(tmp_path / "osv", record("CVE-1", "Debian:12", "bash", {"introduced": "0"}))
     report = scan(inventory(deb("bash", "5.2-1", paths=("/var/lib/dpkg/status",))), advisories)
     assert msgspec.json.decode(msgspec.json.encode(report), type=ScanReport) == report
+
+
+@pytest.mark.parametrize(
+    ("distribution", "ecosystem", "name"),
+    [("rocky", "Rocky Linux:9", "bash"), ("almalinux", "AlmaLinux:9", "bash-libs")],
+)
+def test_rpm_based_distributions(tmp_path: Path, distribution: str, ecosystem: str, name: str) -> None:
+    """Rocky's advisories name source packages, AlmaLinux's what is installed."""
+    advisories = database(
+        tmp_path / "osv", record("CVE-1", ecosystem, name, {"introduced": "0"}, {"fixed": "0:5.1-2.el9"})
+    )
+    package = Package("rpm", distribution, "bash-libs", "5.1-1.el9", "x86_64", "bash", "5.1-1.el9", release="9.4")
+    report = scan(inventory(package, distribution=Distribution(distribution, "9.4")), advisories)
+    assert found(report) == {"CVE-1": ("bash-libs", "5.1-1.el9", "unknown", ("0:5.1-2.el9",))}

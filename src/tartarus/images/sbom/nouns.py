@@ -58,11 +58,16 @@ class Inventory(msgspec.Struct, frozen=True):
 @functools.lru_cache(maxsize=8192)
 def _purl(package: Package) -> str:
     qualifiers = {}
+    version = package.version
+    if package.kind == "rpm" and ":" in version:
+        qualifiers["epoch"], _, version = version.partition(":")
     if package.architecture:
         qualifiers["arch"] = package.architecture
     if package.release:
         qualifiers["distro"] = f"{package.namespace}-{package.release}"
-    if package.source and (package.source, package.source_version) != (package.name, package.version):
-        # Not in the specification, but what Syft writes and Grype reads to find the source's advisories.
+    # Not in the specification, but what Syft writes and Grype reads to find the source's advisories.
+    if package.kind == "rpm" and package.source:
+        qualifiers["upstream"] = f"{package.source}-{package.source_version.rpartition(':')[2]}.src.rpm"
+    elif package.source and (package.source, package.source_version) != (package.name, package.version):
         qualifiers["upstream"] = f"{package.source}@{package.source_version}"
-    return PackageURL(package.kind, package.namespace, package.name, package.version, qualifiers).to_string()
+    return PackageURL(package.kind, package.namespace, package.name, version, qualifiers).to_string()

@@ -7,16 +7,12 @@ import shlex
 
 from tartarus.images.sbom.nouns import Distribution, Package
 from tartarus.images.sbom.reading import Reader, is_word, one_line, stanzas
+from tartarus.images.sbom.rpm import read_rpm
 
 _STATUS = "/var/lib/dpkg/status"
 _STATUS_D = "/var/lib/dpkg/status.d"  # distroless images: one file for each package
 _INFO = "/var/lib/dpkg/info"
 _APK = ("/lib/apk/db/installed", "/usr/lib/apk/db/installed")
-_RPM = tuple(
-    f"{place}/{name}"
-    for place in ("/var/lib/rpm", "/usr/lib/sysimage/rpm")
-    for name in ("rpmdb.sqlite", "Packages", "Packages.db")
-)
 _DEB_FIELDS = frozenset({"Package", "Status", "Version", "Architecture", "Source"})
 _SOURCE = re.compile(r"(\S+)(?:\s+\((\S+)\))?")
 # dpkg(1): in these states no file of the package is on disk.
@@ -42,13 +38,11 @@ def read_distribution(reader: Reader) -> Distribution | None:
 
 
 def read_system_packages(reader: Reader, distribution: Distribution | None) -> None:
-    """Add what dpkg and apk have installed. An rpm database becomes a gap: reading one takes rpm's own library."""
+    """Add what dpkg, apk and rpm have installed."""
     _read_dpkg(reader, distribution)
     for path in _APK:
         _read_apk(reader, path, distribution)
-    for path in _RPM:
-        if reader.view.resolve(path) is not None:
-            reader.gap(path, "an rpm database, which is not read: its packages are missing here")
+    read_rpm(reader, distribution)
 
 
 def owned_records(reader: Reader) -> dict[str, str]:

@@ -112,6 +112,8 @@ def coordinates(package: Package, distribution: Distribution | None) -> Coordina
     if package.kind == "cran":
         return Coordinates("CRAN", package.name, package.version)
     ecosystem = _release(package.kind, distribution) if distribution else ""
+    if ecosystem.startswith("AlmaLinux"):
+        return Coordinates(ecosystem, package.name, package.version)  # whose advisories name what is installed
     return Coordinates(ecosystem, package.source or package.name, package.source_version) if ecosystem else None
 
 
@@ -168,6 +170,8 @@ def _release(kind: Kind, distribution: Distribution) -> str:
         return f"Ubuntu:{release}"
     if kind == "apk" and name == "alpine" and (match := re.fullmatch(r"(\d+\.\d+)(?:\.\d+)?", release)):
         return f"Alpine:v{match[1]}"
+    if kind == "rpm" and name in {"rocky", "almalinux"} and release.partition(".")[0].isdigit():
+        return f"{'Rocky Linux' if name == 'rocky' else 'AlmaLinux'}:{release.partition('.')[0]}"
     if kind == "apk" and name in {"wolfi", "chainguard"}:
         return name.title()
     return ""

@@ -142,6 +142,31 @@ def _apk_compare(left: list[tuple[int, Any]], right: list[tuple[int, Any]]) -> i
 
 _apk_ordered = functools.cmp_to_key(_apk_compare)
 
+_RPM = re.compile(r"(?:(\d+):)?([A-Za-z0-9._+~^]+)(?:-([A-Za-z0-9._+~^]+))?")
+_RPM_PIECE = re.compile(r"~|\^|\d+|[A-Za-z]+")
+# What comes at a place ranks before what it says; the end of a version is between "~" and everything else.
+_RPM_TILDE, _RPM_END, _RPM_CARET, _RPM_LETTERS, _RPM_DIGITS = range(5)
+
+
+def _rpm(version: str) -> tuple[Any, ...]:
+    """rpm-version(7): an epoch, a version and a release; pieces of digits or letters, what is between is nothing."""
+    match = _RPM.fullmatch(version)
+    if match is None:
+        raise Incomparable(f"{version!r} is no version of rpm's")
+    return (int(match[1] or 0), _rpm_part(match[2]), _rpm_part(match[3] or ""))
+
+
+def _rpm_part(part: str) -> tuple[Any, ...]:
+    pieces: list[tuple[int, Any]] = []
+    for piece in _RPM_PIECE.findall(part):
+        if piece in "~^":
+            pieces.append((_RPM_TILDE if piece == "~" else _RPM_CARET, 0))
+        else:
+            pieces.append((_RPM_DIGITS, int(piece)) if piece.isdigit() else (_RPM_LETTERS, piece))
+    return (*pieces, (_RPM_END, 0))
+
+
 _KEYS: dict[str, Callable[[str], Any]] = {
     "pypi": _pypi, "npm": _semver, "semver": _semver, "cran": _cran, "deb": _deb, "apk": _apk,
+    "rpm": _rpm,
 }  # fmt: skip
