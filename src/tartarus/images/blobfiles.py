@@ -25,25 +25,25 @@ class Sink:
     def __init__(self, path: Path, file: int) -> None:
         self.path = path
         self.offset = 0
-        self._file = file
+        self.file = file
         self._hash = hashlib.sha256()
 
     def resume(self, size: int) -> bool:
         """Continue what is in the file, if that is not more than `size` bytes; whether there was anything."""
-        if os.fstat(self._file).st_size > size:
+        if os.fstat(self.file).st_size > size:
             self.restart()
         self._hash = hashlib.sha256()
-        os.lseek(self._file, 0, os.SEEK_SET)
+        os.lseek(self.file, 0, os.SEEK_SET)
         self.offset = 0
-        while chunk := os.read(self._file, _REREAD_BYTES):
+        while chunk := os.read(self.file, _REREAD_BYTES):
             self._hash.update(chunk)
             self.offset += len(chunk)
         return self.offset > 0
 
     def restart(self) -> None:
         """Forget everything written."""
-        os.ftruncate(self._file, 0)
-        os.lseek(self._file, 0, os.SEEK_SET)
+        os.ftruncate(self.file, 0)
+        os.lseek(self.file, 0, os.SEEK_SET)
         self._hash = hashlib.sha256()
         self.offset = 0
 
@@ -53,7 +53,7 @@ class Sink:
             self._hash.update(chunk)
             rest = memoryview(chunk)
             while rest:
-                written = os.write(self._file, rest)
+                written = os.write(self.file, rest)
                 rest = rest[written:]
             self.offset += len(chunk)
 
@@ -63,8 +63,8 @@ class Sink:
 
     def finish(self, blobs: Path) -> None:
         """Put it on disk, then in its place, both durable."""
-        os.fchmod(self._file, 0o400)
-        os.fsync(self._file)
+        os.fchmod(self.file, 0o400)
+        os.fsync(self.file)
         os.rename(self.path, blobs / self._hash.hexdigest())
         sync_directory(blobs)
 

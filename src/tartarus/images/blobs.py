@@ -270,6 +270,15 @@ class Draft:
             self._sink.write([chunk])
         return len(chunk)
 
+    def fileno(self) -> int:
+        """The open file, for another process to write to; `reread` when it has."""
+        return self._sink.file
+
+    def reread(self) -> None:
+        """Take what is in the file now for what was written: its digest is of that."""
+        with disk("read the blob store"):
+            self._sink.resume(2**63)
+
     def commit(self, media_type: str) -> Descriptor:
         """Make it a blob of the store; returns its descriptor."""
         descriptor = Descriptor(media_type, self._sink.digest(), self._sink.offset)

@@ -115,10 +115,17 @@ def _pack(job: Facts, limits: Limits) -> Job:
     return lambda: pack.pack(TARGET, job["out"], limits, compressed=job["compressed"])
 
 
+def _expand(job: Facts, limits: Limits) -> Job:
+    from tartarus.images.unpack.inside import expand
+
+    return lambda: expand.expand(job["blob"], job["out"], limits)
+
+
 _JOBS: dict[str, Callable[[Facts, Limits], Job]] = {
     "unpack": _unpack,
     "digest": _digest,
     "copy": _copy,
     "merge": _merge,
     "pack": _pack,
+    "expand": _expand,
 }
