@@ -125,14 +125,15 @@ async def run_jailed(
         start_new_session=True,
         limit=_MOST_LINE,
     )
+    complaints = asyncio.ensure_future(_complaints(process))
     try:
         async with asyncio.timeout(limits.timeout_s):
             verdict = await _talk(process, told, uid_base, report)
     except TimeoutError:
         raise ImageRefused(f"{what} takes too long", why=f"it was given {limits.timeout_s:g} seconds") from None
     finally:
-        complaint = await _gone(process)
-    return _believed(verdict, what, complaint)
+        await _gone(process, complaints)
+    return _believed(verdict, what, complaints.result())
 
 
 def _command() -> list[str]:
@@ -170,34 +171,37 @@ async def _talk(
                 await process.stdin.drain()
 
 
-async def _gone(process: asyncio.subprocess.Process) -> str:
-    """Kill what is left of the child's group and wait until the last of it is gone; what it said on its way."""
+async def _complaints(process: asyncio.subprocess.Process) -> str:
+    """The beginning of what it writes to standard error, all of which is read, lest it wait for us."""
+    assert process.stderr is not None
+    kept = b""
+    while data := await process.stderr.read(_MOST_LINE):
+        kept = (kept + data)[:_MOST_COMPLAINT]
+    return kept.decode("utf-8", "replace")
+
+
+async def _gone(process: asyncio.subprocess.Process, complaints: asyncio.Future[str]) -> None:
+    """Kill what is left of the child's group and wait until the last of it is gone."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    waiting = asyncio.ensure_future(_reap(process))
-    while True:
-        try:
-            return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            # What it writes to must not be removed under it, so this is waited for, cancelled or not.
-            if waiting.done():
-                raise
-            await asyncio.wait([waiting])
-            raise
+    waiting = asyncio.ensure_future(_reap(process, complaints))
+    try:
+        await asyncio.shield(waiting)
+    except asyncio.CancelledError:
+        # What it writes to must not be removed under it, so this is waited for, cancelled or not.
+        await asyncio.wait([waiting])
+        raise
 
 
-async def _reap(process: asyncio.subprocess.Process) -> str:
+async def _reap(process: asyncio.subprocess.Process, complaints: asyncio.Future[str]) -> None:
     assert process.stdout is not None
-    assert process.stderr is not None
     assert process.stdin is not None
     process.stdin.close()
-    complaint = await process.stderr.read(_MOST_COMPLAINT)
     # The jailed process is a grandchild: the ends of its pipes say that it is gone.
-    for stream in (process.stdout, process.stderr):
-        while await stream.read(_MOST_LINE):
-            pass
+    while await process.stdout.read(_MOST_LINE):
+        pass
+    await asyncio.wait([complaints])
     await process.wait()
-    return complaint.decode("utf-8", "replace")
 
 
 def _believed(verdict: _Message | None, what: str, complaint: str) -> Facts:

@@ -1,0 +1,84 @@
+"""The host's side of the jail: a child that was taken over says what it likes, and is not believed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from tests.escape.images.ground import UID_BASE, holders
+
+from tartarus.images.unpack import jailed
+from tartarus.images.unpack.jailed import JailPlace, run_jailed
+from tartarus.images.unpack.limits import Limits
+from tartarus.model.errors import ImageRefused, IsolationUnavailable, TemplateFailed
+
+pytestmark = pytest.mark.anyio
+
+
+async def said(program: str, monkeypatch: pytest.MonkeyPatch, limits: Limits | None = None) -> object:
+    """What comes of a child that runs this program instead of ours."""
+    argv = [sys.executable, "-I", "-S", "-c", f"import os, sys, time\n{program}"]
+    monkeypatch.setattr(jailed, "_command", lambda: argv)
+    return await run_jailed("unpack", "the layer", [], UID_BASE, limits or Limits())
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "",
+        "sys.exit(3)",
+        "os.kill(os.getpid(), 9)",
+        "os.write(1, b'x' * 200000)",
+        "os.write(1, b'not json\\n')",
+        "os.write(1, b'{}\\n')",
+        'os.write(1, b\'{"type":"unheard"}\\n\')',
+        'os.write(1, b\'{"type":"done"}\\n\')',
+        'os.write(1, b\'{"type":"done","facts":{"a":[1]}}\\n\')',
+        'os.write(1, b\'{"type":"progress","bytes":"many"}\\n\')',
+        'os.write(1, b\'{"type":"done","facts":{},"more":1}\\n\')',
+        "os.write(1, b'\\xff\\xfe\\n')",
+        "os.write(2, b'x' * 300000)",
+        "os.close(0); os.close(1)",
+    ],
+)
+async def test_nonsense_is_an_error(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImageRefused, match="could not be handled"):
+        await said(program, monkeypatch)
+
+
+async def test_ids_are_mapped_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mapped: list[int] = []
+    monkeypatch.setattr(jailed.idmap, "apply", lambda pid, _base: mapped.append(pid))
+    with pytest.raises(ImageRefused):
+        await said('os.write(1, b\'{"type":"map"}\\n\' * 5)', monkeypatch)
+    assert len(mapped) == 1
+
+
+async def test_a_child_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stubborn = f"open({str(tmp_path / 'x')!r}, 'w'); import signal; signal.signal(15, signal.SIG_IGN)\n"
+    stubborn += "f = os.open('/dev/null', 0); os.fork(); time.sleep(1000)"
+    with pytest.raises(ImageRefused, match="takes too long"):
+        await said(stubborn, monkeypatch, Limits(timeout_s=0.3))
+    assert holders(tmp_path) == []
+
+
+async def test_words_are_made_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    escape = '{"type":"refused","what":"\\\\u001b[2J\\\\u202e","why":"' + "x" * 3000 + '","fix":"a\\\\nb"}'
+    with pytest.raises(ImageRefused) as caught:
+        await said(f"os.write(1, b'{escape}\\n')", monkeypatch)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1500
+
+
+async def test_failures_have_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TemplateFailed, match="user attributes"):
+        await said('os.write(1, b\'{"type":"failed","number":95,"why":"no"}\\n\')', monkeypatch)
+    with pytest.raises(IsolationUnavailable, match="unshare"):
+        await said('os.write(1, b\'{"type":"unjailed","number":1,"step":"unshare","why":"no"}\\n\')', monkeypatch)
+
+
+@pytest.mark.needs("user-namespaces")
+async def test_a_place_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(IsolationUnavailable, match="open_tree"):
+        await run_jailed("digest", "x", [JailPlace("/nowhere/at/all", "/target")], UID_BASE, Limits(), times=False)
