@@ -154,6 +154,11 @@ def test_build_from_yaml(server, tmp_path):
     assert done.stdout.decode().startswith("Creating template 'python-ds-2' from my.yaml...\n✓ Pulled image\n")
     (request,) = server.service.library.templates.requests
     assert request.source == ImageSource("python:3.11-slim")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "d.yaml").write_text("id: d\ndockerfile: Dockerfile\n")
+    (tmp_path / "sub" / "Dockerfile").write_text("FROM host\n")
+    assert tartarus("template", "build", "-f", "sub/d.yaml", cwd=tmp_path).returncode == 0
+    assert sorted(server.service.library.templates.received[0]["members"]) == ["Dockerfile", "d.yaml"]
     (tmp_path / "bad.yml").write_text("id: x\nbase_image: host\nwarmup_scrip: y\n")
     line = refused("template", "build", "-f", str(tmp_path / "bad.yml"))
     assert "bad.yml, line 3: unknown key 'warmup_scrip' (did you mean 'warmup_script'?)" in line

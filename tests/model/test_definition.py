@@ -55,6 +55,7 @@ version: "1.10"
 dockerfile: Dockerfile
 packages: [numpy, "pandas>=2,<3", "uvicorn[standard]==0.30.0"]
 warmup_script: import numpy
+warmup_language: python
 ready_check: [python3, -c, import numpy]
 resources: {default_cpu: 0.5, default_disk: 2048, default_pids: 64, max_disk: 4096, max_pids: 128}
 env: {A: "1"}
@@ -96,6 +97,7 @@ BAD = [
     ("id: a\npackages: ['x @ file:///etc']\n", 2, "is not a package", ""),
     ("id: a\npackages: ['../x']\n", 2, "is not a package", ""),
     ("id: a\nisolation: contaner\n", 2, "isolation: 'contaner' is none of the values", "did you mean 'container'?"),
+    ("id: a\nwarmup_language: pyton\n", 2, "'pyton' is none of the values", "did you mean 'python'?"),
     ("id: a\nnetwork: all of it\n", 2, "network: 'all of it' is none of the values", "known here: none, open"),
     ("id: sbx-a\n", 1, "id: 'sbx-a' is not a valid name", "letters"),
     ("id: tpl-a\n", 1, "id: 'tpl-a' is not a valid name: ids begin with 'tpl-'", ""),

@@ -98,7 +98,7 @@ def import_(path: str, name: str, reference: str, *, replace: bool, as_json: boo
 
 
 @template.command("build")
-@click.argument("context", default=".")
+@click.argument("context", default="")
 @click.option("-f", "--file", "file", default="", metavar="FILE", help="The Dockerfile, or a template's YAML.")
 @_NAME
 @build_options
@@ -110,12 +110,16 @@ def build(
 ) -> int:  # fmt: skip
     """Build a template from a Dockerfile or a template's YAML; CONTEXT is the directory that COPY takes files from.
 
+    It is . if not given, and with a YAML file that file's own directory.
+
     Or the name of a definition that comes with Tartarus: base, code-interpreter-v1, julia-sci, node, python-ds,
     pytorch-ml, r-analytics. Every RUN is a sandbox of its own, without network unless it is given.
     """
     from tartarus.model.shipped import NAMES, place_of
     from tartarus.sdk.plans import build_plan, build_source, is_yaml, plan
 
+    if not context:
+        context = (os.path.dirname(file) if is_yaml(file) else "") or "."
     if not os.path.isdir(context):
         shipped = place_of(context)
         if shipped is None:
@@ -227,4 +231,4 @@ def push(name: str, reference: str, *, as_json: bool) -> None:
     if as_json:
         print_json(pushed)
     else:
-        click.echo(f"Template '{name}' pushed to {pushed.reference} ({pushed.digest})")
+        click.echo(output.one_line(f"Template '{name}' pushed to {pushed.reference} ({pushed.digest})"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from enum import Enum
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -165,6 +165,8 @@ class _Reader:
 def _values(path: str) -> list[str]:
     """What a key of the definition may be, where that is an enumeration."""
     kind = get_type_hints(Definition).get(path)
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind) if value]
     return [str(member.value) for member in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []
 
 
