@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -311,6 +312,19 @@ class TestHostileImages:
         with pytest.raises(ImageRefused, match="more than 10 bytes"):
             inventory(layer, limits=Limits(total=10))
         assert len(inventory(layer).packages) == 1000
+
+    def test_directories_that_are_too_full_are_gaps(self, layer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(layer, "var/lib/dpkg/status.d/a", "Package: a\nVersion: 1\n")
+        write(layer, "var/lib/dpkg/info/a.list", "/.\n")
+
+        def full(*_: object) -> list[str]:
+            raise OSError(errno.E2BIG, "too many names")
+
+        monkeypatch.setattr(StackView, "listdir", full)
+        assert [gap.partition(":")[0] for gap in inventory(layer).gaps] == [
+            "/var/lib/dpkg/info",
+            "/var/lib/dpkg/status.d",
+        ]
 
     def test_gaps_are_few(self, layer: Path) -> None:
         write(layer, STATUS, "\n".join(f"Package: p{i}\nVersion: a b\n" for i in range(5000)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,23 @@ class TestUsing:
         with StackView([layer]) as view:
             assert [step.path for step in view.walk("/b")] == ["/b", "/b/y"]
             assert list(view.walk("/nothing")) == []
+
+    def test_directories_closed_to_us_are_said(self, layer: Path) -> None:
+        for path in ("a", "b/x", "c"):
+            (layer / path).mkdir(parents=True)
+
+        class Closed(StackView):
+            def _list(self, path: str, layers: Sequence[int], limit: int) -> Any:
+                if path == "/b":
+                    raise PermissionError(errno.EACCES, "closed")  # as for a daemon that is not root
+                return super()._list(path, layers, limit)
+
+        with Closed([layer]) as view:
+            said: list[str] = []
+            assert [step.path for step in view.walk(closed=said.append)] == ["/", "/a", "/c"]
+            assert said == ["/b"]
+            with pytest.raises(PermissionError):
+                list(view.walk())
 
     def test_finds_programs_as_exec_would(self, layer: Path) -> None:
         for path, mode in (("usr/bin/tool", 0o755), ("opt/tool", 0o755), ("opt/data", 0o644), ("usr/bin/data", 0o755)):

@@ -8,14 +8,14 @@ inside the view, and nothing but a regular file is ever opened for reading.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+from tartarus.images.beneath import is_opaque, is_whiteout, open_beneath
 from tartarus.model.errors import ImageRefused
 
 MAX_LINKS: Final = 40
@@ -27,10 +27,6 @@ MAX_LIST: Final = 200_000
 _PATH_MAX = 4095  # without the final NUL, limits.h
 _MAX_STEPS = 4096  # components looked up for one path, links unfolded
 _MAX_CACHED = 8192
-_OPAQUE = "user.overlay.opaque"
-# openat2(2) has this number on every architecture (unistd.h: all from 424 on).
-_OPENAT2 = 437
-_NO_XDEV, _NO_SYMLINKS, _BENEATH = 0x01, 0x04, 0x08
 
 Kind = Literal["dir", "file", "symlink", "fifo", "socket", "char", "block"]
 _KINDS: dict[int, Kind] = {
@@ -76,10 +72,6 @@ class _Place(NamedTuple):
     entry: Entry
 
 
-class _How(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
 class StackView:
     """What overlayfs (with ``userxattr``) would show of `layers`, top first. Use it as a context manager.
 
@@ -90,8 +82,6 @@ class StackView:
 
     def __init__(self, layers: Sequence[Path], uid_base: int | None = None) -> None:
         self._uid_base = uid_base
-        self._syscall = ctypes.CDLL(None, use_errno=True).syscall
-        self._syscall.restype = ctypes.c_long
         self._roots: list[int] = []
         self._places: dict[str, _Place] = {}
         try:
@@ -138,7 +128,7 @@ class StackView:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         if found.kind != "file":
             raise OSError(errno.EINVAL, f"not a regular file but a {found.kind}", path)
-        held = self._open_beneath(found.layer, found.path)
+        held = open_beneath(self._roots[found.layer], found.path)
         try:
             # A second look, now that nobody can swap it: opening a fifo would block, opening a device can do harm.
             if not stat.S_ISREG(os.fstat(held).st_mode):
@@ -179,12 +169,18 @@ class StackView:
         return sorted(self._list(found.path, found.layers, limit)[0])
 
     def walk(
-        self, top: str = "/", *, max_entries: int = MAX_ENTRIES, max_depth: int = MAX_DEPTH
+        self,
+        top: str = "/",
+        *,
+        max_entries: int = MAX_ENTRIES,
+        max_depth: int = MAX_DEPTH,
+        closed: Callable[[str], None] | None = None,
     ) -> Iterator[Directory]:
         """Every directory below `top` and itself, parents first, names sorted. Symbolic links are not walked.
 
+        A directory that we may not read (there are none for root) is passed to `closed` instead, if that is given.
         Raises ImageRefused when there are more than `max_entries` names, or more than `max_depth` levels below
-        `top`, or a path that no program could name.
+        `top`, or a path that no program could name; PermissionError for a directory that is closed to us.
         """
         start = self._resolve(top, follow=True)
         if not isinstance(start, _Place):
@@ -199,6 +195,11 @@ class StackView:
                 )
             try:
                 names, examined = self._list(path, layers, max_entries - seen)
+            except PermissionError:
+                if closed is None:
+                    raise
+                closed(path or "/")
+                continue
             except OSError as error:
                 if error.errno != errno.E2BIG:
                     raise
@@ -267,7 +268,7 @@ class StackView:
         layers: list[int] = []
         for layer in parent.layers:
             try:
-                held = self._open_beneath(layer, path)
+                held = open_beneath(self._roots[layer], path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
@@ -278,7 +279,7 @@ class StackView:
                 return None  # a NUL, or what no file name can be encoded from
             try:
                 status = os.fstat(held)
-                if _is_whiteout(status):
+                if is_whiteout(status):
                     break
                 if not stat.S_ISDIR(status.st_mode):
                     if first is None:
@@ -287,7 +288,7 @@ class StackView:
                     break
                 first = first or self._entry(path, status, "", layer)
                 layers.append(layer)
-                if layer != parent.layers[-1] and _is_opaque(held):
+                if layer != parent.layers[-1] and is_opaque(held):
                     break
             finally:
                 os.close(held)
@@ -308,7 +309,7 @@ class StackView:
         closed: set[str] = set()  # names that nothing below can change any more
         examined = 0
         for layer in layers:
-            held = self._open_beneath(layer, path, os.O_RDONLY | os.O_DIRECTORY)
+            held = open_beneath(self._roots[layer], path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 with os.scandir(held) as entries:
                     for entry in entries:
@@ -335,29 +336,13 @@ class StackView:
         for layer in layers:
             parts.append(layer)
             if layer != layers[-1]:
-                held = self._open_beneath(layer, path)
+                held = open_beneath(self._roots[layer], path)
                 try:
-                    if _is_opaque(held):
+                    if is_opaque(held):
                         break
                 finally:
                     os.close(held)
         return parts
-
-    def _open_beneath(self, layer: int, path: str, flags: int = os.O_PATH) -> int:
-        """Open `path` of one layer; a link or a mount on the way is an error, a link at its end is opened itself."""
-        encoded = os.fsencode(path.lstrip("/")) or b"."
-        if b"\0" in encoded:
-            raise ValueError("a NUL byte in a path")
-        how = _How(flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _BENEATH | _NO_SYMLINKS | _NO_XDEV)
-        if flags & os.O_PATH == 0:
-            how.flags |= os.O_NONBLOCK
-        number = self._syscall(
-            _OPENAT2, self._roots[layer], encoded, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
-        )
-        if number < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
-        return int(number)
 
     def _entry(self, path: str, status: os.stat_result, target: str, layer: int) -> Entry:
         kind = _KINDS[stat.S_IFMT(status.st_mode)]
@@ -373,10 +358,6 @@ class StackView:
         return number if 0 <= number <= 65535 else 65534
 
 
-def _is_whiteout(status: os.stat_result) -> bool:
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
-
-
 def _kind_of(entry: os.DirEntry[str]) -> Kind | None:
     """The kind of what is no directory; None for a whiteout, and for what went away."""
     if entry.is_file(follow_symlinks=False):
@@ -387,14 +368,4 @@ def _kind_of(entry: os.DirEntry[str]) -> Kind | None:
         status = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None
-    return None if _is_whiteout(status) else _KINDS[stat.S_IFMT(status.st_mode)]
-
-
-def _is_opaque(held: int) -> bool:
-    try:
-        # By this way, since a descriptor made with O_PATH has no fgetxattr(2).
-        return os.getxattr(f"/proc/self/fd/{held}", _OPAQUE) == b"y"
-    except OSError as error:
-        if error.errno in {errno.ENODATA, errno.EOPNOTSUPP}:
-            return False
-        raise
+    return None if is_whiteout(status) else _KINDS[stat.S_IFMT(status.st_mode)]

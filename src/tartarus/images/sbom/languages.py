@@ -28,7 +28,11 @@ def read_language_packages(reader: Reader, owners: dict[str, str]) -> None:
 
     Raises ImageRefused for a tree beyond the limits.
     """
-    for step in reader.view.walk(max_entries=reader.limits.entries):
+
+    def closed(path: str) -> None:
+        reader.gap(path, "a directory that the daemon may not read")
+
+    for step in reader.view.walk(max_entries=reader.limits.entries, closed=closed):
         if step.path == "/":
             step.dirs[:] = [name for name in step.dirs if name not in _NOT_FILES]
         prefix = step.path.rstrip("/")

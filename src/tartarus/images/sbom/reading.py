@@ -48,6 +48,16 @@ class Reader:
         """One package's own file; None as above."""
         return self._bytes(path, self.limits.record)
 
+    def names(self, path: str) -> list[str]:
+        """The names in a directory, none when there is no such; one that can't be listed is a gap."""
+        try:
+            return self.view.listdir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            self.gap(path, error.strerror or str(error))
+            return []
+
     def add(self, package: Package, path: str) -> None:
         """Take a package that is recorded at `path`; one whose name or version is none becomes a gap.
 

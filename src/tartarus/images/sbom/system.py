@@ -48,15 +48,13 @@ def read_system_packages(reader: Reader, distribution: Distribution | None) -> N
 def owned_records(reader: Reader) -> dict[str, str]:
     """Which metadata files of languages' packages a package of the distribution brought: path to package."""
     owners: dict[str, str] = {}
-    info = reader.view.resolve(_INFO)
-    if info is not None and info.kind == "dir":
-        for name in reader.view.listdir(_INFO):
-            if name.endswith(".list"):
-                content = reader.database(f"{_INFO}/{name}") or b""
-                owner = name.removesuffix(".list").partition(":")[0]
-                for line in content.decode("utf-8", "surrogateescape").split("\n"):
-                    if line.endswith(_RECORDS):
-                        owners[line] = owner
+    for name in reader.names(_INFO):
+        if name.endswith(".list"):
+            content = reader.database(f"{_INFO}/{name}") or b""
+            owner = name.removesuffix(".list").partition(":")[0]
+            for line in content.decode("utf-8", "surrogateescape").split("\n"):
+                if line.endswith(_RECORDS):
+                    owners[line] = owner
     for path in _APK:
         folder = owner = ""
         for line in (reader.database(path) or b"").decode("utf-8", "surrogateescape").split("\n"):
@@ -70,11 +68,8 @@ def owned_records(reader: Reader) -> dict[str, str]:
 
 
 def _read_dpkg(reader: Reader, distribution: Distribution | None) -> None:
-    paths = [_STATUS]
-    folder = reader.view.resolve(_STATUS_D)
-    if folder is not None and folder.kind == "dir":
-        names = reader.view.listdir(_STATUS_D)
-        paths += [f"{_STATUS_D}/{name}" for name in names if not name.endswith(".md5sums")]
+    names = [name for name in reader.names(_STATUS_D) if not name.endswith(".md5sums")]
+    paths = [_STATUS, *(f"{_STATUS_D}/{name}" for name in names)]
     namespace, release = (distribution.id, distribution.release) if distribution else ("debian", "")
     for path in paths:
         for fields in stanzas(reader.database(path) or b"", _DEB_FIELDS):
