@@ -102,6 +102,7 @@ class Library:
     ) -> None:
         self._tenants = settings.cache_dir / "tenants"
         self._store = store
+        self._pool = pool
         self._offers = offers
         self.uploads = Uploads(settings.cache_dir / "uploads")
         self._tools = Tools(settings, store, levels, offers, self.uploads)
@@ -128,7 +129,9 @@ class Library:
             *await self._store.templates.all(),
             *await self._store.snapshots.all(),
         ]
-        used = {path.parent.name for rootfs in self._offers.in_use() for path in rootfs.layers}
+        await self._pool.sweep()
+        needed = [*self._offers.in_use(), *self._pool.rootfs_in_use()]
+        used = {path.parent.name for rootfs in needed for path in rootfs.layers}
         for record in records:
             used.update(record.layers)
         tenants = await asyncio.to_thread(_names, self._tenants)

@@ -115,6 +115,11 @@ class SnapshotPool:
         ]
         return sorted(parked, key=lambda entry: entry.used_at)
 
+    def rootfs_in_use(self) -> Iterable[RootFs]:
+        """The root file systems that sandboxes are, or may at any moment be, made of."""
+        standing = [entry.snapshot for entry in self._entries.values() if entry.snapshot is not None]
+        return [snapshot.rootfs for snapshot in (*standing, *self._retired)]
+
     def stands(self, rootfs: RootFs, isolation: Isolation, *, warm: bool) -> bool:
         """Whether the snapshot that `get` gave last is still there."""
         entry = self._entries.get(_key(rootfs, isolation))

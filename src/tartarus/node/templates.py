@@ -106,8 +106,9 @@ class TemplateService:
                 f"you already have a template {request.name!r}",
                 fix=f"choose another name, give --replace, or remove it: tartarus template rm {request.name}",
             )
-        async for event in _streamed(lambda tell: self._create(tenant, request, old, tell)):
-            yield event
+        async with _streamed(lambda tell: self._create(tenant, request, old, tell)) as events:
+            async for event in events:
+                yield event
 
     async def _create(self, tenant: str, request: CreateTemplate, old: TemplateRecord | None, tell: Tell) -> None:
         now = time.time()
@@ -123,7 +124,7 @@ class TemplateService:
         except BaseException as error:
             await asyncio.shield(self._failed(record, old, holder, error))
             raise
-        changes = {**made, "definition": request.definition, "updated_at": time.time(), "message": ""}
+        changes = {**made, "definition": request.definition, "updated_at": time.time()}
         if old is not None:
             changes["build"] = old.build + 1
         before = await self._store.get(tenant, record.id)
@@ -236,13 +237,14 @@ class TemplateService:
             return
         self._prover.retire(record.tenant, Offer.of(record.details))
         holder = record.details.get("holder")
-        if isinstance(holder, str):
+        if isinstance(holder, str) and holder:
             self._tools.stacks.release(record.tenant, holder)
 
     async def warm(self, tenant: str, name: str) -> AsyncIterator[Progress]:
         """Park its interpreter anew; the old one serves until the new one stands. Ends with Done."""
-        async for event in _streamed(lambda tell: self._warm(tenant, name, tell)):
-            yield event
+        async with _streamed(lambda tell: self._warm(tenant, name, tell)) as events:
+            async for event in events:
+                yield event
 
     async def _warm(self, tenant: str, name: str, tell: Tell) -> None:
         offer = await self._offers.find(tenant, name)
@@ -293,8 +295,9 @@ class TemplateService:
                 f"{name!r} stands on this host's own files, and is no image", fix="push one of your own"
             )
         record = await self._store.get(tenant, name)
-        async for event in _streamed(lambda tell: self._tools.stacks.push(record, request, tell)):
-            yield event
+        async with _streamed(lambda tell: self._tools.stacks.push(record, request, tell)) as events:
+            async for event in events:
+                yield event
 
     async def _own(self, tenant: str, name: str) -> TemplateRecord | None:
         try:
@@ -308,8 +311,9 @@ class TemplateService:
         task.add_done_callback(self._warming.discard)
 
 
-async def _streamed(work: Callable[[Tell], Coroutine[Any, Any, None]]) -> AsyncIterator[Progress]:
-    """What `work` tells, as it goes on. It is cancelled, and waited for, when nobody reads any more."""
+@contextlib.asynccontextmanager
+async def _streamed(work: Callable[[Tell], Coroutine[Any, Any, None]]) -> AsyncIterator[AsyncIterator[Progress]]:
+    """What `work` tells, as it goes on. It is cancelled, and waited for, when the context is left before its end."""
     events: asyncio.Queue[Progress | None] = asyncio.Queue()
 
     async def run() -> None:
@@ -318,11 +322,14 @@ async def _streamed(work: Callable[[Tell], Coroutine[Any, Any, None]]) -> AsyncI
         finally:
             events.put_nowait(None)
 
-    task = asyncio.create_task(run())
-    try:
+    async def told() -> AsyncIterator[Progress]:
         while (event := await events.get()) is not None:
             yield event
         await task
+
+    task = asyncio.create_task(run())
+    try:
+        yield told()
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
