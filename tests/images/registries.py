@@ -238,12 +238,13 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """`cut`: after so many bytes of the content the connection breaks."""
+    """`cut`: after so many bytes of the content the connection breaks. `pause_s`: after every 256 KiB."""
 
     status: int
     content: bytes = b""
     headers: dict[str, str] = {}  # noqa: RUF012 - never changed
     cut: int | None = None
+    pause_s: float = 0.0
 
 
 class Server:
@@ -268,7 +269,10 @@ class Server:
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(answer.content[: answer.cut])
+                    content = answer.content[: answer.cut]
+                    for start in range(0, len(content), 2**18):
+                        self.wfile.write(content[start : start + 2**18])
+                        time.sleep(answer.pause_s)
                 if answer.cut is not None:
                     self.close_connection = True
 

@@ -15,6 +15,7 @@ from tartarus.images.blobfiles import disk, sync_directory
 from tartarus.model.errors import InvalidRequest, TemplateFailed
 
 _SUFFIX = ".json"
+_NEW = ".new"
 # A file name has at most 255 bytes, and the suffix and the temporary name want some.
 _MAX_OWNER_BYTES = 240
 
@@ -66,12 +67,15 @@ class Holds:
 
     def _write(self, owner: str, digests: Sequence[str]) -> None:
         place = self._file(owner)
-        new = self._root / f".new-{place.name}"
-        with open(new, "wb") as file:
-            file.write(msgspec.json.encode(digests))
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(place)
+        new = self._root / _NEW
+        try:
+            with open(new, "wb") as file:
+                file.write(msgspec.json.encode(digests))
+                file.flush()
+                os.fsync(file.fileno())
+            new.rename(place)
+        finally:
+            new.unlink(missing_ok=True)
         sync_directory(self._root)
 
     @contextlib.contextmanager
