@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.escape.images.ground import UID_BASE, holders
 
-from tartarus.images.unpack import jailed
+from tartarus.images.unpack import idmap, jailed
 from tartarus.images.unpack.jailed import JailPlace, run_jailed
 from tartarus.images.unpack.limits import Limits
 from tartarus.model.errors import ImageRefused, IsolationUnavailable, TemplateFailed
@@ -49,7 +49,7 @@ async def test_nonsense_is_an_error(program: str, monkeypatch: pytest.MonkeyPatc
 
 async def test_ids_are_mapped_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     mapped: list[int] = []
-    monkeypatch.setattr(jailed.idmap, "apply", lambda pid, _base: mapped.append(pid))
+    monkeypatch.setattr(idmap, "apply", lambda pid, _base: mapped.append(pid))
     with pytest.raises(ImageRefused):
         await said('os.write(1, b\'{"type":"map"}\\n\' * 5)', monkeypatch)
     assert len(mapped) == 1

@@ -59,6 +59,7 @@ def _archives() -> dict[str, tuple[bytes, Kinds]]:
         "deletions": (file(b".wh.a") + file(b"d/.wh.b"), {"a": "w", "d": "d", "d/b": "w"}),
         "deletion, then the thing anew": (file(b".wh.a") + file(b"a", b"x"), {"a": "f"}),
         "deletion of what is there": (file(b"a", b"x") + file(b".wh.a"), {"a": "f"}),
+        "deletions in what hides all": (file(b"d/.wh.a") + file(b"d/.wh..wh..opq") + file(b"d/.wh.b"), {"d": "d"}),
         "books of aufs": (file(b".wh..wh.plnk/1.2", b"x") + file(b".wh..wh.aufs"), {}),
         "owner beyond all ids": (file(b"a", uid=base256(1 << 40, 8), gid=base256(70000, 8)), {"a": "f"}),
         "time before time": (file(b"a", mtime=base256(-(1 << 60), 12)), {"a": "f"}),

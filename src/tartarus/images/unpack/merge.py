@@ -15,7 +15,7 @@ from tartarus.model.errors import TemplateFailed
 
 MAX_STACK = 48
 """Most layers of one overlay: the kernel takes 500, but their paths must fit in mount(2)'s page of options."""
-_RUN = 32
+_RUN = 16
 _FORMAT = 1
 _OPAQUE = "user.overlay.opaque"
 
@@ -51,18 +51,19 @@ async def _merge_runs(store: LayerStore, stack: list[Path], uid_base: int | None
     merged: list[Path] = []
     while len(stack) + len(merged) > MAX_STACK and len(stack) > 1:
         run, stack = stack[-_RUN:], stack[:-_RUN]
-        merged.insert(0, await _merge(store, run, uid_base, limits))
+        merged.insert(0, await _merge(store, run, merged, uid_base, limits))
     return [*stack, *merged]
 
 
-async def _merge(store: LayerStore, run: list[Path], uid_base: int | None, limits: Limits) -> Path:
-    names = [layer.parent.name for layer in run]
-    digest = hashlib.sha256(f"{_FORMAT} {' '.join(names)}".encode()).hexdigest()
+async def _merge(store: LayerStore, run: list[Path], beneath: list[Path], uid_base: int | None, limits: Limits) -> Path:
+    """One layer that shows, on top of `beneath`, what `run` shows there."""
+    names = [layer.parent.name for layer in (*run, *beneath)]
+    digest = hashlib.sha256(f"{_FORMAT} {len(run)} {' '.join(names)}".encode()).hexdigest()
 
     async def build(tree: Path, lock: int) -> dict[str, object]:
         own(tree, uid_base)
         root = tree.parent.parent
-        if any(layer != root / layer.parent.name / "tree" for layer in run):
+        if any(layer != root / layer.parent.name / "tree" for layer in (*run, *beneath)):
             raise TemplateFailed("can't merge layers", why=f"some are not in the layer store {root}")
         # One place for all: hard links can't cross from one mount to another.
         facts = await run_jailed(
@@ -72,9 +73,10 @@ async def _merge(store: LayerStore, run: list[Path], uid_base: int | None, limit
             uid_base,
             limits,
             lock=lock,
-            layers=[f"/store/{name}/tree" for name in names],
+            layers=[f"/store/{name}/tree" for name in names[: len(run)]],
+            beneath=[f"/store/{name}/tree" for name in names[len(run) :]],
             into=f"/store/{tree.parent.name}/tree",
         )
-        return {"merged": names, **facts}
+        return {"merged": names[: len(run)], **facts}
 
     return await store.get(f"merged-{digest[:32]}-{'own' if uid_base is None else uid_base}", build)

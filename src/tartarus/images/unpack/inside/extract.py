@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable
 
 from tartarus.images.unpack.inside import tar
-from tartarus.images.unpack.inside.cursor import DIRECTORY, Cursor, Parts, remove
+from tartarus.images.unpack.inside.cursor import Cursor, Parts, remove
 from tartarus.images.unpack.inside.refusal import Refused, shown
 from tartarus.images.unpack.inside.stream import Stream
 from tartarus.images.unpack.inside.tar import Member
@@ -64,6 +64,7 @@ class Extractor:
         # Modes and times of directories are set at the end: filling them would change the times, and a
         # set-group-id bit would hand its group to what is made below.
         self._directories: dict[Parts, Member] = {(): _implied()}
+        self._opaque: set[Parts] = set()
         self.facts = Facts()
 
     def extract(self, stream: Stream) -> Facts:
@@ -205,7 +206,7 @@ class Extractor:
             raise Refused(f"{shown(member.name)} can't be", "the mark of something deleted must be a file")
         directory = self._cursor.to(parts[:-1], self._imply)
         if parts[-1] == OPAQUE_NAME:
-            _set_opaque(directory)
+            self._opaque.add(parts[:-1])
             self.facts.opaque_root |= len(parts) == 1
             return
         name = parts[-1][len(WHITEOUT_PREFIX) :]
@@ -216,7 +217,7 @@ class Extractor:
         except FileExistsError:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
-                _set_opaque(self._cursor.to((*parts[:-1], name)))
+                self._opaque.add((*parts[:-1], name))
             return
         self.facts.whiteouts += 1
 
@@ -236,6 +237,7 @@ class Extractor:
 
     def _forget(self, parts: Parts) -> None:
         self._directories.pop(parts, None)
+        self._opaque.discard(parts)
 
     def _make_directory(self, directory: int, parts: Parts) -> None:
         name = parts[-1]
@@ -249,7 +251,7 @@ class Extractor:
             os.mkdir(name, 0o700, dir_fd=directory)
             if stat.S_ISCHR(status.st_mode):
                 # It was deleted by this layer, and is made anew by it: nothing of the old one shows through.
-                _set_opaque(self._cursor.to(parts))
+                self._opaque.add(parts)
 
     def _imply(self, directory: int, parts: Parts, error: OSError) -> None:
         """A directory that the archive does not mention before it has something in it."""
@@ -265,9 +267,7 @@ class Extractor:
             os.unlink(parts[-1], dir_fd=directory)
         os.mkdir(parts[-1], 0o700, dir_fd=directory)
         if deleted:
-            fd = os.open(parts[-1], DIRECTORY, dir_fd=directory)
-            _set_opaque(fd)
-            os.close(fd)
+            self._opaque.add(parts)
         self._directories[parts] = _implied()
         self.facts.implied_directories += 1
 
@@ -286,6 +286,8 @@ class Extractor:
             if self._owners:
                 os.fchown(directory, member.uid, member.gid)
             _set_attributes(directory, member)
+            if parts in self._opaque:
+                _make_opaque(directory)
             os.fchmod(directory, member.mode)
             os.utime(directory, ns=(member.mtime_ns, member.mtime_ns))
         self._cursor.close()
@@ -298,8 +300,12 @@ def _implied() -> Member:
     return member
 
 
-def _set_opaque(directory: int) -> None:
+def _make_opaque(directory: int) -> None:
+    """Hide all that lies below; deletions in it are void then, and overlayfs would list them by name."""
     os.setxattr(directory, OPAQUE, b"y")
+    for name in os.listdir(directory):
+        if stat.S_ISCHR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=directory)
 
 
 def _write_all(fd: int, piece: memoryview) -> None:

@@ -19,22 +19,30 @@ from tartarus.images.unpack.limits import Limits
 
 
 class _Folder:
-    """A directory of the result: the layers that it is in, top first, and whether it hides what lies below them."""
+    """A directory of the result: the layers that it is in, top first, and whether it hides what lies below them.
 
-    __slots__ = ("layers", "opaque", "parts")
+    `beneath`: those of the layers below the run that an overlay would merge with it.
+    """
 
-    def __init__(self, parts: Parts, layers: list[int], *, opaque: bool) -> None:
+    __slots__ = ("beneath", "layers", "opaque", "parts")
+
+    def __init__(self, parts: Parts, layers: list[int], beneath: list[int]) -> None:
         self.parts = parts
         self.layers = layers
-        self.opaque = opaque
+        self.beneath = beneath
+        self.opaque = False
 
 
-def merge(layers: list[str], into: str, limits: Limits, *, owners: bool) -> dict[str, Any]:
-    """Link the content of `layers` (top first) into the empty directory `into`; its entries, and its files' bytes."""
-    sources = [Cursor(os.open(layer, DIRECTORY)) for layer in layers]
+def merge(layers: list[str], beneath: list[str], into: str, limits: Limits, *, owners: bool) -> dict[str, Any]:
+    """Link the content of `layers` (top first) into the empty directory `into`; its entries, and its files' bytes.
+
+    `beneath` are the layers below these, top first. A deletion is kept only where it deletes something of theirs:
+    overlayfs lists others by name in directories that it need not merge, though nobody can open them.
+    """
+    sources = [Cursor(os.open(layer, DIRECTORY)) for layer in (*layers, *beneath)]
     target = Cursor(os.open(into, DIRECTORY))
     # Overlayfs merges the roots of all layers, whatever their attributes say.
-    pending = [_Folder((), list(range(len(layers))), opaque=False)]
+    pending = [_Folder((), list(range(len(layers))), list(range(len(layers), len(sources))))]
     made: list[_Folder] = []
     entries = total = 0
     while pending:
@@ -48,6 +56,7 @@ def merge(layers: list[str], into: str, limits: Limits, *, owners: bool) -> dict
             raise Refused("the layers have too many entries", f"more than {limits.entries}")
         for child in found:
             os.mkdir(child.parts[-1], 0o700, dir_fd=directory)
+            child.beneath = [] if child.opaque else _merged(child.parts, folder.beneath, sources)
         pending += found
     for folder in made:
         _settle(folder, sources[folder.layers[0]], target, limits, owners=owners)
@@ -69,7 +78,7 @@ def _merge_folder(folder: _Folder, sources: list[Cursor], into: int) -> tuple[li
             above = folders.get(name)
             if stat.S_ISDIR(status.st_mode):
                 if above is None:
-                    above = folders[name] = _Folder(parts, [], opaque=False)
+                    above = folders[name] = _Folder(parts, [], [])
                 above.layers.append(layer)
                 above.opaque = _is_opaque(sources[layer].to(parts))
                 if above.opaque:
@@ -79,12 +88,33 @@ def _merge_folder(folder: _Folder, sources: list[Cursor], into: int) -> tuple[li
             if above is not None:
                 # What the lowest of these directories stands on was deleted or is no directory: the rest is hidden.
                 above.opaque = True
-            elif stat.S_ISCHR(status.st_mode):
-                os.mknod(name, stat.S_IFCHR, 0, dir_fd=into)
-            else:
+            elif not stat.S_ISCHR(status.st_mode):
                 os.link(name, name, src_dir_fd=directory, dst_dir_fd=into, follow_symlinks=False)
                 size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+            elif any(_kind(sources[below], parts) for below in folder.beneath):
+                os.mknod(name, stat.S_IFCHR, 0, dir_fd=into)
     return list(folders.values()), len(folders.keys() | finished), size
+
+
+def _merged(parts: Parts, candidates: list[int], sources: list[Cursor]) -> list[int]:
+    """The layers, of those that have the directory above, whose directory `parts` an overlay merges."""
+    found = []
+    for layer in candidates:
+        kind = _kind(sources[layer], parts)
+        if kind == stat.S_IFDIR:
+            found.append(layer)
+        if kind and (kind != stat.S_IFDIR or _is_opaque(sources[layer].to(parts))):
+            break
+    return found
+
+
+def _kind(source: Cursor, parts: Parts) -> int:
+    """What a layer has at `parts`, whose directory it has; 0 for nothing."""
+    try:
+        status = os.stat(parts[-1], dir_fd=source.to(parts[:-1]), follow_symlinks=False)
+    except FileNotFoundError:
+        return 0
+    return stat.S_IFMT(status.st_mode)
 
 
 def _names(directory: int) -> list[bytes]:

@@ -52,7 +52,7 @@ _LL_READ = _LL_READ_FILE | _LL_READ_DIR
 _LL_MAKE = _LL_READ | _LL_CHAR | _LL_DIR | _LL_REG | _LL_FIFO | _LL_SYM | _LL_REFER
 _LL_FILL = _LL_MAKE | _LL_WRITE | _LL_REMOVE_DIR | _LL_REMOVE_FILE | _LL_TRUNCATE
 # RLIMIT_CORE 1: the value that keeps the host's core dump helper, root outside, from being started; 0 does not.
-_CORE, _FILES, _STACK = 1, 1024, 16 << 20
+_CORE, _FILES, _STACK = 1, 4096, 16 << 20
 
 
 class Place:

@@ -106,7 +106,7 @@ def _copy(job: Facts, limits: Limits) -> Job:
 def _merge(job: Facts, limits: Limits) -> Job:
     from tartarus.images.unpack.inside import flatten
 
-    return lambda: flatten.merge(job["layers"], job["into"], limits, owners=job["owners"])
+    return lambda: flatten.merge(job["layers"], job["beneath"], job["into"], limits, owners=job["owners"])
 
 
 def _pack(job: Facts, limits: Limits) -> Job:
