@@ -17,8 +17,9 @@ from tartarus.images.dockerfile.limits import MAX_IGNORE_BYTES, MAX_IGNORE_PATTE
 from tartarus.model.errors import InvalidRequest
 
 _META: Final = re.compile(r"[*?\[]")
+_TOKEN: Final = re.compile(r"\\.|\*\*/?|.", re.DOTALL)
 _LONGEST: Final = 1_024
-_MOST_ALTERNATIVES: Final = 16
+_MOST_ALTERNATIVES: Final = 32
 
 
 def has_wildcards(name: str) -> bool:
@@ -141,6 +142,7 @@ class Ignore:
         if len(text) > MAX_IGNORE_BYTES:
             raise InvalidRequest(".dockerignore is too long", why=f"at most {MAX_IGNORE_BYTES} characters are read")
         self._rules: list[_Rule] = []
+        spellings = 0
         for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
             if line.startswith("#") or not line.strip():
                 continue
@@ -150,7 +152,8 @@ class Ignore:
                 raise InvalidRequest(f".dockerignore line {number}: {error.what}", why=error.why) from error
             if rule is not None:
                 self._rules.append(rule)
-            if len(self._rules) > MAX_IGNORE_PATTERNS:
+                spellings += len(rule.alternatives)
+            if spellings > MAX_IGNORE_PATTERNS:
                 raise InvalidRequest(".dockerignore has too many patterns", why=f"at most {MAX_IGNORE_PATTERNS}")
         self.keeps_some = any(rule.keeps for rule in self._rules)
         """Whether something below an ignored directory may be kept."""
@@ -203,31 +206,44 @@ def _rule(text: str) -> _Rule | None:
 
 
 def _spellings(text: str) -> list[str]:
-    """``**`` inside of a component, spelled as whole components: ``a**b`` is ``ab`` or ``a*/**/b``."""
-    done: list[str] = [""]
-    for number, part in enumerate(text.split("/")):
-        pieces = part.split("**")
-        choices = [pieces[0]] if part != "**" else ["**"]
-        if part != "**":
-            for piece in (each.lstrip("*") for each in pieces[1:]):
-                choices = [
-                    spelled
-                    for choice in choices
-                    for spelled in ((f"{choice}{piece}", f"{choice}*/**/{piece}") if piece else (f"{choice}*",))
-                ]
-                if len(choices) > _MOST_ALTERNATIVES:
-                    break
-        joined = "/" if number else ""
-        done = [f"{before}{joined}{choice}" for before in done for choice in choices]
-        if len(done) > _MOST_ALTERNATIVES:
+    """The pattern in whole components, of which a NUL is ``**``: ``a**b`` is spelled ``ab`` and ``a*/**/b``."""
+    if "\0" in text:
+        raise InvalidRequest("a NUL character in a pattern")
+    marked = ""
+    for token in _TOKEN.findall(text):
+        if not token.startswith("**"):
+            marked += token
+        elif not marked or marked.endswith("/"):
+            marked += token.replace("**", "\0")
+        else:
+            # Docker takes a slash behind "**" for a part of it.
+            marked += "\0"
+    spelled = [""]
+    for number, part in enumerate(marked.split("/")):
+        spelled = [before + ("/" if number else "") + each for before in spelled for each in _choices(part)]
+        if len(spelled) > _MOST_ALTERNATIVES:
             raise InvalidRequest("a pattern has too many '**'", why=f"in {text[:60]!r}")
-    return done
+    return spelled
+
+
+def _choices(part: str) -> list[str]:
+    if not part.strip("\0"):
+        return [part[:1]]
+    first, *pieces = part.split("\0")
+    choices = [first]
+    for piece in pieces:
+        if piece:
+            choices = [each for choice in choices for each in (f"{choice}{piece}", f"{choice}*/\0/{piece}")]
+        if len(choices) > _MOST_ALTERNATIVES:
+            return choices
+    # At the end it takes all that is below, which what it stands behind takes with it.
+    return choices if pieces[-1:] != [""] else [f"{choice}*" for choice in choices]
 
 
 def _alternative(text: str) -> _Alternative:
     parts: list[re.Pattern[str] | None] = []
     for name in text.split("/"):
-        if name != "**":
+        if name != "\0":
             parts.append(component(name))
         elif not parts or parts[-1] is not None:
             parts.append(None)
