@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.kit import refused, tartarus, text
+from tests.images.registries import PASSWORD, USER, docker_registry, htpasswd_auth
 
 from tartarus.sdk.places import Places
 
@@ -61,7 +63,7 @@ def test_built_in_names_are_not_taken(home: Places) -> None:
 
 
 def test_what_was_sent_does_not_stay(home: Places, tmp_path: Path) -> None:
-    (tmp_path / "Dockerfile").write_text("FROM 127.0.0.1:1/x:1\nCOPY a /\n")
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY missing /\n")
     (tmp_path / "a").write_text("x")
     done = tartarus("template", "build", str(tmp_path), "--name", "never")
     assert done.returncode == 125
@@ -129,6 +131,30 @@ def test_from_a_root_file_system_over_a_dockerfile_to_a_snapshot(home: Places, t
     assert text("run", "--template", shell[1], "--", "cat", "/etc/passwd").startswith("root")
     assert b"error[template_not_found]" in tartarus("template", "inspect", "failing").stderr
     assert list(Path(home.state_dir, "cache", "uploads").glob("*")) == []
+
+
+@pytest.mark.needs("root", "cgroups", "docker-registry")
+def test_push_and_pull_with_a_login(home: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    text("template", "import", str(small_root(tmp_path / "root")), "--name", "pushed")
+    with docker_registry(tmp_path / "registry", htpasswd_auth(tmp_path / "registry")) as registry:
+        image = registry.reference("own/tiny:1")
+        assert b"error[" in tartarus("template", "push", "pushed", image).stderr
+        login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        (tmp_path / "docker").mkdir()
+        (tmp_path / "docker" / "config.json").write_text(json.dumps({"auths": {registry.host: {"auth": login}}}))
+        said = text("template", "push", "pushed", image)
+        assert said.startswith("✓ Pushed image\nTemplate 'pushed' pushed to ")
+        text("template", "rm", "pushed")
+        made = text("init", "template", "--name", "pulled", "--from", image).splitlines()
+        assert made[:-1] == [
+            f"Creating template 'pulled' from {image}...", "✓ Pulled image", "✓ Built rootfs", "✓ Created snapshot",
+        ]  # fmt: skip
+        assert text("run", "--template", "pulled", "--", "cat", "/etc/passwd").startswith("root")
+        (tmp_path / "docker" / "config.json").unlink()
+        assert b"error[" in tartarus("template", "pull", image, "--name", "again").stderr
+    kept = [Path(home.state_dir, name).read_bytes() for name in ("state.db", "state.db-wal", "daemon.log")]
+    assert not any(word.encode() in part for part in kept for word in (PASSWORD, login))
 
 
 def wait_for(what: Callable[[], bool]) -> None:
