@@ -18,7 +18,7 @@ from tartarus.control.decode import nearest
 from tartarus.control.hangups import HangupWatcher
 from tartarus.control.peers import Peer, peer_of
 from tartarus.control.ports import Node, Sandbox, Snapshots, Templates, Uploads
-from tartarus.model.errors import InvalidRequest, InvalidState, SandboxNotFound, TartarusError, Unsupported
+from tartarus.model.errors import InvalidRequest, InvalidState, SandboxNotFound, TartarusError
 from tartarus.model.sandbox import SandboxRecord
 from tartarus.model.settings import Settings
 from tartarus.store import SandboxStore
@@ -47,8 +47,8 @@ class Api:
         hangups: HangupWatcher,
         *,
         uploads: Uploads,
-        templates: Templates | None = None,
-        snapshots: Snapshots | None = None,
+        templates: Templates,
+        snapshots: Snapshots,
         started_at: float,
         shut_down: Callable[[], None],
     ) -> None:
@@ -58,31 +58,12 @@ class Api:
         self.metrics = metrics
         self.hangups = hangups
         self.uploads = uploads
-        self._templates = templates
-        self._snapshots = snapshots
+        self.templates = templates
+        self.snapshots = snapshots
         self.started_at = started_at
         self.shut_down = shut_down
         self._background: set[asyncio.Task[None]] = set()
         self._default_contexts: weakref.WeakKeyDictionary[Sandbox, asyncio.Task[str]] = weakref.WeakKeyDictionary()
-
-    @property
-    def makes_templates(self) -> bool:
-        """Whether there are others than the built-in ones."""
-        return self._templates is not None
-
-    @property
-    def templates(self) -> Templates:
-        """The tenants' templates. Raises Unsupported where this daemon makes none."""
-        if self._templates is None:
-            raise Unsupported("this daemon makes no templates")
-        return self._templates
-
-    @property
-    def snapshots(self) -> Snapshots:
-        """The tenants' snapshots. Raises Unsupported where this daemon takes none."""
-        if self._snapshots is None:
-            raise Unsupported("this daemon takes no snapshots")
-        return self._snapshots
 
     async def find(self, tenant: str, id_or_name: str) -> tuple[SandboxRecord, Sandbox | None]:
         """A record of the tenant's and its sandbox, None when it has ended. Raises SandboxNotFound or InvalidState."""

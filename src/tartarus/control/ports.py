@@ -17,7 +17,6 @@ from tartarus.model.library import (
     Upload,
 )
 from tartarus.model.sandbox import ExecSpec, ExitStatus, FileEvent, FileInfo, Reason, SandboxRecord, SandboxSpec, Stats
-from tartarus.model.template import Template
 
 
 class Process(Protocol):
@@ -187,9 +186,6 @@ class Node(Protocol):
 
     def log(self, record: SandboxRecord) -> OutputLog:
         """The output of a sandbox, live or ended."""
-
-    async def templates(self) -> list[Template]:
-        """What can be asked for."""
 
     async def levels(self) -> list[Any]:
         """What this host can give."""

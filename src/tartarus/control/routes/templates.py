@@ -15,7 +15,7 @@ from litestar.response import Stream
 from tartarus.control.api import ApiRequest
 from tartarus.control.decode import Strict
 from tartarus.control.streaming import ndjson, primed
-from tartarus.model.library import CreateTemplate, Progress, PushRequest, ScanRequest, TemplateInfo, built_in
+from tartarus.model.library import CreateTemplate, Progress, PushRequest, ScanRequest, TemplateInfo
 
 _ONE = "/v1/templates/{template_id:str}"
 
@@ -28,10 +28,7 @@ async def _stream(request: ApiRequest, progress: AsyncIterator[Progress]) -> Str
 @get("/v1/templates")
 async def listing(request: ApiRequest) -> list[TemplateInfo]:
     """The templates that the caller's sandboxes can be made from: built-in ones and the caller's own."""
-    api = request.api
-    if not api.makes_templates:
-        return [built_in(template) for template in await api.node.templates()]
-    return await api.templates.list(request.peer.tenant)
+    return await request.api.templates.list(request.peer.tenant)
 
 
 @post("/v1/templates", dto=Strict[CreateTemplate], return_dto=None, status_code=200)
