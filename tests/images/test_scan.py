@@ -25,6 +25,7 @@ from tartarus.images.scan import (
     scan,
 )
 from tartarus.images.scan import database as database_module
+from tartarus.images.scan import report as report_module
 from tartarus.images.scan.records import Coordinates, OsvRecord, affects
 from tartarus.images.stackview import StackView
 from tartarus.model.errors import InvalidRequest
@@ -369,7 +370,54 @@ class TestHostileDatabases:
             for n, name in enumerate(names)
         ]
         (finding,) = scan(inventory(deb("bash", "5.2-1")), database(tmp_path / "osv", *records)).findings
-        assert len(finding.aliases) == 299
+        assert len(finding.aliases) == 100
+
+    def test_lists_of_members_are_bounded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(database_module, "MAX_DIRECTORY", 100_000)
+        with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+            for number in range(2500):
+                archive.writestr(f"{number}.json", "")
+        with pytest.raises(InvalidRequest, match="list of members"):
+            scan(inventory(deb("bash", "5.2-1")), OsvDatabase(tmp_path / "all.zip"))
+
+    @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+    def test_only_deflate_is_read(self, tmp_path: Path, method: int) -> None:
+        with zipfile.ZipFile(tmp_path / "all.zip", "w", method) as archive:
+            archive.writestr("a.json", json.dumps(record("CVE-1", "Debian:12", "bash", {"introduced": "0"})))
+        with pytest.raises(InvalidRequest, match="compressed in another way"):
+            scan(inventory(deb("bash", "5.2-1")), OsvDatabase(tmp_path / "all.zip"))
+
+    def test_findings_and_work_are_bounded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        records = [
+            record(f"CVE-{n}", "Debian:12", "bash", {"introduced": "0"}, affected={"versions": ["1"] * 50})
+            for n in range(20)
+        ]
+        advisories = database(tmp_path / "osv", *records)
+        packages = inventory(*(deb(f"bash-{n}", "5.2-1", "bash", "5.2-1") for n in range(10)))
+        assert len(scan(packages, advisories).findings) == 200
+        for name, limit in (("_MAX_MATCHES", 199), ("_MAX_WORK", 999)):
+            with monkeypatch.context() as patch:
+                patch.setattr(report_module, name, limit)
+                with pytest.raises(InvalidRequest, match="more to say"):
+                    scan(packages, advisories)
+
+    def test_ratings_without_end(self, tmp_path: Path) -> None:
+        each = record(
+            "CVE-1",
+            "Debian:12",
+            "bash",
+            {"introduced": "0"},
+            severity=[{"type": "CVSS_V4", "score": V4_CRITICAL}] * 100_000,
+        )
+        (finding,) = scan(inventory(deb("bash", "5.2-1")), database(tmp_path / "osv", each)).findings
+        assert finding.score == 9.3
+
+    def test_reports_do_not_tell_where_the_daemon_keeps_its_files(self, tmp_path: Path) -> None:
+        (tmp_path / "bad.zip").write_bytes(b"x")
+        with pytest.raises(InvalidRequest) as caught:
+            scan(inventory(deb("bash", "5.2-1")), OsvDatabase(tmp_path / "bad.zip"))
+        assert str(tmp_path) not in str(caught.value)
+        assert str(tmp_path) not in OsvDatabase(tmp_path / "bad.zip").source
 
 
 class TestPolicies:
@@ -420,6 +468,16 @@ class TestPolicies:
         for partial in (ScanReport("x", 2, 1), ScanReport("x", 1, 1, gaps=("something",))):
             assert judge(partial, ScanPolicy(require_complete=True), TODAY).blocked
             assert not judge(partial, ScanPolicy(block_at="low"), TODAY).blocked
+
+    def test_know_whether_they_block_anything(self) -> None:
+        assert not ScanPolicy(fix_only=True, ignore=(Ignore("CVE-1", "r"),)).can_block
+        for policy in (
+            ScanPolicy("low"),
+            ScanPolicy(block_unknown=True),
+            ScanPolicy(require_complete=True),
+            ScanPolicy(max_database_age_days=7),
+        ):
+            assert policy.can_block
 
     def test_are_read_from_json_whole_or_not_at_all(self) -> None:
         text = (

@@ -1,11 +1,13 @@
 """OSV advisories from a disk: `all.zip` of each ecosystem, as OSV's bucket has them, or a directory of JSON files.
 
-Whoever runs the daemon fetches the files, when and how they like. They are read from one end to the other for each
-scan (Debian's 50,000 records take a few seconds), so there is no index that could be older than its source.
+Whoever runs the daemon fetches the files, when and how they like; a user may bring one of their own, and then it is as
+hostile as any image. They are read from one end to the other for each scan (Debian's 50,000 records take a few
+seconds), so there is no index that could be older than its source.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
@@ -23,8 +25,12 @@ from tartarus.model.errors import InvalidRequest
 
 MAX_RECORD: Final = 16 * 1024 * 1024
 """Bytes of one record; the largest of OSV's (a kernel's, with all its versions) have under 4 MB."""
-MAX_RECORDS: Final = 3_000_000
-MAX_TOTAL: Final = 32 * 1024 * 1024 * 1024
+MAX_RECORDS: Final = 1_000_000
+"""OSV has some 600,000 records in all."""
+MAX_TOTAL: Final = 8 * 1024 * 1024 * 1024
+MAX_DIRECTORY: Final = 32 * 1024 * 1024
+"""Bytes of a zip's list of members, which takes many times as much in memory. 100 for each of npm's 217,000 records are
+22 MB."""
 _MAX_GAPS = 20
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}T")
 
@@ -40,6 +46,16 @@ class _Brief(msgspec.Struct):
     affected: list[_BriefAffected] | None = None
 
 
+class _Bounded(io.BufferedReader):
+    """A file for zipfile, which reads the list of members in one piece, however long an archive says it is."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = super().read(MAX_DIRECTORY + 1 if size is None or size < 0 else min(size, MAX_DIRECTORY + 1))
+        if len(content) > MAX_DIRECTORY:
+            raise zipfile.BadZipFile(f"its list of members has more than {MAX_DIRECTORY} bytes")
+        return content
+
+
 class OsvDatabase:
     """The advisories below `path`: a zip, or a directory with zips and JSON files at any depth.
 
@@ -48,13 +64,14 @@ class OsvDatabase:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.source = f"OSV database {path}"
+        # By name: a report goes to users, who need not know where the daemon keeps its files.
+        self.source = f"OSV database {path.name}"
         self.newest = ""
         self.missing: set[str] = set()
         self.gaps: list[str] = []
         if not path.exists():
             raise InvalidRequest(
-                f"there is no vulnerability database at {path}",
+                f"there is no vulnerability database {path.name!r}",
                 fix="fetch all.zip of each ecosystem from OSV into a folder of its name, and give the folder above",
             )
 
@@ -100,7 +117,7 @@ class OsvDatabase:
             total += len(content)
             if records > MAX_RECORDS or total > MAX_TOTAL:
                 raise InvalidRequest(
-                    f"the vulnerability database {self._path} is too large",
+                    f"the vulnerability database {self._path.name!r} is too large",
                     why=f"at most {MAX_RECORDS} records and {MAX_TOTAL} bytes are read",
                 )
             yield content
@@ -142,19 +159,19 @@ class OsvDatabase:
 
     def _zipped(self, path: Path) -> Iterator[bytes]:
         try:
-            with zipfile.ZipFile(path) as archive:
+            with _Bounded(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
                 for member in archive.infolist():
                     if not member.filename.endswith(".json"):
                         continue
-                    # Both: what the archive says of the size, and what really comes out, can be a bomb.
+                    if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                        # OSV's are deflated; LZMA would let an archive say how much memory it takes.
+                        raise zipfile.BadZipFile("it is compressed in another way than OSV's")
                     if member.file_size > MAX_RECORD:
                         self._gap(f"{one_line(member.filename)}: more than {MAX_RECORD} bytes")
                         continue
                     with archive.open(member) as stream:
-                        content = stream.read(MAX_RECORD + 1)
-                    if len(content) > MAX_RECORD:
-                        self._gap(f"{one_line(member.filename)}: more than {MAX_RECORD} bytes")
-                        continue
+                        # At most what the archive says; zipfile finds by the checksum whether that was true.
+                        content = stream.read()
                     yield content
         except (
             OSError,
@@ -167,7 +184,7 @@ class OsvDatabase:
         ) as error:
             # NotImplementedError, RuntimeError: compressed or encrypted in ways that zipfile does not read.
             raise InvalidRequest(
-                f"{path} is no vulnerability database", why=one_line(str(error)), fix="fetch it again"
+                f"{path.name!r} is no vulnerability database", why=one_line(str(error)), fix="fetch it again"
             ) from error
 
     def _gap(self, text: str) -> None:

@@ -34,6 +34,12 @@ class ScanPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     require_complete: bool = False
     max_database_age_days: int | None = None
 
+    @property
+    def can_block(self) -> bool:
+        """Whether any report at all could be blocked: if so, a template that can't be scanned has to be."""
+        asks = self.block_unknown or self.require_complete
+        return asks or self.block_at is not None or self.max_database_age_days is not None
+
 
 class Verdict(msgspec.Struct, frozen=True):
     """Whether the template is blocked, the reasons in words, and what was ignored or no longer is."""

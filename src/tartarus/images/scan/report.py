@@ -21,10 +21,17 @@ from tartarus.images.scan.records import (
     recorded_name,
 )
 from tartarus.images.scan.severity import level_of, level_of_word, worst
+from tartarus.model.errors import InvalidRequest
 
 _URL = "https://osv.dev/vulnerability/"
 _MAX_GAPS = 200
 _MAX_VERSION = 128
+_MAX_NAMES = 100
+_MAX_RATINGS = 50
+_MAX_MATCHES = 200_000
+# Versions and events looked at in all: some minutes' worth. 2,000 advisories for one kernel, each with 5,000 versions,
+# would be a tenth of it.
+_MAX_WORK = 100_000_000
 
 
 class Advisories(Protocol):
@@ -46,22 +53,32 @@ class Advisories(Protocol):
 def scan(inventory: Inventory, advisories: Advisories) -> ScanReport:
     """Look up every package of `inventory`. Blocks: call it in a thread.
 
-    Raises what `advisories.find` raises.
+    Raises what `advisories.find` raises, and InvalidRequest for advisories without end.
     """
     wanted, gaps = _wanted(inventory)
     by_name: dict[tuple[str, str], list[Coordinates]] = {}
     for place in wanted:
         by_name.setdefault((place.family, place.name), []).append(place)
     found: dict[Coordinates, list[tuple[OsvRecord, Match]]] = {}
+    work = matches = 0
     for record in advisories.find(wanted):
         if not is_id(record.id):
             gaps.append(f"{one_line(record.id, 40)!r} is no vulnerability's id: the record was passed over")
             continue
         names = {(a.package.ecosystem.partition(":")[0], recorded_name(a.package)) for a in record.affected or ()}
-        for place in [place for name in names for place in by_name.get(name, ())]:
+        places = [place for name in names for place in by_name.get(name, ())]
+        work += len(places) * _weight(record)
+        for place in places if work <= _MAX_WORK else ():
             match = affects(record, place, wanted[place][0].kind)
             if match is not None:
                 found.setdefault(place, []).append((record, match))
+                matches += len(wanted[place])
+        if work > _MAX_WORK or matches > _MAX_MATCHES:
+            raise InvalidRequest(
+                "the vulnerability database has more to say of this template than can be looked at",
+                why=f"at most {_MAX_MATCHES} findings and {_MAX_WORK} versions",
+                fix="use OSV's own",
+            )
     findings = [
         _finding(package, place, group)
         for place, records in found.items()
@@ -132,7 +149,7 @@ def _by_alias(records: list[tuple[OsvRecord, Match]]) -> list[list[tuple[OsvReco
         return name
 
     for record, _ in records:
-        for name in (*(record.aliases or ()), *_single(record)):
+        for name in _other_names(record):
             parents[root(name)] = root(record.id)
     groups: dict[str, list[tuple[OsvRecord, Match]]] = {}
     for record, match in sorted(records, key=lambda pair: pair[0].id):
@@ -142,15 +159,13 @@ def _by_alias(records: list[tuple[OsvRecord, Match]]) -> list[list[tuple[OsvReco
 
 def _finding(package: Package, place: Coordinates, group: list[tuple[OsvRecord, Match]]) -> Finding:
     records = [record for record, _ in group]
-    names = {
-        name for record in records for name in (record.id, *(record.aliases or ()), *_single(record)) if is_id(name)
-    }
+    names = {name for record in records for name in (record.id, *_other_names(record)) if is_id(name)}
     # By the name that everybody knows, if it has one.
     best = min(names, key=lambda name: (not name.startswith("CVE-"), not name.startswith("GHSA-"), name))
     spoken = [a for record in records for a in record.affected or () if _is_about(a, place)]
     ratings = [each for record in records for each in record.severity or ()]
     ratings += [each for affected in spoken for each in affected.severity or ()]
-    score, vector = worst(each.score for each in ratings if each.type.startswith("CVSS"))
+    score, vector = worst(each.score for each in ratings[:_MAX_RATINGS] if each.type.startswith("CVSS"))
     words = [each.score for each in ratings if not each.type.startswith("CVSS")]
     specific = [s for a in spoken for s in (a.ecosystem_specific, a.database_specific) if s is not None]
     specific += [record.database_specific for record in records if record.database_specific is not None]
@@ -170,14 +185,23 @@ def _finding(package: Package, place: Coordinates, group: list[tuple[OsvRecord, 
     prose = next((text for record in records for text in (record.summary, record.details) if text), "")
     return Finding(
         id=best, severity=severity, kind=package.kind, package=package.name, version=package.version, purl=package.purl,
-        aliases=tuple(sorted(names - {best})), score=score, vector=vector, summary=one_line(prose, 300),
-        fixed_in=tuple(fixed), certain=any(match.certain for _, match in group), paths=package.paths[:10],
+        aliases=tuple(sorted(names - {best})[:_MAX_NAMES]), score=score, vector=vector, summary=one_line(prose, 300),
+        fixed_in=tuple(fixed[:_MAX_NAMES]), certain=any(match.certain for _, match in group), paths=package.paths[:10],
         url=f"{_URL}{min(record.id for record in records)}",
     )  # fmt: skip
 
 
-def _single(record: OsvRecord) -> list[str]:
-    return record.upstream if record.upstream and len(record.upstream) == 1 else []
+def _other_names(record: OsvRecord) -> list[str]:
+    upstream = record.upstream if record.upstream and len(record.upstream) == 1 else []
+    return [*(record.aliases or ())[:_MAX_NAMES], *upstream]
+
+
+def _weight(record: OsvRecord) -> int:
+    """How many versions and events a look at the record takes."""
+    return sum(
+        1 + len(affected.versions or ()) + sum(1 + len(each.events) for each in affected.ranges or ())
+        for affected in record.affected or ()
+    )
 
 
 def _is_about(affected: OsvAffected, place: Coordinates) -> bool:
