@@ -258,10 +258,10 @@ class Server:
             protocol_version = "HTTP/1.1"
 
             def _serve(self) -> None:
-                parts = urlsplit(self.path)
+                parts = urlsplit(self.path if self.command != "CONNECT" else f"//{self.path}")
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                request = Request(self.command, parts.path, parse_qs(parts.query), headers, body)
+                request = Request(self.command, parts.path or parts.netloc, parse_qs(parts.query), headers, body)
                 outer.requests.append(request)
                 answer = route(request)
                 self.send_response(answer.status)
@@ -276,7 +276,7 @@ class Server:
                 if answer.cut is not None:
                     self.close_connection = True
 
-            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _serve  # noqa: N815 - the names that http.server calls
+            do_GET = do_HEAD = do_POST = do_PUT = do_CONNECT = _serve  # noqa: N815 - the names that http.server calls
 
             def log_message(self, *_: Any) -> None:
                 pass

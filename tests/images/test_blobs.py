@@ -352,6 +352,16 @@ async def test_using_and_collecting_at_once_trip_over_nothing(tmp_path: Path) ->
 
 # Killed processes.
 
+
+async def test_a_process_killed_before_the_last_step_leaves_only_that(tmp_path: Path) -> None:
+    store, wanted, offsets = BlobStore(tmp_path), describe(CONTENT), list[int]()
+    (tmp_path / "partial" / wanted.digest.removeprefix("sha256:")).write_bytes(CONTENT)
+    place = await store.ingest(wanted, giving(CONTENT, offsets))
+    assert place.read_bytes() == CONTENT
+    assert place.stat().st_mode & 0o777 == 0o400
+    assert offsets == []
+
+
 WRITER = """
 import asyncio, sys
 from pathlib import Path

@@ -27,7 +27,7 @@ from tartarus.images.reference import Reference
 from tartarus.images.registry import Credentials, RegistrySettings, pull, push
 from tartarus.images.registry.auth import parse_challenges
 from tartarus.images.registry.places import check_followed, is_loopback, same_origin
-from tartarus.model.errors import ImageNotFound, ImageRefused, RegistryFailed, TartarusError
+from tartarus.model.errors import ImageNotFound, ImageRefused, InvalidRequest, RegistryFailed, TartarusError
 
 pytestmark = pytest.mark.anyio
 
@@ -511,6 +511,27 @@ async def test_a_broken_upload_is_tried_again(blobs: BlobStore) -> None:
         await push(image, Reference.parse(f"{server.host}/x:1"), blobs, SETTINGS)
         uploaded = {sha256(request.body) for request in server.asked("PUT /up")}
     assert uploaded == {blob.digest for blob in MADE.blobs}
+
+
+# Proxies.
+
+
+async def test_a_proxy_is_asked_for_what_is_not_on_this_host(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(lambda _: Answer(502)) as proxy, serving() as server:
+        monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+        monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+        settings = RegistrySettings(proxy=f"http://{proxy.host}", attempts=1)
+        with pytest.raises(RegistryFailed, match="can't talk to registry.invalid"):  # noqa: RUF043
+            await pull(Reference.parse("registry.invalid/x"), blobs, settings)
+        assert [(request.method, request.path) for request in proxy.requests] == [("CONNECT", "registry.invalid:443")]
+        await pull_from(server, blobs, settings)
+        assert len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize("proxy", ["nonsense", "ftp://x"])
+async def test_a_proxy_must_be_one(blobs: BlobStore, proxy: str) -> None:
+    with pytest.raises(InvalidRequest, match="not an HTTP proxy"):
+        await pull(Reference.parse("registry.invalid/x"), blobs, RegistrySettings(proxy=proxy))
 
 
 # TLS.

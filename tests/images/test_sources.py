@@ -11,15 +11,19 @@ import os
 import stat
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.images.registries import Blob, MadeImage, index_of, make_image, sha256, tar_of, write_layout
 
 from tartarus.images.blobs import BlobStore
+from tartarus.images.bundles import TarBundle, read
 from tartarus.images.manifests import OCI_INDEX, OCI_LAYER
 from tartarus.images.oci import Descriptor, Image, Platform
 from tartarus.images.registry import BlobProgress
@@ -72,6 +76,9 @@ def saved(made: MadeImage, *tags: str, **changes: Any) -> list[tuple[tarfile.Tar
         entry("repositories", b"{}"),
         entry("manifest.json", json.dumps([facts]).encode()),
     ]
+
+
+SMALL_ARCHIVE = tar_of({"a": b"1", "x/layer.tar": b"2" * 700, "long" * 40: b"3", "manifest.json": b"[]"})
 
 
 def is_there(blobs: BlobStore, *made: Blob) -> bool:
@@ -450,6 +457,27 @@ def spread(place: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
             os.mkfifo(path)
         else:
             path.write_bytes(content)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2**20), st.binary(min_size=1, max_size=12)), min_size=1, max_size=4))
+def test_no_archive_is_more_than_refused(changes: list[tuple[int, bytes]]) -> None:
+    """Bytes of headers overwritten at random; whatever is listed lies inside the archive."""
+    content = bytearray(SMALL_ARCHIVE)
+    for place, change in changes:
+        start = place % (len(content) - len(change))
+        content[start : start + len(change)] = change
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        try:
+            bundle = TarBundle(file.fileno())
+        except ImageRefused:
+            return
+        for name in [*bundle.names(), "manifest.json", "x/layer.tar"]:
+            size = bundle.size(name)
+            if size is not None:
+                read(bundle, name, 2**20)
 
 
 def spoilt_layout(place: Path, spoil: Callable[[Path], object]) -> Path:

@@ -63,9 +63,10 @@ class Sink:
 
     def finish(self, blobs: Path) -> None:
         """Put it on disk, then in its place, both durable."""
-        os.fchmod(self.file, 0o400)
         os.fsync(self.file)
         os.rename(self.path, blobs / self._hash.hexdigest())
+        # Not before: were we killed in between, nobody but root could go on with a partial file that is read-only.
+        os.fchmod(self.file, 0o400)
         sync_directory(blobs)
 
     def discard(self) -> None:
