@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -178,14 +179,15 @@ class Sniffer:
     def __init__(self, where: int) -> None:
         self.seen: list[bytes] = []
         self.socket = namespace.run_in(where, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
-        self.socket.settimeout(0.05)
         self.open = True
+        self.wake = os.eventfd(0)
         self.thread = threading.Thread(target=self._listen)
         self.thread.start()
 
     def _listen(self) -> None:
         while self.open:
-            with contextlib.suppress(TimeoutError):
+            ready, _, _ = select.select([self.socket.fileno(), self.wake], [], [])
+            if self.socket.fileno() in ready:
                 self.seen.append(self.socket.recv(65536))
 
     def saw(self, mark: bytes) -> bool:
@@ -193,8 +195,10 @@ class Sniffer:
 
     def close(self) -> None:
         self.open = False
+        os.eventfd_write(self.wake, 1)
         self.thread.join(PATIENCE_S)
         self.socket.close()
+        os.close(self.wake)
 
 
 class Guest:
@@ -203,6 +207,7 @@ class Guest:
     def __init__(self) -> None:
         self.namespace = namespace.create()
         self.slot: Slot | None = None
+        self.hardware: bytes | None = None
 
     def run(self, work: Callable[[], T]) -> T:
         return namespace.run_in(self.namespace, work)
@@ -239,8 +244,8 @@ class Guest:
         def both() -> bytes:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.settimeout(patience_s)
-                sock.connect((address, port))
                 try:
+                    sock.connect((address, port))
                     sock.send(data)
                     return sock.recv(65536)
                 except OSError:
@@ -270,6 +275,9 @@ class World:
         namespace.run_in(self.host, self._build_host)
         namespace.run_in(self.internet, lambda: _far("198.51.100.1/24", [f"{address}/32" for address in INTERNET]))
         namespace.run_in(self.lan, lambda: _far(f"{NEIGHBOUR}/24", [], "192.0.2.10"))
+        namespace.run_in(self.host, lambda: _wait_for_links("eth0", "eth1"))
+        for where in (self.internet, self.lan):
+            namespace.run_in(where, lambda: _wait_for_links("wan0"))
         self.serve(self.internet)
         self.serve(self.internet, kind=socket.SOCK_DGRAM, address=PUBLIC)
         self.serve(self.internet, 853)
@@ -288,8 +296,10 @@ class World:
             path.write_text("0")
         links.bring_up(1)
         way = route(EVERYWHERE, 10, IPv4Address(ROUTER_OF_THE_HOST))
-        links.bring_up(10, IPv4Interface(f"{HOST}/24"), (way,))
-        links.bring_up(11, IPv4Interface("192.0.2.10/24"))
+        links.bring_up(10)
+        links.configure(10, IPv4Interface(f"{HOST}/24"), (way,))
+        links.bring_up(11)
+        links.configure(11, IPv4Interface("192.0.2.10/24"))
         links.close()
 
     def serve(self, where: int, port: int = PORT, kind: int = socket.SOCK_STREAM, address: str = "0.0.0.0") -> Server:
@@ -376,9 +386,17 @@ def _far(own: str, others: list[str], gateway: str | None = None) -> None:
     links = Links()
     links.bring_up(1)
     ways = (route(EVERYWHERE, 10, IPv4Address(gateway)),) if gateway else ()
-    links.bring_up(10, IPv4Interface(own), ways)
+    links.bring_up(10)
+    links.configure(10, IPv4Interface(own), ways)
     for address in others:
         subprocess.run(["ip", "address", "add", address, "dev", "lo"], check=True, timeout=20)
+    links.close()
+
+
+def _wait_for_links(*names: str) -> None:
+    links = Links()
+    for name in names:
+        links.wait_until_working(name)
     links.close()
 
 

@@ -94,7 +94,9 @@ class Host:
         uplink = self.links.find(self.uplink)
         assert uplink is not None
         way = route(self._range, uplink.ifindex, router.gateway)
-        self.links.bring_up(uplink.ifindex, IPv4Interface((router.host_address, 31)), (way,))
+        self.links.bring_up(uplink.ifindex)
+        self.links.configure(uplink.ifindex, IPv4Interface((router.host_address, 31)), (way,))
+        router.wait_until_connected()
         self.follow(router)
 
     def follow(self, router: Router) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
+import time
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ _ROUTE = struct.Struct("=BBBBBBBBI")
 _IFF_UP = 1
 
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_NET_NS_FD = 3, 4, 18, 23, 28
+_IFLA_OPERSTATE, _IF_OPER_UP = 16, 6
 _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_INFO_PEER = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -37,6 +40,9 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 4, 5, 9, 18
 
 _TABLE_MAIN = 254
 _PROTOCOL_STATIC = 4
+# The kernel tells nobody but waiting readers of events; the wait is for one turn of its worker.
+_LOOK_EVERY_S = 0.0001
+_WORKING_S = 1.0
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 UNICAST = 1
 LOCAL = 2
@@ -65,11 +71,12 @@ class Traffic(NamedTuple):
 
 
 class Link(NamedTuple):
-    """A link as the kernel lists it; `mtu` in bytes."""
+    """A link as the kernel lists it; `mtu` in bytes. `working`: it is up, and so is the other end."""
 
     name: str
     ifindex: int
     mtu: int
+    working: bool
     traffic: Traffic
 
 
@@ -122,14 +129,33 @@ class Links:
         """Every link."""
         return [_parse_link(message.body) for message in self._netlink.dump(Request(_GETLINK, 0, _link(0)))]
 
-    def bring_up(self, index: int, address: IPv4Interface | None = None, routes: tuple[Request, ...] = ()) -> None:
-        """Give a link its address, then bring it up, then add `routes` (see `route`). Raises OSError."""
-        requests = [Request(_NEWLINK, 0, _link(index, up=True)), *routes]
+    def bring_up(self, index: int) -> None:
+        """Bring a link up. Raises OSError."""
+        self._netlink.do(Request(_NEWLINK, 0, _link(index, up=True)))
+
+    def configure(self, index: int, address: IPv4Interface | None = None, routes: tuple[Request, ...] = ()) -> None:
+        """Give a link that is up an address, and then add `routes` (see `route`). Raises OSError."""
+        requests = list(routes)
         if address is not None:
             own = _ADDRESS.pack(socket.AF_INET, address.network.prefixlen, 0, _SCOPE_UNIVERSE, index)
             own += attribute(_IFA_LOCAL, address.packed) + attribute(_IFA_ADDRESS, address.packed)
             requests.insert(0, Request(_NEWADDR, CREATE | EXCLUSIVE, own))
         self._netlink.do(*requests)
+
+    def wait_until_working(self, name: str) -> None:
+        """Wait until a link that is up carries packets. Raises OSError after a second.
+
+        The kernel's own worker sets up its queue, soon after the other end came up. Until then what is sent is lost,
+        and who sends a first packet tries again only after a second.
+        """
+        deadline = time.monotonic() + _WORKING_S
+        while True:
+            link = self.find(name)
+            if link is not None and link.working:
+                return
+            if link is None or time.monotonic() > deadline:
+                raise OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN), name)
+            time.sleep(_LOOK_EVERY_S)
 
     def routes(self) -> list[Route]:
         """Every IPv4 route of every table."""
@@ -157,7 +183,8 @@ def _parse_link(body: bytes) -> Link:
     values = dict(attributes(body[_LINK.size :]))
     traffic = Traffic(*struct.unpack_from("=4Q", values.get(_IFLA_STATS64, bytes(32))))
     mtu = struct.unpack("=I", values[_IFLA_MTU])[0]
-    return Link(values[_IFLA_IFNAME].rstrip(b"\0").decode(), index, mtu, traffic)
+    working = values.get(_IFLA_OPERSTATE) == bytes([_IF_OPER_UP])
+    return Link(values[_IFLA_IFNAME].rstrip(b"\0").decode(), index, mtu, working, traffic)
 
 
 def _parse_route(body: bytes) -> Route | None:

@@ -86,7 +86,12 @@ class Router:
         link = self._links.find(rules.UPLINK)
         assert link is not None
         way = route(_EVERYWHERE, link.ifindex, self.host_address)
-        self._links.bring_up(link.ifindex, IPv4Interface((self.gateway, 31)), (way,))
+        self._links.bring_up(link.ifindex)
+        self._links.configure(link.ifindex, IPv4Interface((self.gateway, 31)), (way,))
+
+    def wait_until_connected(self) -> None:
+        """Wait until packets pass to the host, whose end of the pair was brought up. Raises OSError."""
+        self._links.wait_until_working(rules.UPLINK)
 
     def know(self, networks: HostNetworks) -> None:
         """Close the host's own networks to every slot. Raises Unsupported."""
@@ -96,8 +101,8 @@ class Router:
     def attach(self, number: int, guest: int, mtu: int) -> None:
         """Give the network namespace of `guest` (a pidfd, or the namespace's open file) the slot's link and address.
 
-        The link comes up last, under rules that stand since before the guest was born. Raises OSError, and GuestFailed
-        for a guest that has no network namespace of its own.
+        Its address and routes come last, under rules that stand since before the guest was born. Raises OSError, and
+        GuestFailed for a guest that has no network namespace of its own.
         """
         index, address = _FIRST_INDEX + number, slot_address(self.network, number)
 
@@ -112,12 +117,17 @@ class Router:
                 self._links.add_pair(near, far, own, mtu)
             finally:
                 os.close(own)
-            self._links.bring_up(index, routes=(route(IPv4Network(address), index),))
             links = Links()
             try:
+                # Both ends work before the guest can use its own: of what it sends from the first moment on nothing
+                # is lost, and nothing is sent twice.
+                links.bring_up(_FIRST_INDEX)
+                self._links.bring_up(index)
+                self._links.configure(index, routes=(route(IPv4Network(address), index),))
+                links.wait_until_working(GUEST_LINK)
                 gateway = route(IPv4Network(self.gateway), _FIRST_INDEX)
                 world = route(_EVERYWHERE, _FIRST_INDEX, self.gateway)
-                links.bring_up(_FIRST_INDEX, IPv4Interface((address, 32)), (gateway, world))
+                links.configure(_FIRST_INDEX, IPv4Interface((address, 32)), (gateway, world))
             finally:
                 links.close()
 
