@@ -174,3 +174,60 @@ async def test_whatever_is_killed_nothing_is_half_done(tmp_path: Path, victim: s
     assert [path.name for path in (tmp_path / "store").iterdir() if path.name.startswith(".")] == []
     tree = await unpack_layer(store, tmp_path / "blob", layer.descriptor, layer.diff_id, UID_BASE)
     assert (tree / "big").stat().st_size == 96 << 20
+
+
+_WRITERS = {
+    "gnu": ["--format=gnu", "--sparse"],
+    "pax 0.0": ["--format=pax", "--sparse", "--sparse-version=0.0"],
+    "pax 0.1": ["--format=pax", "--sparse", "--sparse-version=0.1"],
+    "pax 1.0": ["--format=pax", "--sparse", "--sparse-version=1.0"],
+    "ustar": ["--format=ustar"],
+    "v7": ["--format=v7"],
+    "attributes": ["--format=pax", "--xattrs", "--xattrs-include=user.*"],
+}
+
+
+@pytest.mark.parametrize("writer", _WRITERS)
+async def test_what_gnu_tar_writes_is_read(tmp_path: Path, writer: str) -> None:
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "plain").write_text("plain")
+    os.link(source / "sub" / "plain", source / "hard")
+    (source / "soft").symlink_to("sub/plain")
+    with (source / "holes").open("wb") as sparse:
+        for at in range(40):
+            sparse.seek(at << 16)
+            sparse.write(b"data")
+        sparse.truncate(3 << 20)
+    if writer not in {"ustar", "v7"}:
+        (source / ("n" * 180)).write_text("long")
+    if writer == "attributes":
+        os.setxattr(source / "sub" / "plain", "user.note", b"\0=\n")
+    archive = tmp_path / "archive"
+    tar = [
+        "tar",
+        *_WRITERS[writer],
+        "--numeric-owner",
+        "--owner=3",
+        "--group=4",
+        "-cf",
+        str(archive),
+        "-C",
+        str(source),
+        ".",
+    ]
+    subprocess.run(tar, check=True)
+    tree = await unpack(tmp_path, blob(archive.read_bytes()), LayerStore(tmp_path / "store"))
+    for path in source.rglob("*"):
+        copy = tree / path.relative_to(source)
+        if path.is_symlink():
+            assert copy.readlink() == path.readlink()
+        elif path.is_file():
+            assert copy.read_bytes() == path.read_bytes()
+            assert copy.stat().st_mtime_ns // 10**9 == path.stat().st_mtime_ns // 10**9
+    assert kinds(tree).keys() == kinds(source).keys()
+    assert (tree / "hard").stat().st_ino == (tree / "sub" / "plain").stat().st_ino
+    if "sparse" in str(_WRITERS[writer]):
+        assert (tree / "holes").stat().st_blocks * 512 < 1 << 20
+    if writer == "attributes":
+        assert os.getxattr(tree / "sub" / "plain", "user.note") == b"\0=\n"
