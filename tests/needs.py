@@ -118,6 +118,7 @@ NEEDS: dict[str, Need] = {
     "r": Need(_program("Rscript"), in_ci=True),
     "system-python": Need(_other_python, in_ci=True),
     "docker-registry": Need(_docker_registry, in_ci=True),
+    "mmdebstrap": Need(_program("mmdebstrap"), in_ci=True),
     "skopeo": Need(_program("skopeo"), in_ci=True),
     "cgroups": Need(_cgroups, in_ci=True),
     # The kernel's or the container engine's to give: CI takes what its machine has.
