@@ -262,6 +262,14 @@ async def test_growing_variables_end_at_a_cap(dry: Bench):
         await dry.build(many)
 
 
+async def test_messages_do_not_reach_into_the_terminal(dry: Bench):
+    for text in ("ENV A='\x1b[2J", "USER \x1b x", "EXPOSE \x1b", "STOPSIGNAL \x1b", "COPY \x1b /x", "ENV A=${B:?\x1b}"):
+        with pytest.raises(BuildFailed) as caught:
+            await dry.build(f"FROM base\n{text}\n")
+        assert str(caught.value).isprintable()
+    assert (await invalid(dry, "FROM base\n", target="\x1b")).isprintable()
+
+
 # What the image says of itself.
 
 

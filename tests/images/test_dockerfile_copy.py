@@ -392,7 +392,15 @@ def pack(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], style: int = 
 
 
 @pytest.mark.parametrize(
-    "compress", [bytes, gzip.compress, bz2.compress, lzma.compress], ids=["plain", "gzip", "bzip2", "xz"]
+    "compress",
+    [
+        bytes,
+        gzip.compress,
+        bz2.compress,
+        lzma.compress,
+        lambda data: gzip.compress(data[:700]) + gzip.compress(data[700:]),
+    ],
+    ids=["plain", "gzip", "bzip2", "xz", "two gzips"],
 )
 @pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
 async def test_add_takes_archives_apart(bench: Bench, compress, style):
@@ -506,6 +514,8 @@ HOSTILE = {
     "long name": packed([file("x" * 300, b"1")]),
     "bomb": gzip.compress(packed([file("x", bytes(3 << 20))])),
     "many": gzip.compress(packed([file(f"x{number}") for number in range(2_000)])),
+    "gzip with an endless name": b"\x1f\x8b\x08\x08" + bytes(6) + b"n" * (2 << 20),
+    "gzip of nothing, many times": gzip.compress(b"") * 50_000,
     "truncated gzip": gzip.compress(packed([file("x", os.urandom(50_000))]))[:20_000],
     "truncated xz": lzma.compress(packed([file("x", os.urandom(50_000))]))[:20_000],
     "xz that wants memory": lzma.compress(
@@ -514,7 +524,7 @@ HOSTILE = {
 }
 
 
-NO_ARCHIVE = {"xz that wants memory"}
+NO_ARCHIVE = {"xz that wants memory", "gzip with an endless name", "gzip of nothing, many times"}
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -231,6 +231,14 @@ def test_what_is_refused_says_where_and_what_to_do(text, words):
         assert word in message
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["FROM a AS \x1b[2J", "\x1b]0;x\x07 a", "FROM a\nRUN --\x1b=1 x", "FROM a\nARG \x1b=1", "FROM a\nHEALTHCHECK --retries=\x9b CMD x"],
+)  # fmt: skip
+def test_messages_do_not_reach_into_the_terminal(text):
+    assert str(refused(text)).isprintable()
+
+
 def test_everything_has_a_cap():
     assert "too long" in str(refused("#" * (MAX_TEXT_BYTES + 1)))
     assert "too many instructions" in str(refused("FROM a\n" + "RUN x\n" * MAX_INSTRUCTIONS))

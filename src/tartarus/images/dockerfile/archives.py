@@ -7,15 +7,14 @@ what it decompresses to, and what one header makes us read. Nothing is extracted
 from __future__ import annotations
 
 import bz2
-import gzip
 import io
 import lzma
 import os
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterator
-from typing import IO, Final
+from collections.abc import Callable, Iterator
+from typing import IO, Final, Protocol
 
 from tartarus.images.accounts import MAX_ID
 from tartarus.images.dockerfile.context import IGNORE_FILE, FileTree, Watch
@@ -31,7 +30,6 @@ _LZMA_MEMORY: Final = 128 * 1024**2
 """Bytes that decompressing xz may take: its strongest preset takes 65 MiB (xz(1))."""
 _LATEST_S: Final = 1 << 34
 """The year 2514, in seconds: later times are more than ext4 can keep."""
-_MAGIC: Final = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\x00")
 _BROKEN: Final = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, RecursionError, OverflowError)
 
 
@@ -89,13 +87,15 @@ class _Stream(io.RawIOBase):
             yield data
 
 
-def is_archive(source: FileTree, entry: Entry) -> bool:
+def is_archive(source: FileTree, entry: Entry, watch: Watch) -> bool:
     """Whether a regular file is a tar archive, plain or compressed with gzip, bzip2 or xz: told by its content."""
     with os.fdopen(source.open(entry), "rb") as file:
         try:
-            with _decompressed(file) as inner:
-                block = inner.read(_BLOCK)
+            with _decompressed(file, watch) as inner:
+                block = _Stream(inner, watch).read(_BLOCK)
                 tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except InterruptedError:
+            raise
         except (*_BROKEN, OSError):
             return False
     return True
@@ -108,7 +108,7 @@ def unpack(writer: LayerWriter, source: FileTree, entry: Entry, place: str, owne
     """
     name = posixpath.basename(entry.path)[:200]
     try:
-        with os.fdopen(source.open(entry), "rb") as file, _decompressed(file) as inner:
+        with os.fdopen(source.open(entry), "rb") as file, _decompressed(file, watch) as inner:
             stream = _Stream(inner, watch)
             for member in _members(stream, watch):
                 _write(writer, stream, member, place, owner)
@@ -121,25 +121,61 @@ def unpack(writer: LayerWriter, source: FileTree, entry: Entry, place: str, owne
         raise InvalidRequest(f"the archive {name!r} is damaged", why=str(error)) from error
 
 
-def _decompressed(file: IO[bytes]) -> IO[bytes]:
+def _decompressed(file: IO[bytes], watch: Watch) -> IO[bytes]:
     magic = file.read(6)
     file.seek(0)
-    if magic.startswith(_MAGIC[0]):
-        return gzip.GzipFile(fileobj=file, mode="rb")  # type: ignore[return-value]
-    if magic.startswith(_MAGIC[1]):
-        return bz2.BZ2File(file, "rb")
-    if magic.startswith(_MAGIC[2]):
-        return _Xz(file)  # type: ignore[return-value]
+    for start, make in _FORMATS.items():
+        if magic.startswith(start):
+            return _Compressed(file, make, watch)  # type: ignore[return-value]
     return file
 
 
-class _Xz(io.RawIOBase):
-    """An xz file's content. The library's own class knows no bound for memory."""
+class _Decoder(Protocol):
+    """What the standard library's incremental decompressors have in common."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+class _Gzip:
+    """zlib's decompressor in the shape of the others. It reads gzip's headers in C, however long their names are."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+
+
+class _Compressed(io.RawIOBase):
+    """What a compressed file holds, never more of it in memory than is asked for.
+
+    The library's own file classes know no bound for memory, and read gzip's headers byte by byte to no end.
+    """
+
+    def __init__(self, file: IO[bytes], make: Callable[[], _Decoder], watch: Watch) -> None:
         super().__init__()
         self._file = file
-        self._decoder = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY)
+        self._make = make
+        self._watch = watch
+        self._decoder = make()
 
     def readable(self) -> bool:
         return True
@@ -148,13 +184,18 @@ class _Xz(io.RawIOBase):
         assert size is not None
         assert size > 0
         while True:
+            self._watch.check()
             data = b""
             if self._decoder.eof:
-                # One file may be several streams, one after the other.
-                data = self._decoder.unused_data or self._file.read(_CHUNK)
-                if not data.strip(b"\0"):
-                    return b""
-                self._decoder = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY)
+                # One file may be several streams, one after the other, with zeros between them.
+                data = self._decoder.unused_data.lstrip(b"\0")
+                while not data:
+                    data = self._file.read(_CHUNK)
+                    if not data:
+                        return b""
+                    data = data.lstrip(b"\0")
+                    self._watch.check()
+                self._decoder = self._make()
             elif self._decoder.needs_input:
                 data = self._file.read(_CHUNK)
                 if not data:
@@ -162,6 +203,13 @@ class _Xz(io.RawIOBase):
             out = self._decoder.decompress(data, size)
             if out:
                 return out
+
+
+_FORMATS: Final[dict[bytes, Callable[[], _Decoder]]] = {
+    b"\x1f\x8b\x08": _Gzip,
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ\x00": lambda: lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY),
+}
 
 
 def _members(stream: _Stream, watch: Watch) -> Iterator[tarfile.TarInfo]:

@@ -34,7 +34,7 @@ from tartarus.images.dockerfile.parser import parse
 from tartarus.images.dockerfile.planning import Plan, StagePlan, make_plan
 from tartarus.images.dockerfile.steps import Base, Built, Event, RunStep, StepRunner, Watcher
 from tartarus.images.dockerfile.variables import Scope
-from tartarus.images.dockerfile.words import Budget
+from tartarus.images.dockerfile.words import Budget, printable
 from tartarus.images.oci import ImageConfig, host_platform
 from tartarus.images.paths import SYSTEM_PATH
 from tartarus.images.store import LayerStore
@@ -184,8 +184,9 @@ class _Build:
                 self._describe(state, step)
                 self._tell("done")
         except (InvalidRequest, ImageRefused) as error:
-            why = error.what if not error.why else f"{error.what}: {error.why}"
-            raise BuildFailed(self._where(), why=why, fix=error.fix) from error
+            shown = printable(error)
+            why = shown.what if not shown.why else f"{shown.what}: {shown.why}"
+            raise BuildFailed(self._where(), why=why, fix=shown.fix) from error
 
     def _describe(self, state: _State, step: are.Instruction) -> None:
         if isinstance(step, are.Arg):

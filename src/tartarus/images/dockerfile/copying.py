@@ -218,7 +218,7 @@ def _copy_one(
         for item in pick.items[1:]:
             _place(writer, source, item, posixpath.join(place, item.below), owner, placement, watch)
         return
-    if placement.unpack and is_archive(source, top):
+    if placement.unpack and is_archive(source, top, watch):
         place = writer.resolve(placement.destination, create=parents)
         assert place is not None
         unpack(writer, source, top, place, owner if placement.chown else None, watch)

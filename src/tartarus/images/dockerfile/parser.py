@@ -16,7 +16,7 @@ import msgspec
 from tartarus.images.dockerfile import instructions as are
 from tartarus.images.dockerfile.limits import MAX_STAGES
 from tartarus.images.dockerfile.lines import Line, read_lines
-from tartarus.images.dockerfile.words import split_words
+from tartarus.images.dockerfile.words import printable, split_words
 from tartarus.model.errors import InvalidRequest
 
 _STAGE_NAME: Final = re.compile(r"[a-z][a-z0-9_.-]{0,127}")
@@ -41,7 +41,13 @@ _NO_COPY: Final = {
 
 def parse(text: str) -> are.Dockerfile:
     """Read a Dockerfile. Raises InvalidRequest that names the line, what is wrong, and what to write instead."""
-    escape, lines = read_lines(text)
+    try:
+        return _parse(*read_lines(text))
+    except InvalidRequest as error:
+        raise printable(error) from error
+
+
+def _parse(escape: str, lines: list[Line]) -> are.Dockerfile:
     arguments: list[are.Arg] = []
     stages: list[are.Stage] = []
     start: are.From | None = None

@@ -8,7 +8,7 @@ import msgspec
 
 from tartarus.images.dockerfile.instructions import Copy, Dockerfile, Stage
 from tartarus.images.dockerfile.variables import Scope, check_build_args, platform_arguments
-from tartarus.images.dockerfile.words import Budget
+from tartarus.images.dockerfile.words import Budget, printable
 from tartarus.images.oci import Platform
 from tartarus.model.errors import InvalidRequest
 
@@ -38,6 +38,15 @@ def make_plan(
     dockerfile: Dockerfile, target: str, build_args: Mapping[str, str], platform: Platform, budget: Budget
 ) -> Plan:
     """Decide what to build. Raises InvalidRequest: an unknown target, stage, argument, or a foreign platform."""
+    try:
+        return _make_plan(dockerfile, target, build_args, platform, budget)
+    except InvalidRequest as error:
+        raise printable(error) from error
+
+
+def _make_plan(
+    dockerfile: Dockerfile, target: str, build_args: Mapping[str, str], platform: Platform, budget: Budget
+) -> Plan:
     check_build_args(dockerfile, build_args)
     automatic = platform_arguments(platform, target)
     scope = Scope(build_args, {}, budget, dockerfile.escape)

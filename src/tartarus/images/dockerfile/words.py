@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from tartarus.images.dockerfile.limits import MAX_EXPANDED, MAX_NESTING, MAX_VALUE, MAX_WORDS
-from tartarus.model.errors import InvalidRequest
+from tartarus.model.errors import ImageRefused, InvalidRequest
 
 _SPECIAL: Final = "@*#?-$!0123456789"
 _BLANK: Final = " \t\v\f\r\n"
@@ -205,6 +205,16 @@ class _Expansion:
         while (char := self._peek()) and (char == "_" or (char.isascii() and char.isalnum())):
             self._next()
         return self._text[start : self._at]
+
+
+def printable(error: InvalidRequest | ImageRefused) -> InvalidRequest:
+    """The error without what would reach into the terminal that it is shown on: it quotes foreign text."""
+    texts = (
+        "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+        for text in (error.what, error.why, error.fix)
+    )
+    what, why, fix = texts
+    return InvalidRequest(what, why=why, fix=fix)
 
 
 def _short(text: str) -> str:
