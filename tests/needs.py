@@ -11,6 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -80,6 +83,23 @@ def _landlock() -> str:
     return "" if landlock.abi() > 0 else "this kernel has no Landlock, or it is switched off"
 
 
+def _torch_wheel() -> str:
+    """PyTorch's CPU build is no ordinary index's: a wheel has to lie where pip's settings look for links."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-index", "--no-deps", "torch"]
+    with tempfile.TemporaryDirectory() as place:
+        return _runs([*pip, "--dest", place]) and "pip finds no wheel of PyTorch among its links"
+
+
+def _docker_hub() -> str:
+    try:
+        urllib.request.urlopen("https://registry-1.docker.io/v2/", timeout=10)
+    except urllib.error.HTTPError:
+        return ""
+    except OSError as error:
+        return f"Docker Hub can't be reached: {error}"
+    return ""
+
+
 def _kvm() -> str:
     return "" if os.access("/dev/kvm", os.W_OK) else "no usable /dev/kvm"
 
@@ -118,13 +138,15 @@ NEEDS: dict[str, Need] = {
     "r": Need(_program("Rscript"), in_ci=True),
     "system-python": Need(_other_python, in_ci=True),
     "docker-registry": Need(_docker_registry, in_ci=True),
+    "torch-wheel": Need(_torch_wheel, in_ci=False),
+    "docker-hub": Need(_docker_hub, in_ci=False),
     "mmdebstrap": Need(_program("mmdebstrap"), in_ci=True),
     "skopeo": Need(_program("skopeo"), in_ci=True),
     "cgroups": Need(_cgroups, in_ci=True),
     # The kernel's or the container engine's to give: CI takes what its machine has.
     "user-namespaces": Need(_user_namespaces, in_ci=False),
     "landlock": Need(_landlock, in_ci=False),
-    "rpm": Need(_program("rpm"), in_ci=False),
+    "rpm": Need(_program("rpm"), in_ci=True),
     "java": Need(_program("java"), in_ci=False),
     "docker": Need(lambda: _runs(["docker", "version"]), in_ci=False),
     "runsc": Need(lambda: _runs(["runsc", "--version"]), in_ci=False),

@@ -254,7 +254,7 @@ async def test_a_template_with_files_of_its_own_is_no_business_of_the_process_le
 
 async def test_a_policy_that_can_not_be_followed_blocks(maker, state_dir):
     policy = state_dir / "scan-policy.json"
-    policy.write_text('{"block_at": "high"}')
+    policy.write_text('{"require_complete": true}')
     try:
         info = await maker.build("unchecked")
     finally:

@@ -276,7 +276,7 @@ class PushRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ScanRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to check a template's packages against.
 
-    `database`: an upload, the OSV database's zip or a tar of its records; without one, the daemon's own. `online` asks
+    `database`: an upload, the OSV database's zip; without one, the daemon's own. `online` asks
     OSV's API instead, which learns the packages' names.
     """
 

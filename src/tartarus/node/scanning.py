@@ -46,13 +46,13 @@ class Scanner:
         policy = await asyncio.to_thread(self.policy)
         from tartarus.images.scan import OsvDatabase, judge
 
-        if not layers or not (self._database.exists() or policy.block_at):
+        if not layers or not (self._database.exists() or policy.can_block):
             return "", {"checked": False}
         tell(StepProgress(step=Step.SCAN, state=StepState.STARTED, text="looking for known vulnerabilities"))
         try:
             report = await asyncio.to_thread(self._scan, layers, OsvDatabase(self._database))
         except InvalidRequest as error:
-            if policy.block_at is None:
+            if not policy.can_block:
                 return "", {"checked": False, "error": str(error)}
             return f"it could not be checked: {error}", {"checked": False, "error": str(error)}
         verdict = judge(report, policy, dt.datetime.now(tz=dt.UTC).date())
