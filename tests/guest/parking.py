@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import msgspec
@@ -68,8 +69,11 @@ async def both(
 ) -> tuple[Ran, Ran]:
     """(the parked interpreter's, a fresh one's) result of the same command."""
     asked = request(tmp_path, *argv, env=env, cwd=cwd, stdin=stdin is not None)
-    waiting = await parked(guest, tmp_path, kind)
-    taken = waiting.offer(asked, no_cold)
-    assert taken is not None, waiting.why_not(asked.argv, asked.env, tty=asked.tty)
-    assert (await taken.started())[1]
-    return await finish(taken, stdin), await finish(guest.exec(asked), stdin)
+    async with asyncio.TaskGroup() as tasks:
+        cold = tasks.create_task(finish(guest.exec(asked), stdin))
+        waiting = await parked(guest, tmp_path, kind)
+        taken = waiting.offer(asked, no_cold)
+        assert taken is not None, waiting.why_not(asked.argv, asked.env, tty=asked.tty)
+        assert (await taken.started())[1]
+        warm = await finish(taken, stdin)
+    return warm, cold.result()

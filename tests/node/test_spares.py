@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from tests.node.conftest import TENANT, finish, leftovers
 
+from tartarus.guest.contexts import CellResult
 from tartarus.images import catalogue
 from tartarus.model.errors import InvalidRequest, NameTaken
 from tartarus.model.sandbox import ExecSpec, Isolation, Mount, Reason, ResourceRequest, SandboxSpec
@@ -282,3 +283,30 @@ def _tree(pid: int) -> list[int]:
         for task in Path(f"/proc/{parent}/task").iterdir():
             found += [int(child) for child in (task / "children").read_text().split()]
     return found
+
+
+@pytest.mark.parametrize("template", ["js", pytest.param("r-plain", marks=pytest.mark.needs("r"))])
+async def test_code_contexts(node: Node, template: str) -> None:
+    sandbox = await node.create(TENANT, SandboxSpec(template=template, isolation=Isolation.CONTAINER))
+    opened = [await sandbox.open_context() for _ in range(2)]
+    for value, context_id in enumerate(opened):
+        code = f"x = {value}" if template == "js" else f"x <- {value}"
+        async for _ in sandbox.context(context_id).run(code):
+            pass
+    for value, context_id in enumerate(opened):
+        events = [event async for event in sandbox.context(context_id).run("x")]
+        assert events[0] == CellResult({"text/plain": str(value) if template == "js" else f"[1] {value}"}, is_main=True)
+        await sandbox.close_context(context_id)
+    assert await sandbox.files.list("/dev/shm") == []
+    await sandbox.kill()
+
+
+async def test_the_first_context_takes_the_parked_interpreter(node: Node) -> None:
+    await stocked(node)
+    sandbox = await node.create(TENANT, SandboxSpec(template="js", isolation=Isolation.CONTAINER))
+    context = sandbox.context(await sandbox.open_context())
+    events = [event async for event in context.run("process.uptime() >= 0 && process.pid")]
+    assert isinstance(events[0], CellResult)
+    assert sandbox._parked is not None
+    assert not sandbox._parked.waits
+    await sandbox.kill()

@@ -13,6 +13,8 @@ from typing import Literal
 import msgspec
 
 Kind = Literal["node", "r"]
+CONTEXT = "tartarus-context"
+"""In the place of a command line: serve code cells (contexts.py)."""
 
 _NODE_EVAL = {"-e": "text", "--eval": "text", "-p": "print", "--print": "print", "-pe": "print"}
 _NODE_SUBCOMMANDS = frozenset({"inspect", "debug"})
@@ -35,12 +37,12 @@ _R_SPLITS = re.compile(r"[\t\r\v\f]|~\+~|~n~")
 
 
 class Program(msgspec.Struct, frozen=True):
-    """What to run: `mode` file (`program` is its path), text, or print (text whose value is shown).
+    """What to run: `mode` file (`program` is its path), text, print (text whose value is shown), or context.
 
     `option` is what stood before the text, as Node.js tells it in `process.execArgv`.
     """
 
-    mode: Literal["file", "text", "print"]
+    mode: Literal["file", "text", "print", "context"]
     program: str
     arguments: tuple[str, ...]
     option: str = ""
@@ -52,6 +54,8 @@ class NotKnown(ValueError):
 
 def program_of(kind: Kind, argv: tuple[str, ...]) -> Program:
     """What a command line asks for. Raises NotKnown."""
+    if argv == (CONTEXT,):
+        return Program("context", "", ())
     return _node(argv[1:]) if kind == "node" else _r(argv[1:])
 
 

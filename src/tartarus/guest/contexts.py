@@ -21,6 +21,7 @@ MAX_LINE = 32 * 1024 * 1024
 """Bytes of one event; the runner leaves out single forms of a value that are over 16 MiB."""
 GRACE_S = 5.0
 """How long a cell may go on after it was interrupted, before its context is ended."""
+_AGAIN_S = 1.0
 _LAST_WORDS = 2000
 
 
@@ -85,11 +86,34 @@ class ContextProcess(Protocol):
         """Wait for the end."""
 
 
-class CodeContext:
-    """One interpreter that keeps its variables between cells. Cells run one after the other."""
+class _Alarm:
+    """Interrupts a cell at its time limit, and again: an interpreter may miss a signal that comes at its start."""
 
-    def __init__(self, process: ContextProcess) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit_s: float, process: ContextProcess) -> None:
+        self.rang = False
+        self._loop = loop
         self._process = process
+        self._timer = loop.call_later(limit_s, self._ring)
+
+    def _ring(self) -> None:
+        self.rang = True
+        self._process.signal(signal.SIGINT)
+        self._timer = self._loop.call_later(_AGAIN_S, self._ring)
+
+    def cancel(self) -> None:
+        """Let it be."""
+        self._timer.cancel()
+
+
+class CodeContext:
+    """One interpreter that keeps its variables between cells. Cells run one after the other.
+
+    `interrupted_by_host`: it does not interrupt a cell at its time limit by itself.
+    """
+
+    def __init__(self, process: ContextProcess, *, interrupted_by_host: bool = False) -> None:
+        self._process = process
+        self._interrupted_by_host = interrupted_by_host
         self._turn = asyncio.Lock()
         self._buffer = bytearray()
         self._searched = 0
@@ -108,6 +132,7 @@ class CodeContext:
         """
         await self._turn.acquire()
         ended = False
+        alarm: _Alarm | None = None
         try:
             if self._failure is not None:
                 raise self._failure
@@ -118,15 +143,21 @@ class CodeContext:
             await self._process.write_stdin(_encode(request) + b"\n")
             loop = asyncio.get_running_loop()
             limit = None if timeout_s is None else loop.time() + timeout_s + GRACE_S
+            if timeout_s is not None and self._interrupted_by_host:
+                alarm = _Alarm(loop, timeout_s, self._process)
             while not ended:
                 event = await self._next(limit)
                 ended = isinstance(event, CellDone)
                 self._running = not ended
+                if alarm is not None and alarm.rang and isinstance(event, CellError):
+                    event = CellError("CellTimeout", f"the cell ran longer than {timeout_s:g} s", event.traceback)
                 yield event
         except TartarusError:
             ended = True
             raise
         finally:
+            if alarm is not None:
+                alarm.cancel()
             if ended or not self._running:
                 self._running = False
                 self._turn.release()

@@ -15,6 +15,7 @@ command starts cold.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ import msgspec
 import structlog
 
 from tartarus.guest.channel import GuestChannel, GuestExec, GuestProcess
-from tartarus.guest.command_lines import Kind, NotKnown, program_of, steering_variable
+from tartarus.guest.command_lines import CONTEXT, Kind, NotKnown, program_of, steering_variable
 from tartarus.guest.protocol import U32_U32
 from tartarus.model.errors import GuestFailed, TemplateFailed
 from tartarus.model.sandbox import ExitStatus
@@ -40,6 +41,7 @@ MAX_REQUEST = 1024 * 1024
 """Bytes of a request; longer ones start cold, as with the Python runner."""
 _MAX_EARLY = 64 * 1024
 _LAST_WORDS = 2000
+_CELLS = Path(__file__).with_name("cells.R")
 _RUNNERS: dict[Kind, str] = {"node": "runner.cjs", "r": "runner.R"}
 
 
@@ -57,6 +59,7 @@ class Parking(msgspec.Struct, frozen=True):
     """How to park: the command, its environment and directory, what it warms up, and a directory for the runner.
 
     `command` is started by the name that people's commands have to begin with, from the same PATH.
+    `cells`: it is for code cells only, which R has to know before it starts.
     """
 
     kind: Kind
@@ -66,6 +69,7 @@ class Parking(msgspec.Struct, frozen=True):
     env: dict[str, str]
     cwd: str
     scratch: str
+    cells: bool = False
 
 
 async def park(channel: GuestChannel, parking: Parking, limit_s: float = WARM_UP_S) -> Parked:
@@ -75,9 +79,12 @@ async def park(channel: GuestChannel, parking: Parking, limit_s: float = WARM_UP
     when the guest does.
     """
     source = Path(__file__).with_name(_RUNNERS[parking.kind])
-    place = f"{parking.scratch}/.tartarus-{source.name}"
+    place = f"{parking.scratch}/.tartarus-{secrets.token_hex(4)}-{source.name}"
     await channel.write(place, source.read_bytes(), mode=0o600)
-    process = channel.exec(GuestExec(argv=(parking.command, place), env=parking.env, cwd=parking.cwd, stdin=True))
+    argv: tuple[str, ...] = (parking.command, place)
+    if parking.cells and parking.kind == "r":
+        argv = ("/bin/sh", "-c", 'exec "$@" 3>&1 1>&2', "sh", *argv, "--cells")
+    process = channel.exec(GuestExec(argv=argv, env=parking.env, cwd=parking.cwd, stdin=True))
     said = bytearray()
     try:
         async with asyncio.timeout(limit_s):
@@ -91,6 +98,7 @@ async def park(channel: GuestChannel, parking: Parking, limit_s: float = WARM_UP
                     return Parked(process, parking)
                 said = (said + piece[1])[-_LAST_WORDS:]
     except TimeoutError:
+        process.signal(signal.SIGKILL)
         raise TemplateFailed(f"the warm-up took over {limit_s:g} s", why=_text(said)) from None
 
 
@@ -118,8 +126,10 @@ class Parked:
         """Why it can't run this command as a fresh interpreter would; "" when it can."""
         if not self.waits:
             return "the parked interpreter is gone"
-        if argv[0] != self.parking.command:
+        if argv[0] not in (self.parking.command, CONTEXT):
             return f"{argv[0]!r} is not its command"
+        if self.parking.kind == "r" and (argv[0] == CONTEXT) is not self.parking.cells:
+            return "R is parked either for programs or for cells"
         if tty:
             return "a terminal was asked for"
         if name := steering_variable(self.parking.kind, self.parking.env, env):
@@ -150,6 +160,8 @@ class Parked:
         before, after = self.parking.env, request.env
         unset = [name for name in before if name not in after]
         changed = [f"{name}={value}" for name, value in after.items() if before.get(name) != value]
+        if program.mode == "context" and self.parking.kind == "r":
+            program = msgspec.structs.replace(program, program=_CELLS.read_text("utf-8"))
         place = [request.cwd, "1" if request.stdin else "", program.mode, program.program, program.option]
         return encode([*place, *_listed(unset), *_listed(changed), *_listed(program.arguments)])
 

@@ -8,6 +8,9 @@
 # R reads FILE line by line and runs each expression as it is complete. The one below waits for the program, appends it
 # to FILE and returns: so R goes on with the program exactly as if FILE had begun with it. What it prints, how it fails,
 # what is visible, and what stdin() means are R's own doing.
+#
+# `Rscript FILE --cells` waits for code cells instead (cells.R, which comes as the program): everything that is for the
+# host then goes to descriptor 3.
 local({
     ack <- "\006"
     nak <- "\025"
@@ -16,9 +19,15 @@ local({
     own <- sub("^--file=", "", begun[at])
     # Not `stdin()`: that is FILE itself. This one has a buffer of its own, empty again when the program gets its turn.
     input <- file("stdin", "rb")
+    events <- if ("--cells" %in% commandArgs(TRUE)) file("/proc/self/fd/3", "wb")
     say <- function(...) {
-        cat(..., sep = "")
-        flush(stdout())
+        if (is.null(events)) {
+            cat(..., sep = "")
+            flush(stdout())
+        } else {
+            writeBin(charToRaw(paste0(...)), events)
+            flush(events)
+        }
     }
     leave <- function(...) {
         unlink(own)
@@ -69,16 +78,6 @@ local({
     if (inherits(try(setwd(directory), silent = TRUE), "try-error")) leave(nak, "no such directory")
     profiles <- c(".Rprofile", ".Renviron", "~/.Rprofile", "~/.Renviron")
     if (any(file.exists(profiles))) leave(nak, "a profile has to be read first")
-    if (mode == "file") {
-        if (!file_test("-f", program) || file.access(program, 4L) != 0L) leave(nak, "no such script")
-        if (!file.append(own, program)) leave(nak, "the script can not be copied")
-    } else {
-        out <- file(own, "ab")
-        writeBin(c(charToRaw(program), as.raw(10L)), out)
-        close(out)
-    }
-    unlink(own)
-    close(input)
     # R keeps its arguments where nobody can change them, so the function that tells them is replaced.
     told <- eval(bquote(function(trailingOnly = FALSE) {
         args <- .(c(begun[seq_len(at - 1L)], arguments))
@@ -90,6 +89,24 @@ local({
     unlockBinding("commandArgs", baseenv())
     assign("commandArgs", told, baseenv())
     lockBinding("commandArgs", baseenv())
+    if (mode == "context") {
+        unlink(own)
+        serve <- eval(parse(text = program, keep.source = FALSE), globalenv())
+        leave <- quit
+        say(ack)
+        serve(input, events)
+        leave("no", 0L, FALSE)
+    }
+    if (mode == "file") {
+        if (!file_test("-f", program) || file.access(program, 4L) != 0L) leave(nak, "no such script")
+        if (!file.append(own, program)) leave(nak, "the script can not be copied")
+    } else {
+        out <- file(own, "ab")
+        writeBin(c(charToRaw(program), as.raw(10L)), out)
+        close(out)
+    }
+    unlink(own)
+    close(input)
     say(ack)
     invisible(NULL)
 })

@@ -152,13 +152,198 @@ function prepare(said) {
   process.argv.length = 1;
   delete process.mainModule;
   delete Module._cache[__filename];
-  const call = mode === 'file' ? prepareScript(program) : prepareEval(option, program, mode === 'print');
+  const prepared = {
+    file: () => prepareScript(program),
+    text: () => prepareEval(option, program, false),
+    print: () => prepareEval(option, program, true),
+    context: () => [() => new Context().serve()], // once it is accepted, as it moves the descriptors
+  };
+  const call = prepared[mode]();
   process.argv.push(...said.some());
   if (!input) {
     fs.closeSync(0);
     fs.openSync('/dev/null', 'r'); // the lowest free descriptor: 0
   }
   return call;
+}
+
+// ------------------------------------------------------------------------------------------------ code contexts
+
+const LARGEST_FORM = 16 * 1024 * 1024;
+const IMPORT = '__importModule';
+const SHARED = 'Symbol.for("tartarus")';
+
+// Cells come as JSON lines on what was descriptor 0, events go as JSON lines to what was descriptor 1. A cell is
+// evaluated as node's own debugger console does it: names may be declared again, `await` works at the top.
+class Context {
+  constructor() {
+    // Out of the way of user code, which knows descriptors 0 to 2. What child processes print goes where nobody reads.
+    this.commands = fs.openSync('/proc/self/fd/0', 'r');
+    this.events = fs.openSync('/proc/self/fd/1', 'w');
+    fs.closeSync(0);
+    fs.openSync('/dev/null', 'r');
+    fs.closeSync(1);
+    fs.openSync('/proc/self/fd/2', 'w');
+    this.id = null;
+    this.count = 0;
+    this.interrupt = null;
+    this.exit = process.exit;
+    this.inspect = require('util').inspect;
+    this.shared = { run: null, value: undefined }; // with scripts that only see globals
+    Object.defineProperty(globalThis, Symbol.for('tartarus'), { value: this.shared });
+    this.session = new (require('inspector').Session)();
+    this.session.connect();
+  }
+
+  serve() {
+    this.adopt();
+    let pending = '';
+    let turn = Promise.resolve();
+    const input = new (require('net').Socket)({ fd: this.commands, readable: true, writable: false });
+    input.setEncoding('utf8');
+    input.on('data', (text) => {
+      const lines = (pending + text).split('\n');
+      pending = lines.pop();
+      for (const line of lines) turn = turn.then(() => this.cell(JSON.parse(line)));
+    });
+    input.on('end', () => turn.then(() => this.exit.call(process, 0)));
+  }
+
+  // What cells find: the names of node's console, output that becomes events, and no way to end the context by accident.
+  adopt() {
+    nameBuiltins();
+    const program = new Module('[context]');
+    program.filename = path.join(process.cwd(), '[context]');
+    program.paths = Module._nodeModulePaths(process.cwd());
+    const enter = program._compile(
+      `Object.assign(globalThis, { module, exports, require, __filename: '[context]', __dirname });
+       return (name, how) => (how ? import(name, how) : import(name));`,
+      program.filename,
+    );
+    const hidden = (name, value) => {
+      Object.defineProperty(globalThis, name, { value, writable: true, configurable: true, enumerable: false });
+    };
+    hidden(IMPORT, enter);
+    hidden('display', (...values) => values.forEach((value) => this.show(value, false)));
+    for (const [name, stream] of [['stdout', process.stdout], ['stderr', process.stderr]]) {
+      const decoder = new (require('string_decoder').StringDecoder)('utf8');
+      stream.write = (chunk, encoding, done) => {
+        const text = typeof chunk === 'string' ? chunk : decoder.write(Buffer.from(chunk));
+        if (text) this.send({ type: name, text });
+        const after = typeof encoding === 'function' ? encoding : done;
+        if (after) process.nextTick(after);
+        return true;
+      };
+    }
+    process.exit = (code) => {
+      throw Object.assign(new Error(String(code ?? process.exitCode ?? 0)), { name: 'SystemExit' });
+    };
+    process.on('uncaughtException', (error) => process.stderr.write(`Uncaught ${this.traceback(error)}\n`));
+    process.on('SIGINT', () => this.interrupt && this.interrupt('KeyboardInterrupt', ''));
+    const { result } = this.post('Runtime.evaluate', { expression: 'globalThis' });
+    this.self = result.objectId;
+  }
+
+  async cell({ id, code, timeout_s: limit }) {
+    this.id = id ?? null;
+    this.count += 1;
+    const error = await this.run(String(code), limit);
+    if (error) this.send({ type: 'error', ...error });
+    this.send({ type: 'done', execution_count: this.count });
+  }
+
+  // Run one cell to its end, its time limit or an interrupt, whichever comes first; returns the error, if any.
+  async run(code, limit) {
+    const late = () => ({ name: 'CellTimeout', value: `the cell ran longer than ${limit} s`, traceback: '' });
+    const began = performance.now();
+    const left = () => Math.max(1, Math.ceil(limit * 1000 - (performance.now() - began)));
+    let evaluated;
+    const stopped = new Promise((resolve) => {
+      this.interrupt = (name, value) => resolve({ error: { name, value, traceback: '' } });
+    });
+    try {
+      // The outer script is what a signal or the time limit stops, and the cell with it.
+      const outer = { breakOnSigint: true, ...(limit ? { timeout: left() } : {}) };
+      this.shared.run = () => {
+        evaluated = new Promise((resolve) => this.evaluate(code, resolve));
+      };
+      new vm.Script(`globalThis[${SHARED}].run()`).runInThisContext(outer);
+    } catch (error) {
+      if (error.code === 'ERR_SCRIPT_EXECUTION_TIMEOUT') return late();
+      return { name: 'KeyboardInterrupt', value: '', traceback: '' };
+    }
+    let timer;
+    if (limit) timer = setTimeout(() => this.interrupt && this.interrupt('CellTimeout', late().value), left());
+    const { error } = await Promise.race([evaluated, stopped]);
+    clearTimeout(timer);
+    this.interrupt = null;
+    return error;
+  }
+
+  // Evaluate, and show the value of the last expression; `done` gets { error }.
+  evaluate(code, done) {
+    // import() has no meaning in the debugger's evaluations: outside of strings and comments it becomes a call.
+    const skip = /(['"`])(?:\\.|(?!\1)[^\\])*\1|\/\/.*|\/\*[^]*?\*\/|(?<![.\w$])import(?=\s*\()/g;
+    const expression = code.replace(skip, (text) => (text === 'import' ? IMPORT : text));
+    const how = { expression: `${expression}\n//# sourceURL=cell-${this.count}`, replMode: true, awaitPromise: true };
+    this.session.post('Runtime.evaluate', how, (failure, answer) => {
+      if (failure) return done({ error: { name: 'Error', value: failure.message, traceback: '' } });
+      const { result, exceptionDetails } = answer;
+      const value = this.fetch(exceptionDetails ? exceptionDetails.exception : result);
+      if (exceptionDetails) return done({ error: this.describe(value) });
+      if (value !== undefined) this.show(value, true);
+      return done({});
+    });
+  }
+
+  post(method, parameters) {
+    let answer;
+    this.session.post(method, parameters, (failure, result) => {
+      answer = result;
+    });
+    return answer;
+  }
+
+  // The value that the debugger's answer stands for.
+  fetch({ objectId, unserializableValue, value }) {
+    const argument = objectId ? { objectId } : unserializableValue ? { unserializableValue } : { value };
+    const functionDeclaration = `function (value) { this[${SHARED}].value = value }`;
+    this.post('Runtime.callFunctionOn', { objectId: this.self, functionDeclaration, arguments: [argument] });
+    const fetched = this.shared.value;
+    this.shared.value = undefined;
+    if (objectId) this.post('Runtime.releaseObject', { objectId });
+    return fetched;
+  }
+
+  describe(error) {
+    if (!(error instanceof Error)) return { name: 'Error', value: this.form(error), traceback: `Uncaught ${this.form(error)}` };
+    return { name: String(error.name), value: String(error.message), traceback: this.traceback(error) };
+  }
+
+  traceback(error) {
+    const text = error instanceof Error ? String(error.stack) : this.form(error);
+    const lines = text.split('\n');
+    const ours = lines.findIndex((line) => /^\s+at .*\b(node:inspector|Session\.post)\b/.test(line));
+    return (ours < 0 ? lines : lines.slice(0, ours)).join('\n');
+  }
+
+  form(value) {
+    try {
+      return this.inspect(value);
+    } catch (error) {
+      return `<a value that can't be shown: ${error && error.message}>`;
+    }
+  }
+
+  show(value, main) {
+    const text = this.form(value);
+    if (text.length <= LARGEST_FORM) this.send({ type: 'result', data: { 'text/plain': text }, is_main: main });
+  }
+
+  send(event) {
+    const data = Buffer.from(`${JSON.stringify({ id: this.id, ...event })}\n`);
+    for (let at = 0; at < data.length;) at += fs.writeSync(this.events, data, at);
+  }
 }
 
 function serve() {

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from tartarus.guest.channel import GuestChannel, GuestExec
-from tartarus.guest.contexts import CodeContext
-from tartarus.guest.parked import Parked
+from tartarus.guest.channel import GuestChannel, GuestExec, GuestProcess
+from tartarus.guest.command_lines import CONTEXT
+from tartarus.guest.contexts import CodeContext, ContextProcess
+from tartarus.guest.parked import HandedOver, Parked, park
 from tartarus.model.errors import (
     ContextNotFound,
     GuestFailed,
@@ -28,6 +29,7 @@ from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
+from tartarus.node.parking import parking_of
 from tartarus.runtimes.base import Guest, Places, command_environment
 from tartarus.store.sandboxes import SandboxStore
 
@@ -191,10 +193,29 @@ class Sandbox:
     async def open_context(self) -> str:
         """Start a stateful code context and return its id."""
         self._require(State.RUNNING, "open a code context in")
-        spec = ExecSpec(argv=("tartarus-context",), stdin=True)
+        request = self._guest_exec(ExecSpec(argv=(CONTEXT,), stdin=True), once=False)
         context_id = new_id("ctx")
-        self._contexts[context_id] = CodeContext(self.guest.channel.exec(self._guest_exec(spec, once=False)))
+        warm_up = self.template.warm_up
+        process: ContextProcess
+        if warm_up is None or warm_up.is_cloned:
+            process = self.guest.channel.exec(request)
+        else:
+            process = await self._cells_of_parked(request)
+        self._contexts[context_id] = CodeContext(
+            process, interrupted_by_host=warm_up is not None and warm_up.kind == "r"
+        )
         return context_id
+
+    async def _cells_of_parked(self, request: GuestExec) -> HandedOver:
+        """A context in the interpreter that is parked here, or in one that is parked for it now."""
+        taken = None if self._parked is None else self._parked.offer(request, _no_cold_cells)
+        if taken is None:
+            parking = parking_of(self.template, self._places, self.record.isolation)
+            parking = msgspec.structs.replace(parking, env=request.env, cwd=request.cwd, cells=True)
+            taken = (await park(self.guest.channel, parking)).offer(request, _no_cold_cells)
+        if taken is None:
+            raise GuestFailed("the interpreter ended before its first cell")
+        return taken
 
     def context(self, context_id: str) -> CodeContext:
         """A context that `open_context` made."""
@@ -218,13 +239,13 @@ class Sandbox:
 
     def _guest_exec(self, spec: ExecSpec, *, once: bool) -> GuestExec:
         warm_up = self.template.warm_up
-        warm = self.guest.warm and warm_up is not None and spec.argv[0] in (*warm_up.argv0, "tartarus-context")
+        warm = self.guest.warm and warm_up is not None and spec.argv[0] in (*warm_up.argv0, CONTEXT)
         argv = spec.argv
-        if argv[0] == "tartarus-context" and not warm:
-            if warm_up is None or not warm_up.is_cloned:
-                raise GuestFailed(
-                    f"template {self.template.id} runs no code contexts", fix="use a template with Python"
-                )
+        if argv[0] == CONTEXT and warm_up is None:
+            raise GuestFailed(
+                f"template {self.template.id} runs no code contexts", fix="use a template with a warm interpreter"
+            )
+        if argv[0] == CONTEXT and not warm and warm_up is not None and warm_up.is_cloned:
             argv = (
                 self._places.localize(warm_up.interpreter),
                 self._places.localize("/opt/tartarus/runner.py"),
@@ -311,6 +332,10 @@ class Sandbox:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _no_cold_cells() -> GuestProcess:
+    raise GuestFailed("the interpreter took no cells", fix="open another context")
 
 
 def outcome(ending: Reason | None, status: ExitStatus | None, oom_kills: int) -> tuple[State, dict[str, Any]]:

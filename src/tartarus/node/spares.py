@@ -15,13 +15,14 @@ from typing import Any
 
 import structlog
 
-from tartarus.guest.parked import Parked, Parking, park
+from tartarus.guest.parked import Parked, park
 from tartarus.model.errors import TartarusError
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import ExecSpec, Isolation, Resources, SandboxSpec
 from tartarus.model.template import Template
+from tartarus.node.parking import parking_of
 from tartarus.node.pool import IDLE_KEPT_S, KEEP_FREE_FRACTION, SnapshotPool
-from tartarus.runtimes.base import Guest, GuestRequest, RootFs, Runtime, command_environment
+from tartarus.runtimes.base import Guest, GuestRequest, RootFs, Runtime
 
 _log = structlog.get_logger("tartarus.node.spares")
 MOST = 16
@@ -245,7 +246,7 @@ class SparePool:
         try:
             async with asyncio.timeout(_READY_S):
                 await guest.ready()
-            parked = await park(guest.channel, _parking(rootfs, runtime, isolation, spare_id))
+            parked = await park(guest.channel, parking_of(rootfs.template, runtime.places(rootfs, spare_id), isolation))
         except BaseException:
             await asyncio.shield(self._destroy(spare_id, guest))
             raise
@@ -309,16 +310,3 @@ def could_serve(template: Template, spec: SandboxSpec) -> bool:
         cols=command.cols, timeout_s=command.timeout_s,
     )  # fmt: skip
     return command == plain_command and command.argv[0] == warm_up.argv0[0]
-
-
-def _parking(rootfs: RootFs, runtime: Runtime, isolation: Isolation, spare_id: str) -> Parking:
-    warm_up = rootfs.template.warm_up
-    assert warm_up is not None
-    assert warm_up.kind != "python"
-    places = runtime.places(rootfs, spare_id)
-    return Parking(
-        kind=warm_up.kind, command=warm_up.argv0[0], imports=warm_up.imports, script=warm_up.script,
-        env=command_environment(rootfs.template, places), cwd=places.workdir,
-        # Memory at either level's disposal; a template's own root need not have /tmp.
-        scratch=f"{places.home}/tmp" if isolation is Isolation.PROCESS else "/dev/shm",  # noqa: S108 - the guest's
-    )  # fmt: skip
