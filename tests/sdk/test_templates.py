@@ -217,6 +217,24 @@ def test_where_a_yamls_base_leads(tmp_path):
         plan("python:3.11", network="host")
 
 
+@pytest.mark.parametrize("key", ["base_image", "dockerfile"])
+@pytest.mark.parametrize("path", ["/etc", "../secret", "./link", "./link/x", "./down/../../secret"])
+def test_somebody_elses_yaml_sends_nothing_from_outside_its_directory(tmp_path, key, path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "theirs" / "down").mkdir(parents=True)
+    (tmp_path / "theirs" / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "theirs" / "a.yaml").write_text(f"id: a\n{key}: {path}\n")
+    with pytest.raises(InvalidRequest, match="is not below the file's own directory"):
+        plan(str(tmp_path / "theirs" / "a.yaml"))
+
+
+def test_a_caller_may_close_the_network_that_a_yaml_opens(tmp_path):
+    (tmp_path / "a.yaml").write_text("id: a\nnetwork: open\n")
+    assert plan(str(tmp_path / "a.yaml")).request().network is BuildNetwork.OPEN
+    request = plan(str(tmp_path / "a.yaml"), network="none").request()
+    assert (request.network, request.definition.network) == (BuildNetwork.NONE, BuildNetwork.NONE)
+
+
 @pytest.mark.parametrize(
     ("reference", "name"),
     [

@@ -56,8 +56,10 @@ class Plan(NamedTuple):
             source = msgspec.structs.replace(source, upload=upload)
         elif isinstance(source, DockerfileSource):
             source = msgspec.structs.replace(source, context=upload)
+        # One word for both: a caller who says `none` closes what a YAML would open.
+        definition = msgspec.structs.replace(self.definition, network=self.network)
         return CreateTemplate(
-            name=self.name, source=source, definition=self.definition, network=self.network,
+            name=self.name, source=source, definition=definition, network=self.network,
             ca_bundle=self.ca_bundle, replace=self.replace,
         )  # fmt: skip
 
@@ -92,10 +94,10 @@ def plan(
         beside = os.path.dirname(os.path.abspath(base))
         inner = definition.dockerfile or definition.base_image
         if definition.dockerfile:
-            inner = os.path.join(beside, inner)
+            inner = _below(beside, inner, base)
             context = beside if context is None else context
         elif _is_path(inner):
-            inner = os.path.join(beside, inner)
+            inner = _below(beside, inner, base)
         if is_yaml(inner):
             raise InvalidRequest(f"{base} stands on another YAML file", fix="build that first, and name its template")
         return plan(
@@ -206,6 +208,21 @@ def _has_dockerfile(directory: str) -> bool:
     return os.path.isfile(os.path.join(directory, "Dockerfile")) and not os.path.exists(
         os.path.join(directory, "oci-layout")
     )
+
+
+def _below(directory: str, path: str, file: str) -> str:
+    """A path that a YAML file names, below its own directory.
+
+    Whoever builds somebody else's YAML must not find files of their own in a sandbox with somebody else's code.
+    """
+    found = os.path.join(directory, path)
+    top = os.path.realpath(directory)
+    if os.path.commonpath([top, os.path.realpath(found)]) != top:
+        raise InvalidRequest(
+            f"{file}: {path} is not below the file's own directory",
+            fix="move it there, or give it on the command line: tartarus init template --from PATH",
+        )
+    return found
 
 
 def _is_path(base: str) -> bool:
