@@ -104,7 +104,7 @@ class Library:
         self._store = store
         self._pool = pool
         self._offers = offers
-        self.uploads = Uploads(settings.cache_dir / "uploads")
+        self.uploads = Uploads(settings.cache_dir / "uploads", most_bytes=settings.upload_bytes)
         self._tools = Tools(settings, store, levels, offers, self.uploads)
         prover = Prover(levels, pool, offers)
         scanner = Scanner(settings, self.uploads, lambda: offers.uid_base)
