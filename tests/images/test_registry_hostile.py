@@ -281,6 +281,25 @@ async def test_headers_without_end_are_cut_off(blobs: BlobStore) -> None:
         await pull_from(server, blobs)
 
 
+async def test_a_drip_is_no_transfer(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(request: Request) -> Answer | None:
+        if is_blob(request, BIG):
+            return Shelf(MADE).route(request)._replace(pause_s=0.05)
+        return None
+
+    monkeypatch.setattr("tartarus.images.registry.client.ANSWER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("tartarus.images.registry.client._SLOWEST_BYTES_PER_S", 2**40)
+    with serving(spoil) as server, pytest.raises(RegistryFailed, match=r"too slowly|too long"):
+        await pull_from(server, blobs, RegistrySettings(attempts=1))
+
+
+async def test_neither_is_a_manifest_that_drips(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tartarus.images.registry.answers.ANSWER_TIMEOUT_S", 0.05)
+    drip = Answer(200, b" " * 2**20, {"Content-Type": OCI_MANIFEST}, pause_s=0.03)
+    with serving(lambda _: drip) as server, pytest.raises(RegistryFailed, match="too slowly"):
+        await pull_from(server, blobs)
+
+
 # Redirects.
 
 

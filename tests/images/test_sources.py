@@ -293,6 +293,12 @@ async def test_devices_and_other_file_systems_are_left_out(blobs: BlobStore, tmp
     assert not (tree / "null").exists()
 
 
+async def test_a_name_that_means_a_deletion_is_refused(blobs: BlobStore, tmp_path: Path) -> None:
+    (make_root(tmp_path / "root") / "usr" / ".wh.bin").touch()
+    with pytest.raises(ImageRefused, match="marks a deletion"):
+        await load(tmp_path / "root", blobs, platform=AMD64)
+
+
 async def test_a_directory_over_the_limits_is_refused(blobs: BlobStore, tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     with open(root / "huge", "wb") as file:

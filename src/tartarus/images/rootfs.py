@@ -15,6 +15,7 @@ _BLOCK = 512
 _MAX_ENTRIES = 1_000_000
 # What the unpacker takes too, so that a directory is refused before it is copied.
 _MAX_DEPTH = 200
+_WHITEOUT = ".wh."
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -46,6 +47,10 @@ class _Packer:
             self._entry(fd, name, f"{path}{name}", depth)
 
     def _entry(self, parent: int, name: str, path: str, depth: int) -> None:
+        if name.startswith(_WHITEOUT):
+            raise ImageRefused(
+                f"{path[:200]!a} can't be in an image", why="in a layer's archive that name marks a deletion"
+            )
         try:
             status = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if stat.S_ISLNK(status.st_mode):
