@@ -21,7 +21,6 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
     path.write_text(
         """
         proxy = "http://proxy.example:3128"
-        docker_config = "/root/.docker/config.json"
         max_image = "5GiB"
         parallel = 8
         [registry."docker.io"]
@@ -32,7 +31,6 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
     )
     assert read_settings(path) == RegistrySettings(
         proxy="http://proxy.example:3128",
-        docker_config=Path("/root/.docker/config.json"),
         max_image_bytes=5 * 1024**3,
         parallel=8,
         mirrors={"docker.io": ("mirror.example:5000/hub", "127.0.0.1:5000"), "registry.example:8443": ()},
@@ -53,7 +51,7 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
         ('[registry."https://docker.io"]\n', "URL"),
         ('[registry."index.docker.io"]\n', "not a registry's name"),
         ('[registry."a.b"]\nca_file = "ca.pem"', "not an absolute path"),
-        ('docker_config = "~/x"', "not an absolute path"),
+        ('docker_config = "/root/.docker/config.json"', "unknown field `docker_config`"),
         ('proxy = "proxy:3128"', "not an HTTP proxy"),
         ("parallel = 0", "use 1 to 32"),
         ('max_image = "much"', "not a size"),

@@ -17,7 +17,7 @@ from tartarus.images.entries import write_tree
 from tartarus.images.oci import Descriptor, Image, ImageConfig, host_platform
 from tartarus.images.paths import VENV
 from tartarus.images.reference import Reference
-from tartarus.images.registry import BlobProgress, Credentials, RegistrySettings, pull, push
+from tartarus.images.registry import BlobProgress, Credentials, RegistrySettings, pull, push, read_settings
 from tartarus.images.stackview import StackView
 from tartarus.images.stored import blobs_of, store_image, stored_image
 from tartarus.images.systemlayer import system_entries
@@ -115,7 +115,7 @@ class Stacks:
         reference = Reference.parse(name)
         tell(StepProgress(step=Part.PULL, state=StepState.STARTED, text=str(reference)))
         blobs = await asyncio.to_thread(self.blobs, tenant)
-        settings = _registries(logins)
+        settings = self._registries(logins)
         image = await pull(reference, blobs, settings, _moving(tell, Part.PULL))
         await asyncio.to_thread(blobs.hold, holder, blobs_of(image))
         tell(StepProgress(step=Part.PULL, state=StepState.DONE, text="Pulled image"))
@@ -200,7 +200,7 @@ class Stacks:
         blobs = await asyncio.to_thread(self.blobs, record.tenant)
         tell(StepProgress(step=Part.PUSH, state=StepState.STARTED, text=str(reference)))
         image = await self._image(record, blobs)
-        settings = _registries(request.credentials)
+        settings = self._registries(request.credentials)
         digest = await push(image, reference, blobs, settings, _moving(tell, Part.PUSH))
         tell(StepProgress(step=Part.PUSH, state=StepState.DONE, text="Pushed image"))
         tell(Pushed(reference=str(reference), digest=digest))
@@ -222,6 +222,14 @@ class Stacks:
         layers, diff_ids = tuple(layer for layer, _ in packed), tuple(diff_id for _, diff_id in packed)
         return await store_image(blobs, config, layers, diff_ids, host_platform())
 
+    def _registries(self, logins: tuple[Login, ...]) -> RegistrySettings:
+        """What the administrator says, read anew each time, and the request's logins."""
+        said = read_settings(self._settings.state_dir / "registries.toml")
+        credentials = {
+            login.registry: Credentials(login.username, login.password, identity_token=login.token) for login in logins
+        }
+        return msgspec.structs.replace(said, credentials=credentials)
+
     async def _packed(self, layer: Path, blobs: BlobStore) -> tuple[Descriptor, str]:
         """A layer directory as a blob: its descriptor and diff id."""
         with tempfile.TemporaryFile(dir=self._settings.cache_dir) as file:
@@ -229,14 +237,6 @@ class Stacks:
             descriptor = Descriptor(media_type=packed.media_type, digest=packed.digest, size=packed.size)
             await blobs.ingest(descriptor, lambda offset: _pieces(file, offset))
         return descriptor, packed.diff_id
-
-
-def _registries(logins: tuple[Login, ...]) -> RegistrySettings:
-    return RegistrySettings(
-        credentials={
-            login.registry: Credentials(login.username, login.password, identity_token=login.token) for login in logins
-        }
-    )
 
 
 async def _pieces(file: BinaryIO, offset: int) -> AsyncGenerator[bytes, None]:

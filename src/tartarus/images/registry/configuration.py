@@ -37,7 +37,6 @@ class _Registry(msgspec.Struct, forbid_unknown_fields=True):
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     proxy: str = ""
-    docker_config: str = ""
     max_image: str | int = MAX_IMAGE_BYTES
     parallel: int = 4
     registry: dict[str, _Registry] = {}
@@ -80,7 +79,6 @@ def _settings(said: _File) -> RegistrySettings:
     return RegistrySettings(
         mirrors=mirrors,
         ca_files=ca_files,
-        docker_config=_absolute(said.docker_config, "docker_config") if said.docker_config else None,
         proxy=said.proxy,
         parallel=said.parallel,
         max_image_bytes=parse_size(said.max_image),
