@@ -17,6 +17,7 @@ from tartarus.node.proving import Prover
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.scanning import Scanner
 from tartarus.node.snapshots import SnapshotService
+from tartarus.node.spares import SparePool
 from tartarus.node.templates import TemplateService
 from tartarus.node.uploads import Uploads
 from tartarus.runtimes.trees import remove_tree
@@ -98,6 +99,7 @@ class Library:
         levels: Levels,
         pool: SnapshotPool,
         offers: Offers,
+        spares: SparePool,
         live: Callable[[str, str], Sandbox],
     ) -> None:
         self._tenants = settings.cache_dir / "tenants"
@@ -106,7 +108,7 @@ class Library:
         self._offers = offers
         self.uploads = Uploads(settings.cache_dir / "uploads", most_bytes=settings.upload_bytes)
         self._tools = Tools(settings, store, levels, offers, self.uploads)
-        prover = Prover(levels, pool, offers)
+        prover = Prover(levels, pool, offers, spares)
         scanner = Scanner(settings, self.uploads, lambda: offers.uid_base)
         self.templates = TemplateService(store, offers, self._tools, prover, scanner)
         self.snapshots = SnapshotService(store, offers, prover, live)

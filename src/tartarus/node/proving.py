@@ -14,6 +14,7 @@ from tartarus.model.sandbox import Isolation
 from tartarus.node.levels import Levels
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.pool import SnapshotPool
+from tartarus.node.spares import SparePool
 from tartarus.runtimes.base import GuestRequest, RootFs, base_environment
 
 _CHECK_TIMEOUT_S = 60.0
@@ -31,10 +32,11 @@ class Proof(msgspec.Struct, frozen=True):
 class Prover:
     """Starts templates, and lets go of those that are gone."""
 
-    def __init__(self, levels: Levels, pool: SnapshotPool, offers: Offers) -> None:
+    def __init__(self, levels: Levels, pool: SnapshotPool, offers: Offers, spares: SparePool) -> None:
         self._levels = levels
         self._pool = pool
         self._offers = offers
+        self._spares = spares
         self.one_at_a_time = asyncio.Lock()
 
     async def prove(self, tenant: str, offer: Offer, check: tuple[str, ...]) -> Proof:
@@ -50,15 +52,14 @@ class Prover:
         warm = warm_up is not None and warm_up.is_cloned
         try:
             await self._pool.renew(rootfs, level, warm=warm)
+            await self._spares.renew(rootfs, level)
         except BaseException:
             self._offers.forget(tenant, offer)
             raise
         took = round((time.perf_counter() - began) * 1e3, 1)
-        if warm_up is not None and not warm:
-            await self._check(rootfs, level, (warm_up.argv0[0], "-e", "0"))
         if check:
             await self._check(rootfs, level, check)
-        return Proof(time.time(), took) if warm else Proof()
+        return Proof(time.time(), took) if warm_up is not None else Proof()
 
     async def _check(self, rootfs: RootFs, level: Isolation, check: tuple[str, ...]) -> None:
         """Run the template's own check in a sandbox of it; it must exit with 0."""
@@ -98,3 +99,4 @@ class Prover:
         """The offer is gone: its interpreter ends now, its nursery with the last sandbox of it."""
         self._offers.forget(tenant, offer)
         self._pool.retire(f"{tenant}:{offer.key}")
+        self._spares.relieve()

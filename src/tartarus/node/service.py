@@ -59,7 +59,7 @@ class Node:
         self._starting: set[str] = set()
         self._creating: set[asyncio.Task[Sandbox]] = set()
         self._offers = Offers(settings, store, self._levels)
-        self.library = Library(settings, store, self._levels, self._pool, self._offers, self.live)
+        self.library = Library(settings, store, self._levels, self._pool, self._offers, self._spares, self.live)
         self._background: asyncio.Task[None] | None = None
         self._stopping = False
 

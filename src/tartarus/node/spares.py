@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from tartarus.guest.parked import Parked, park
-from tartarus.model.errors import TartarusError
+from tartarus.model.errors import GuestFailed, TartarusError
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import ExecSpec, Isolation, Resources, SandboxSpec
 from tartarus.model.template import Template
@@ -244,8 +244,11 @@ class SparePool:
             self._ids.discard(spare_id)
             raise
         try:
-            async with asyncio.timeout(_READY_S):
-                await guest.ready()
+            try:
+                async with asyncio.timeout(_READY_S):
+                    await guest.ready()
+            except TimeoutError:
+                raise GuestFailed(f"a spare sandbox did not start within {_READY_S:g} s") from None
             parked = await park(guest.channel, parking_of(rootfs.template, runtime.places(rootfs, spare_id), isolation))
         except BaseException:
             await asyncio.shield(self._destroy(spare_id, guest))
