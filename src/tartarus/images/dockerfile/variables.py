@@ -43,11 +43,16 @@ def check_build_args(dockerfile: Dockerfile, given: Mapping[str, str]) -> None:
         if name not in declared and name not in PROXIES:
             raise InvalidRequest(
                 f"no ARG in the Dockerfile takes the build argument {name[:100]!r}",
-                why=f"declared are: {', '.join(sorted(declared)) or 'none'}",
+                why=f"declared are: {_listed(declared)}",
                 fix=f"add 'ARG {name[:100]}' to the stage that uses it, or leave it out",
             )
         if len(value) > MAX_VALUE or "\0" in value or not _is_text(value):
             raise InvalidRequest(f"the build argument {name!r} can't be a variable", why="too long, or no text")
+
+
+def _listed(names: set[str]) -> str:
+    shown = [name[:100] for name in sorted(names)[:20]]
+    return ", ".join([*shown, *(["…"] if len(names) > len(shown) else [])]) or "none"
 
 
 def _is_text(value: str) -> bool:
