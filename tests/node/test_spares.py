@@ -76,14 +76,15 @@ def _spec(template: str = "js", isolation: Isolation = Isolation.CONTAINER, *arg
     return SandboxSpec(template=template, isolation=isolation, command=ExecSpec(argv=argv or command), **how)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("template", "isolation"),
-    [
-        ("js", Isolation.CONTAINER),
-        ("js", Isolation.PROCESS),
-        pytest.param("r-plain", Isolation.CONTAINER, marks=pytest.mark.needs("r")),
-    ],
-)
+LEVELS = [
+    ("js", Isolation.CONTAINER),
+    ("js", Isolation.PROCESS),
+    # At process level R finds no directory for its temporary files, and does not start.
+    pytest.param("r-plain", Isolation.CONTAINER, marks=pytest.mark.needs("r")),
+]
+
+
+@pytest.mark.parametrize(("template", "isolation"), LEVELS)
 async def test_the_second_sandbox_starts_warm_in_a_spare(
     node: Node, store: SandboxStore, isolation: Isolation, template: str
 ) -> None:
@@ -285,9 +286,10 @@ def _tree(pid: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("template", ["js", pytest.param("r-plain", marks=pytest.mark.needs("r"))])
-async def test_code_contexts(node: Node, template: str) -> None:
-    sandbox = await node.create(TENANT, SandboxSpec(template=template, isolation=Isolation.CONTAINER))
+
+@pytest.mark.parametrize(("template", "isolation"), LEVELS)
+async def test_code_contexts(node: Node, template: str, isolation: Isolation) -> None:
+    sandbox = await node.create(TENANT, SandboxSpec(template=template, isolation=isolation))
     opened = [await sandbox.open_context() for _ in range(2)]
     for value, context_id in enumerate(opened):
         code = f"x = {value}" if template == "js" else f"x <- {value}"
@@ -297,7 +299,8 @@ async def test_code_contexts(node: Node, template: str) -> None:
         events = [event async for event in sandbox.context(context_id).run("x")]
         assert events[0] == CellResult({"text/plain": str(value) if template == "js" else f"[1] {value}"}, is_main=True)
         await sandbox.close_context(context_id)
-    assert await sandbox.files.list("/dev/shm") == []
+    if isolation is Isolation.CONTAINER:
+        assert await sandbox.files.list("/dev/shm") == []
     await sandbox.kill()
 
 

@@ -177,13 +177,20 @@ const SHARED = 'Symbol.for("tartarus")';
 // evaluated as node's own debugger console does it: names may be declared again, `await` works at the top.
 class Context {
   constructor() {
-    // Out of the way of user code, which knows descriptors 0 to 2. What child processes print goes where nobody reads.
-    this.commands = fs.openSync('/proc/self/fd/0', 'r');
-    this.events = fs.openSync('/proc/self/fd/1', 'w');
-    fs.closeSync(0);
-    fs.openSync('/dev/null', 'r');
-    fs.closeSync(1);
-    fs.openSync('/proc/self/fd/2', 'w');
+    this.commands = 0;
+    this.events = 1;
+    try {
+      // Out of the way of user code, which knows descriptors 0 to 2. What child processes print goes nowhere.
+      this.events = fs.openSync('/proc/self/fd/1', 'w');
+      this.commands = fs.openSync('/proc/self/fd/0', 'r');
+      fs.closeSync(0);
+      fs.openSync('/dev/null', 'r');
+      fs.closeSync(1);
+      fs.openSync('/proc/self/fd/2', 'w');
+    } catch (error) {
+      // At process level there is no /proc/self: a child that prints to our output ends the context.
+      if (this.events !== 1) throw error;
+    }
     this.id = null;
     this.count = 0;
     this.interrupt = null;
