@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+from tests.escape.images.archives import END, blob
 from tests.escape.images.ground import UID_BASE, holders
 
+from tartarus.images.store import LayerStore
 from tartarus.images.unpack import idmap, jailed
+from tartarus.images.unpack.capture import copy_tree, pack_layer
 from tartarus.images.unpack.jailed import JailPlace, run_jailed
+from tartarus.images.unpack.layers import _COUNTS, layer_name, unpack_layer
 from tartarus.images.unpack.limits import Limits
 from tartarus.model.errors import ImageRefused, IsolationUnavailable, TemplateFailed
 
 pytestmark = pytest.mark.anyio
 
 
-async def said(program: str, monkeypatch: pytest.MonkeyPatch, limits: Limits | None = None) -> object:
-    """What comes of a child that runs this program instead of ours."""
+def instead(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every child runs this program instead of ours."""
     argv = [sys.executable, "-I", "-S", "-c", f"import os, sys, time\n{program}"]
     monkeypatch.setattr(jailed, "_command", lambda: argv)
+
+
+async def said(program: str, monkeypatch: pytest.MonkeyPatch, limits: Limits | None = None) -> object:
+    """What comes of a child that runs this program instead of ours."""
+    instead(program, monkeypatch)
     return await run_jailed("unpack", "the layer", [], UID_BASE, limits or Limits())
 
 
@@ -37,6 +47,9 @@ async def said(program: str, monkeypatch: pytest.MonkeyPatch, limits: Limits | N
         'os.write(1, b\'{"type":"done","facts":{"a":[1]}}\\n\')',
         'os.write(1, b\'{"type":"progress","bytes":"many"}\\n\')',
         'os.write(1, b\'{"type":"done","facts":{},"more":1}\\n\')',
+        'os.write(1, b\'{"type":"progress","bytes":-1}\\n\')',
+        'os.write(1, b\'{"type":"progress","bytes":8388608}\\n\' * 2)',
+        'os.write(1, b\'{"type":"progress","bytes":99999999999999}\\n\')',
         "os.write(1, b'\\xff\\xfe\\n')",
         "os.write(2, b'x' * 300000)",
         "os.close(0); os.close(1)",
@@ -82,3 +95,39 @@ async def test_failures_have_their_names(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_a_place_that_is_not_there_is_an_error() -> None:
     with pytest.raises(IsolationUnavailable, match="open_tree"):
         await run_jailed("digest", "x", [JailPlace("/nowhere/at/all", "/target")], UID_BASE, Limits(), times=False)
+
+
+_LIES = [
+    {},
+    {"digest": "sha256:../../../etc"},
+    {"digest": 7},
+    {"digest": "sha256:" + "0" * 64, "bytes": "many", "entries": 1},
+    {"digest": "sha256:" + "0" * 64, "bytes": -1, "entries": 1},
+]
+
+
+@pytest.mark.parametrize("facts", _LIES)
+async def test_facts_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: dict[str, object]) -> None:
+    answer = json.dumps({"type": "done", "facts": facts}) + "\n"
+    instead(f"os.write(1, {answer.encode()!r})", monkeypatch)
+    store = LayerStore(tmp_path / "store")
+    with pytest.raises(ImageRefused, match="nonsense"):
+        await copy_tree(store, tmp_path, UID_BASE)
+    layer = blob(END)
+    (tmp_path / "blob").write_bytes(layer.data)
+    with pytest.raises(ImageRefused, match="nonsense"):
+        await unpack_layer(store, tmp_path / "blob", layer.descriptor, layer.diff_id, UID_BASE)
+    with pytest.raises(ImageRefused, match="nonsense"), (tmp_path / "out").open("wb") as out:
+        await pack_layer(tmp_path, UID_BASE, out.fileno())
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+async def test_a_layers_record_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = dict.fromkeys(_COUNTS, 1) | {"diff_id": "another", "blob": "another", "more": "x"}
+    answer = json.dumps({"type": "done", "facts": facts}) + "\n"
+    instead(f"os.write(1, {answer.encode()!r})", monkeypatch)
+    store, layer = LayerStore(tmp_path / "store"), blob(END)
+    (tmp_path / "blob").write_bytes(layer.data)
+    await unpack_layer(store, tmp_path / "blob", layer.descriptor, layer.diff_id, UID_BASE)
+    record = store.manifest(layer_name(layer.descriptor, layer.diff_id, UID_BASE))
+    assert record == dict.fromkeys(_COUNTS, 1) | {"diff_id": layer.diff_id, "blob": layer.descriptor.digest}

@@ -19,6 +19,7 @@ from tests.escape.images.ground import UID_BASE, holders, kinds
 from tartarus.images.store import LayerStore
 from tartarus.images.unpack.layers import layer_name, unpack_layer, unpack_layers
 from tartarus.images.unpack.limits import Limits
+from tartarus.images.unpack.removal import remover
 from tartarus.model.errors import ImageRefused, NoSpace
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs("user-namespaces")]
@@ -174,6 +175,22 @@ async def test_whatever_is_killed_nothing_is_half_done(tmp_path: Path, victim: s
     assert [path.name for path in (tmp_path / "store").iterdir() if path.name.startswith(".")] == []
     tree = await unpack_layer(store, tmp_path / "blob", layer.descriptor, layer.diff_id, UID_BASE)
     assert (tree / "big").stat().st_size == 96 << 20
+
+
+@pytest.mark.needs("root")
+async def test_a_layer_is_removed_by_those_who_own_it(tmp_path: Path) -> None:
+    assert UID_BASE is not None
+    ground = tmp_path / "store"
+    await unpack(tmp_path, blob(file(b"d/a", uid=7) + directory(b"d", 0o500, uid=7) + END), LayerStore(ground))
+    (layer,) = ground.iterdir()
+    (tmp_path / "bait").write_text("untouched")
+    (layer / "tree" / "link").symlink_to(tmp_path)
+    assert not remover(None)(layer), "who does not own it can't"
+    os.chown(layer, UID_BASE, UID_BASE)
+    assert remover(UID_BASE)(layer)
+    assert list(ground.iterdir()) == []
+    assert (tmp_path / "bait").read_text() == "untouched"
+    assert remover(UID_BASE)(layer), "what is not there is gone"
 
 
 _WRITERS = {

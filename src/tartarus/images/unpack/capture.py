@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from tartarus.images.store import LayerStore
-from tartarus.images.unpack.jailed import Facts, JailPlace, run_jailed
+from tartarus.images.unpack.jailed import JailPlace, count_of, digest_of, run_jailed
 from tartarus.images.unpack.layers import own
 from tartarus.images.unpack.limits import Limits
 from tartarus.model.errors import TemplateFailed
@@ -42,7 +42,7 @@ async def digest_tree(path: Path, uid_base: int | None, limits: Limits | None = 
     facts = await run_jailed(
         "digest", str(path.name), [JailPlace(str(path), "/target")], uid_base, limits or Limits(), times=times
     )
-    return str(facts["digest"])
+    return digest_of(facts, "digest")
 
 
 async def copy_tree(
@@ -73,7 +73,7 @@ async def _copy(
 ) -> Captured:
     fds = {"source": source}
     seen = await run_jailed("digest", "the sandbox's changes", [], uid_base, limits, fds=fds, times=times)
-    digest = str(seen["digest"])
+    digest = digest_of(seen, "digest")
     name = f"{kind}-{digest.removeprefix('sha256:')[:32]}-{'own' if uid_base is None else uid_base}"
 
     async def build(tree: Path, lock: int) -> dict[str, object]:
@@ -86,10 +86,10 @@ async def _copy(
             raise TemplateFailed(
                 "can't capture the sandbox's changes", why="they changed meanwhile", fix="pause the sandbox first"
             )
-        return dict(facts)
+        return {"digest": digest} | {name: count_of(facts, name) for name in ("entries", "bytes", "sockets_left_out")}
 
     path = await store.get(name, build)
-    return Captured(path, name, digest, _count(seen, "bytes"), _count(seen, "entries"))
+    return Captured(path, name, digest, count_of(seen, "bytes"), count_of(seen, "entries"))
 
 
 async def pack_layer(
@@ -109,8 +109,4 @@ async def pack_layer(
         compressed=compressed,
     )
     media_type = "application/vnd.oci.image.layer.v1.tar" + ("+gzip" if compressed else "")
-    return Packed(str(facts["diff_id"]), str(facts["blob"]), _count(facts, "size"), media_type)
-
-
-def _count(facts: Facts, name: str) -> int:
-    return int(facts[name])
+    return Packed(digest_of(facts, "diff_id"), digest_of(facts, "blob"), count_of(facts, "size"), media_type)

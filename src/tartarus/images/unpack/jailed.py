@@ -12,6 +12,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 import msgspec
 
 from tartarus.images.unpack import idmap
-from tartarus.images.unpack.limits import Limits
+from tartarus.images.unpack.limits import REPORT_EVERY, Limits
 from tartarus.model.errors import ImageRefused, IsolationUnavailable, NoSpace, TartarusError, TemplateFailed
 
 Report = Callable[[int], None]
@@ -38,6 +39,7 @@ sys.path += sys.argv[3:]
 from tartarus.images.unpack.inside.main import main
 main()
 """
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LIBRARIES = ("isal", "zstandard")
 _MOST_LINE = 64 << 10
 _MOST_SAID = 500
@@ -68,7 +70,6 @@ class _Done(msgspec.Struct, tag="done", forbid_unknown_fields=True):
 class _Refused(msgspec.Struct, tag="refused", forbid_unknown_fields=True):
     what: str
     why: str
-    fix: str = ""
 
 
 class _Failed(msgspec.Struct, tag="failed", forbid_unknown_fields=True):
@@ -107,7 +108,7 @@ async def run_jailed(
     """
     told = {
         "job": job,
-        "places": [msgspec.structs.asdict(place) for place in places],
+        "places": [msgspec.structs.asdict(place) | {"path": os.path.abspath(place.path)} for place in places],
         "limits": list(limits),
         "owners": uid_base is not None,
         **(fds or {}),
@@ -128,7 +129,7 @@ async def run_jailed(
     complaints = asyncio.ensure_future(_complaints(process))
     try:
         async with asyncio.timeout(limits.timeout_s):
-            verdict = await _talk(process, told, uid_base, report)
+            verdict = await _talk(process, told, uid_base, report, limits.bytes)
     except TimeoutError:
         raise ImageRefused(f"{what} takes too long", why=f"it was given {limits.timeout_s:g} seconds") from None
     finally:
@@ -143,7 +144,7 @@ def _command() -> list[str]:
 
 
 async def _talk(
-    process: asyncio.subprocess.Process, told: dict[str, Any], uid_base: int | None, report: Report
+    process: asyncio.subprocess.Process, told: dict[str, Any], uid_base: int | None, report: Report, most_bytes: int
 ) -> _Message | None:
     """The child's last word; None when it had none, or said what it has no business to say."""
     assert process.stdin is not None
@@ -152,13 +153,18 @@ async def _talk(
         process.stdin.write(json.dumps(told).encode() + b"\n")
         await process.stdin.drain()
     mapped = False
+    done = 0
     while True:
         try:
             message = _decoder.decode(await process.stdout.readuntil(b"\n"))
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, msgspec.MsgspecError, ConnectionError):
             return None
         if isinstance(message, _Progress):
-            report(message.bytes)
+            # Steps that must grow to an end that was set: no more of them than fit.
+            if not done + REPORT_EVERY <= message.bytes <= most_bytes:
+                return None
+            done = message.bytes
+            report(done)
         elif not isinstance(message, _Map):
             return message
         elif mapped:
@@ -204,6 +210,22 @@ async def _reap(process: asyncio.subprocess.Process, complaints: asyncio.Future[
     await process.wait()
 
 
+def count_of(facts: Facts, name: str) -> int:
+    """A number that a job found out. Raises ImageRefused where it is none: the child is not believed."""
+    value = facts.get(name)
+    if not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise ImageRefused("a layer's facts are nonsense", why=f"its unpacker said {value!a:.80} for {name}")
+    return value
+
+
+def digest_of(facts: Facts, name: str) -> str:
+    """A SHA-256 digest that a job found out. Raises ImageRefused where it is none."""
+    value = facts.get(name)
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise ImageRefused("a layer's facts are nonsense", why=f"its unpacker said {value!a:.80} for {name}")
+    return value
+
+
 def _believed(verdict: _Message | None, what: str, complaint: str) -> Facts:
     if isinstance(verdict, _Done):
         return verdict.facts
@@ -212,8 +234,7 @@ def _believed(verdict: _Message | None, what: str, complaint: str) -> Facts:
 
 def _error(verdict: _Message | None, what: str, complaint: str) -> TartarusError:
     if isinstance(verdict, _Refused):
-        why = f"{_clean(verdict.what)}: {_clean(verdict.why)}"
-        return ImageRefused(f"{what} was refused", why=why, fix=_clean(verdict.fix))
+        return ImageRefused(f"{what} was refused", why=f"{_clean(verdict.what)}: {_clean(verdict.why)}")
     if isinstance(verdict, _Failed):
         return _failed(verdict, what)
     if isinstance(verdict, _Unjailed):

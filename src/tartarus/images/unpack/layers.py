@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tartarus.images.oci import Descriptor
 from tartarus.images.store import LayerStore
-from tartarus.images.unpack.jailed import Facts, JailPlace, run_jailed
+from tartarus.images.unpack.jailed import JailPlace, count_of, run_jailed
 from tartarus.images.unpack.limits import Limits
 from tartarus.model.errors import ImageRefused
 
@@ -32,6 +32,11 @@ MEDIA_TYPES = frozenset(
 another, and the digest of the content is checked whichever it is."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _FORMAT = 1
+# What is kept of what the child says: see `inside.extract.Facts`.
+_COUNTS = (
+    "archive_bytes", "bytes", "entries", "whiteouts", "opaque_root", "implied_directories", "devices_left_out",
+    "attributes_left_out", "nobodys",
+)  # fmt: skip
 _AT_ONCE = 2
 
 
@@ -79,7 +84,8 @@ async def unpack_layer(
             )
         finally:
             os.close(file)
-        return {"diff_id": diff_id, "blob": descriptor.digest, **facts}
+        counts = {name: count_of(facts, name) for name in _COUNTS}
+        return {"diff_id": diff_id, "blob": descriptor.digest, **counts}
 
     return await store.get(layer_name(descriptor, diff_id, uid_base), build)
 
@@ -138,9 +144,3 @@ def _open_blob(blob: Path, descriptor: Descriptor) -> int:
             f"layer {descriptor.digest} was refused", why=f"it has {size} bytes and should have {descriptor.size}"
         )
     return file
-
-
-def opaque_root(store: LayerStore, name: str) -> bool:
-    """Whether a layer hides everything below it; overlayfs does not ask its roots, so whoever stacks must."""
-    facts: Facts = store.manifest(name)
-    return bool(facts.get("opaque_root"))

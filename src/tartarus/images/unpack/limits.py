@@ -11,6 +11,8 @@ NOBODY = 65534
 MAX_DEPTH = 200
 """Directories are never nested deeper, whatever the limits say: they must be removable by shutil.rmtree, which needs
 a stack frame for each level."""
+REPORT_EVERY = 8 << 20
+"""Progress is reported each time so many more uncompressed bytes are done."""
 
 
 class Limits(NamedTuple):

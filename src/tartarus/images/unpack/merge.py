@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tartarus.images.store import LayerStore
-from tartarus.images.unpack.jailed import JailPlace, run_jailed
+from tartarus.images.unpack.jailed import JailPlace, count_of, run_jailed
 from tartarus.images.unpack.layers import own
 from tartarus.images.unpack.limits import Limits
 from tartarus.model.errors import TemplateFailed
@@ -77,6 +77,6 @@ async def _merge(store: LayerStore, run: list[Path], beneath: list[Path], uid_ba
             beneath=[f"/store/{name}/tree" for name in names[len(run) :]],
             into=f"/store/{tree.parent.name}/tree",
         )
-        return {"merged": names[: len(run)], **facts}
+        return {"merged": names[: len(run)], **{name: count_of(facts, name) for name in ("entries", "bytes")}}
 
     return await store.get(f"merged-{digest[:32]}-{'own' if uid_base is None else uid_base}", build)

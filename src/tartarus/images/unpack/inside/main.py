@@ -35,7 +35,7 @@ def main() -> None:
     try:
         facts = run()
     except Refused as refused:
-        say(type="refused", what=refused.what, why=refused.why, fix=refused.fix)
+        say(type="refused", what=refused.what, why=refused.why)
     except OSError as error:
         say(type="failed", number=error.errno or 0, why=error.strerror or str(error))
     except MemoryError:
@@ -121,11 +121,24 @@ def _expand(job: Facts, limits: Limits) -> Job:
     return lambda: expand.expand(job["blob"], job["out"], limits)
 
 
+def _empty(_job: Facts, _limits: Limits) -> Job:
+    from tartarus.images.unpack.inside import cursor
+
+    def run() -> Facts:
+        target = _open_target()
+        for name in os.listdir(target):
+            cursor.remove(target, (os.fsencode(name),), lambda _parts: None)
+        return {}
+
+    return run
+
+
 _JOBS: dict[str, Callable[[Facts, Limits], Job]] = {
     "unpack": _unpack,
     "digest": _digest,
     "copy": _copy,
     "merge": _merge,
     "pack": _pack,
+    "empty": _empty,
     "expand": _expand,
 }

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 
 class Refused(Exception):
-    """The input is damaged or dishonest: what of it, why that is not accepted, and what to do where that is known."""
+    """The input is damaged or dishonest: what of it, and why that is not accepted."""
 
-    def __init__(self, what: str, why: str, fix: str = "") -> None:
+    def __init__(self, what: str, why: str) -> None:
         super().__init__(what)
         self.what = what
         self.why = why
-        self.fix = fix
 
 
 _LONGEST = 120

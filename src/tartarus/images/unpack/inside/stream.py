@@ -12,7 +12,7 @@ from types import ModuleType
 import zstandard
 
 from tartarus.images.unpack.inside.refusal import Refused
-from tartarus.images.unpack.limits import Limits
+from tartarus.images.unpack.limits import REPORT_EVERY, Limits
 
 isal_zlib: ModuleType | None
 try:
@@ -27,7 +27,6 @@ _GZIP_WBITS = 31
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # What zstd's own program accepts unless told otherwise; a stream may ask for 2 GiB.
 _ZSTD_MOST_WINDOW = 128 << 20
-_REPORT_EVERY = 8 << 20
 
 Chunks = Iterator[bytes]
 
@@ -69,7 +68,7 @@ class Stream:
             raise Refused("the layer is too large when uncompressed", self._why_most)
         self._hash.update(chunk)
         self._rest = memoryview(chunk)
-        if self._seen - self._reported >= _REPORT_EVERY:
+        if self._seen - self._reported >= REPORT_EVERY:
             self._reported = self._seen
             self._report(self._seen)
         return True

@@ -175,7 +175,7 @@ def _hash_zeros(sha256: hashlib._Hash, count: int) -> None:
 
 
 def _changed(entry: Entry) -> Refused:
-    return Refused(f"{entry.path} changed while it was read", "its sandbox was running", "pause the sandbox")
+    return Refused(f"{entry.path} changed while it was read", "its sandbox must be paused meanwhile")
 
 
 class Record:
