@@ -16,7 +16,9 @@ from .parking import both, finish, no_cold, parked, request
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs("node")]
 
+LOOK = "grep -E '^(Sig(Ign|Blk)|Cap|NoNewPrivs|Seccomp|Umask)' /proc/self/status; ulimit -a; ls /proc/self/fd | wc -l"
 SAME = [
+    f'require("child_process").execSync("{LOOK}", {{ stdio: "inherit" }})',
     "console.log(6 * 7)",
     "console.log(process.argv, process.argv0, process.execArgv, process.execPath)",
     "console.log(__filename, __dirname, require.main, process.mainModule, module.paths, module.filename)",

@@ -286,7 +286,6 @@ def _tree(pid: int) -> list[int]:
     return found
 
 
-
 @pytest.mark.parametrize(("template", "isolation"), LEVELS)
 async def test_code_contexts(node: Node, template: str, isolation: Isolation) -> None:
     sandbox = await node.create(TENANT, SandboxSpec(template=template, isolation=isolation))
