@@ -22,7 +22,7 @@ from tartarus.images.unpack.jailed import run_jailed
 from tartarus.images.unpack.limits import Limits
 from tartarus.model.errors import ImageRefused, InvalidRequest
 
-_READ_BYTES = 1024**2
+_READ_BYTES = 4 * 1024**2
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\0": "xz", b"BZh": "bzip2"}
 _OTHERS = {
     b"PK\3\4": "a zip archive", b"\x7fELF": "a program", b"hsqs": "a squashfs image", b"QFI\xfb": "a qcow2 disk image",
@@ -109,7 +109,7 @@ class _Load:
         if image is not None:
             return image
         with self._blobs.draft() as draft:
-            await in_thread(_copy, fd, draft)
+            await _copy(fd, draft)
             return await self._of_layer(await in_thread(draft.commit, OCI_LAYER))
 
     async def _compressed(self, fd: int, name: str) -> Image:
@@ -150,8 +150,9 @@ def _no_image(why: str) -> ImageRefused:
     )
 
 
-def _copy(fd: int, draft: Draft) -> None:
+async def _copy(fd: int, draft: Draft) -> None:
+    """Piece by piece, so that who gives up does not wait for the whole."""
     offset = 0
-    while chunk := os.pread(fd, _READ_BYTES, offset):
-        draft.write(chunk)
+    while chunk := await in_thread(os.pread, fd, _READ_BYTES, offset):
+        await in_thread(draft.write, chunk)
         offset += len(chunk)
