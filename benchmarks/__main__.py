@@ -12,16 +12,18 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks import node_benches, peers
+from benchmarks import image_benches, node_benches, peers
 from benchmarks.measure import Row, machine, table
+
+BENCHES = {**node_benches.BENCHES, "images": image_benches.pull_and_unpack}
 
 
 async def _all(names: list[str], home: Path) -> list[Row]:
     rows: list[Row] = []
-    missing = peers.absent()
+    missing = [*peers.absent(), *image_benches.absent()]
     if missing:
         print(f"not installed here, so absent below: {', '.join(missing)}", file=sys.stderr)
-    for name, bench in node_benches.BENCHES.items():
+    for name, bench in BENCHES.items():
         if names and name not in names:
             continue
         print(f"… {name}", file=sys.stderr, flush=True)
@@ -35,14 +37,18 @@ def run(names: list[str], json_file: Path | None) -> None:
         rows = asyncio.run(_all(names, Path(home)))
     print(table(rows))
     if json_file is not None:
-        document = {"machine": machine(), "absent": peers.absent(), "rows": [row.as_json() for row in rows]}
+        document = {
+            "machine": machine(),
+            "absent": [*peers.absent(), *image_benches.absent()],
+            "rows": [row.as_json() for row in rows],
+        }
         json_file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("bench", nargs="*", help=f"of: {', '.join(node_benches.BENCHES)} (default: all)")
+    parser.add_argument("bench", nargs="*", help=f"of: {', '.join(BENCHES)} (default: all)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))

@@ -118,7 +118,7 @@ class _Run:
         self._request = request
         self._source = source
         self._tell = tell
-        self._network = BuildNetwork.OPEN in {request.network, request.definition.network}
+        self._network = request.network is BuildNetwork.OPEN
         fresh = new_id("cache") if source.no_cache else ""
         self.cache_scope = f"{tenant} {self._network} {request.ca_bundle} {fresh}"
 

@@ -98,12 +98,12 @@ class Scanner:
             "verdict": msgspec.to_builtins(verdict),
         }
 
-    async def sbom(self, rootfs: RootFs, name: str) -> bytes:
+    async def sbom(self, rootfs: RootFs) -> bytes:
         """A template's packages, as a CycloneDX document."""
         from tartarus.images.sbom import cyclonedx
 
         inventory = await asyncio.to_thread(self._inventory, rootfs.layers)
-        return msgspec.json.encode(cyclonedx(inventory, name=name), order="sorted")
+        return msgspec.json.encode(cyclonedx(inventory, name=rootfs.template.id), order="sorted")
 
     def _inventory(self, layers: Sequence[Path]) -> Inventory:
         from tartarus.images.sbom import take_inventory

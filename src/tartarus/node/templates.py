@@ -282,7 +282,7 @@ class TemplateService:
 
     async def sbom(self, tenant: str, name: str) -> bytes:
         """Its packages as a CycloneDX document (JSON)."""
-        return await self._scanner.sbom(await self._layers(tenant, name), name)
+        return await self._scanner.sbom(await self._layers(tenant, name))
 
     async def _layers(self, tenant: str, name: str) -> Any:
         offer = await self._offers.find(tenant, name)
