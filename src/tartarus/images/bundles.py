@@ -129,7 +129,7 @@ class TarBundle:
         try:
             self._list(_FileStream(fd))
         except Refused as refused:
-            raise ImageRefused(f"the archive was refused: {refused.what}", why=refused.why, fix=refused.fix) from None
+            raise ImageRefused(f"the archive was refused: {refused.what}", why=refused.why) from None
 
     def _list(self, stream: _FileStream) -> None:
         for count, member in enumerate(members(stream, _TAR_LIMITS)):
