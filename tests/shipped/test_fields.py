@@ -73,7 +73,7 @@ def build(tartarus, base):
 
 
 def run(tartarus, template: str, *command: str) -> str:
-    return tartarus("run", "--template", template, "--isolation", "container", "--", *command)
+    return str(tartarus("run", "--template", template, "--isolation", "container", "--", *command))
 
 
 def test_all_of_them_are_well_formed():
