@@ -312,3 +312,20 @@ async def test_the_first_context_takes_the_parked_interpreter(node: Node) -> Non
     assert sandbox._parked is not None
     assert not sandbox._parked.waits
     await sandbox.kill()
+
+
+async def test_a_hostile_neighbour_of_the_parked_interpreter_fools_only_itself(node: Node) -> None:
+    await stocked(node)
+    sandbox = await node.create(TENANT, SandboxSpec(template="js", isolation=Isolation.CONTAINER))
+    answer = (
+        "for p in /proc/[0-9]*; do grep -q '[r]unner' $p/cmdline && printf '\\006fooled' > $p/fd/1; done; echo done"
+    )
+    attack = await sandbox.exec(ExecSpec(argv=("/bin/sh", "-c", answer)))
+    assert await attack.read() == (1, b"done\n")
+    assert sandbox._parked is not None
+    async with asyncio.timeout(5):
+        await sandbox._parked.broken()
+    process = await sandbox.exec(ExecSpec(argv=("node", "-p", "6*7")))
+    assert not (await process.started())[1]
+    assert await process.read() == (1, b"42\n")
+    await sandbox.kill()
