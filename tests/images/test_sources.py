@@ -168,17 +168,16 @@ async def test_what_other_tools_write_is_loaded(blobs: BlobStore, tmp_path: Path
 
 
 async def test_a_saved_image_is_loaded(blobs: BlobStore, tmp_path: Path) -> None:
-    archive = pack(tmp_path / "saved.tar", *saved(PLAIN, "app:1"))
+    members = saved(PLAIN, "app:1")
+    archive = pack(tmp_path / "saved.tar", *members)
     image = await load(archive, blobs, platform=AMD64)
     assert image.reference == "docker.io/library/app:1"
     assert image.diff_ids == PLAIN.diff_ids
     assert [layer.digest for layer in image.layers] == list(PLAIN.diff_ids)
     assert image.config_digest == PLAIN.config.digest
     assert is_there(blobs, *PLAIN.blobs)
-    directory = tmp_path / "directory"
-    with tarfile.open(archive) as opened:
-        opened.extractall(directory, filter="data")
-    assert await load(directory, blobs, platform=AMD64) == image
+    spread(tmp_path / "directory", members)
+    assert await load(tmp_path / "directory", blobs, platform=AMD64) == image
 
 
 async def test_a_layer_that_is_a_link_to_another_member(blobs: BlobStore, tmp_path: Path) -> None:
