@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import random
@@ -17,6 +18,7 @@ from tests.escape.images.archives import END, blob, directory, file, gzipped, lo
 from tests.escape.images.ground import SMALL, Ground
 
 from tartarus.images.unpack.inside import pax as records
+from tartarus.images.unpack.inside import stream as stream_module
 from tartarus.images.unpack.inside import tar
 from tartarus.images.unpack.inside.refusal import Refused
 from tartarus.images.unpack.inside.stream import Stream
@@ -128,6 +130,18 @@ def test_what_an_honest_writer_wrote(entries: list[tuple[str, bytes, int, bool]]
             name, body = path.encode(), b"" if link else content
             wanted.append((b"2" if link else b"0", name, path[::-1].encode() if link else b"", mode, body))
     assert read(whole.getvalue()) == (wanted, "")
+
+
+@pytest.mark.parametrize("library", ["isal", "zlib"])
+def test_gzip_is_the_same_with_and_without_isal(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if library == "zlib":
+        monkeypatch.setattr(stream_module, "isal_zlib", None)
+    members = [gzip.compress(_VALID[start : start + 700]) for start in range(0, len(_VALID), 700)]
+    whole = b"".join(members)
+    assert read(whole) == read(_VALID)
+    assert read(gzip.compress(_VALID + bytes(1 << 20), 9)) == read(_VALID)
+    for damaged in (whole[:-1], whole + b"x", whole[:30] + b"\xff" * 200 + whole[230:]):
+        assert read(damaged)[1] != ""
 
 
 @pytest.mark.anyio

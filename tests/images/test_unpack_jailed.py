@@ -76,6 +76,11 @@ async def test_a_child_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pyt
     assert holders(tmp_path) == []
 
 
+async def test_a_flood_of_complaints_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImageRefused, match="takes too long"):
+        await said("while True: os.write(2, b'x' * 65536)", monkeypatch, Limits(timeout_s=1))
+
+
 async def test_words_are_made_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     escape = '{"type":"refused","what":"\\\\u001b[2J\\\\u202e","why":"' + "x" * 3000 + '","fix":"a\\\\nb"}'
     with pytest.raises(ImageRefused) as caught:

@@ -44,6 +44,7 @@ _LIBRARIES = ("isal", "zstandard")
 _MOST_LINE = 64 << 10
 _MOST_SAID = 500
 _MOST_COMPLAINT = 4096
+_FLOOD = 1 << 20
 
 
 class JailPlace(msgspec.Struct, frozen=True):
@@ -178,11 +179,12 @@ async def _talk(
 
 
 async def _complaints(process: asyncio.subprocess.Process) -> str:
-    """The beginning of what it writes to standard error, all of which is read, lest it wait for us."""
+    """The beginning of what it writes to standard error. Much is read, lest it wait for us; a flood is not."""
     assert process.stderr is not None
-    kept = b""
-    while data := await process.stderr.read(_MOST_LINE):
+    kept, count = b"", 0
+    while count < _FLOOD and (data := await process.stderr.read(_MOST_LINE)):
         kept = (kept + data)[:_MOST_COMPLAINT]
+        count += len(data)
     return kept.decode("utf-8", "replace")
 
 
@@ -201,12 +203,14 @@ async def _gone(process: asyncio.subprocess.Process, complaints: asyncio.Future[
 
 async def _reap(process: asyncio.subprocess.Process, complaints: asyncio.Future[str]) -> None:
     assert process.stdout is not None
+    assert process.stderr is not None
     assert process.stdin is not None
     process.stdin.close()
-    # The jailed process is a grandchild: the ends of its pipes say that it is gone.
-    while await process.stdout.read(_MOST_LINE):
-        pass
     await asyncio.wait([complaints])
+    # The jailed process is a grandchild: the ends of its pipes say that it is gone.
+    for stream in (process.stdout, process.stderr):
+        while await stream.read(_MOST_LINE):
+            pass
     await process.wait()
 
 
