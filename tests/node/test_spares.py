@@ -329,3 +329,9 @@ async def test_a_hostile_neighbour_of_the_parked_interpreter_fools_only_itself(n
     assert not (await process.started())[1]
     assert await process.read() == (1, b"42\n")
     await sandbox.kill()
+
+
+async def test_templates_with_the_same_files_have_spares_of_their_own(node: Node) -> None:
+    await stocked(node, "js")
+    await stocked(node, "js-two", count=3)
+    assert sorted(spare.rootfs.template.id for spare in ready(node)) == ["js", "js-two", "js-two"]

@@ -84,7 +84,7 @@ class SparePool:
         self._snapshots = snapshots
         self._meminfo = meminfo
         self._busy = busy
-        self._shelves: dict[tuple[str, Isolation], _Shelf] = {}
+        self._shelves: dict[tuple[str, str, Isolation], _Shelf] = {}
         self._ids: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._making = asyncio.Lock()
@@ -162,7 +162,9 @@ class SparePool:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _shelf(self, rootfs: RootFs, isolation: Isolation) -> _Shelf:
-        shelf = self._shelves.setdefault((rootfs.digest, isolation), _Shelf(rootfs, isolation))
+        # By template too: two of them may have the same files and park different interpreters.
+        key = (rootfs.digest, rootfs.template.id, isolation)
+        shelf = self._shelves.setdefault(key, _Shelf(rootfs, isolation))
         if shelf.rootfs != rootfs:  # the same files, another warm-up or environment
             self._empty(shelf)
             shelf.rootfs, shelf.failures = rootfs, 0
