@@ -117,6 +117,8 @@ class Library:
         """Remove what an earlier daemon left, and warm what users made."""
         await asyncio.to_thread(self.uploads.open)
         await self._tools.clean()
+        for tenant in await asyncio.to_thread(_names, self._tenants):
+            await asyncio.to_thread(self._offers.layers, tenant)  # opening it removes what was half-made
         await self.templates.open()
 
     async def close(self) -> None:
