@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from collections.abc import AsyncIterator
 
+import anyio
 import pytest
 
 from tartarus.model.definition import Definition, TemplateResources
@@ -182,6 +183,16 @@ async def test_the_old_one_serves_until_the_new_one_is_proven(maker):
     process = await live.exec(ExecSpec(argv=("cat", "/srv/which")))
     assert await process.read() == (1, b"one\n")
     await live.kill()
+
+
+async def test_what_stands_on_a_template_follows_it(maker):
+    await maker.build("below", "RUN echo one >/srv/which\n")
+    above = await maker.make("above", TemplateBase(template="below"), definition=Definition(env={"A": "b"}))
+    await maker.build("below", "RUN echo two >/srv/which\n", replace=True)
+    with anyio.fail_after(30):
+        while (await maker.node.library.templates.get(TENANT, "above")).build == above.build:
+            await anyio.sleep(0.02)
+    assert await maker.out("above", "sh", "-c", "cat /srv/which; echo $A") == "two\nb\n"
 
 
 async def test_a_template_over_the_hosts_programs(maker):

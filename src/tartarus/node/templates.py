@@ -131,7 +131,22 @@ class TemplateService:
         record = await self._change(record, **changes)
         if old is not None:
             await self._retire(before)
+            self._spawn(self._follow(record))
         tell(Done(template=record.info))
+
+    async def _follow(self, base: TemplateRecord) -> None:
+        """Make anew what stands on a template that was replaced; each serves as it was until that is proven."""
+        for record in await self._store.list(base.tenant):
+            said = record.details.get("request")
+            if said is None or record.id == base.id or record.status is not TemplateStatus.READY:
+                continue
+            request = msgspec.convert(said, CreateTemplate)
+            if isinstance(request.source, TemplateBase) and request.source.template in {base.name, base.id}:
+                async with self._prover.one_at_a_time:
+                    try:
+                        await self._create(base.tenant, request, record, lambda _event: None)
+                    except TartarusError as error:
+                        _log.warning("not_followed", template=record.name, base=base.name, error=str(error))
 
     async def _failed(
         self, record: TemplateRecord, old: TemplateRecord | None, holder: str, error: BaseException
@@ -171,7 +186,7 @@ class TemplateService:
             "warmed_at": proof.warmed_at,
             "warm_ms": proof.warm_ms,
             "warm_error": proof.warm_error,
-            "details": {**offer.encode(), **stack.details(holder), "scan": findings},
+            "details": {**offer.encode(), **stack.details(holder), "scan": findings, **_repeatable(request)},
         }
 
     async def _offer(self, tenant: str, holder: str, request: CreateTemplate, tell: Tell) -> tuple[Offer, Stack]:
@@ -309,6 +324,11 @@ class TemplateService:
         task = asyncio.create_task(work)
         self._warming.add(task)
         task.add_done_callback(self._warming.discard)
+
+
+def _repeatable(request: CreateTemplate) -> dict[str, Any]:
+    """What it takes to make a template anew when its base changes; of a build or a pull nothing is kept."""
+    return {"request": msgspec.to_builtins(request)} if isinstance(request.source, TemplateBase) else {}
 
 
 @contextlib.asynccontextmanager
