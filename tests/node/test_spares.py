@@ -44,7 +44,7 @@ async def node(node: Node, monkeypatch: pytest.MonkeyPatch) -> Node:
         _template("js-two", spares=2),
         _template("js-none", spares=0),
         _template("js-bad", imports=("no-such-module",)),
-        _template("js-chatty", script="setTimeout(() => {}, 0); process.kill(process.pid, 'SIGKILL')"),
+        _template("js-slow", script="while (true) {}"),
         _template("r-plain"),
     ]
     known = catalogue() | {template.id: template for template in own}
@@ -335,3 +335,13 @@ async def test_templates_with_the_same_files_have_spares_of_their_own(node: Node
     await stocked(node, "js")
     await stocked(node, "js-two", count=3)
     assert sorted(spare.rootfs.template.id for spare in ready(node)) == ["js", "js-two", "js-two"]
+
+
+async def test_a_slow_warm_up_keeps_no_other_template_waiting(node: Node) -> None:
+    await finish(await node.create(TENANT, _spec("js-slow")))
+    async with asyncio.timeout(30):
+        while not any(shelf.filling for shelf in node._spares._shelves.values()):
+            await asyncio.sleep(0.01)
+    spare = await stocked(node)
+    assert spare.rootfs.template.id == "js"
+    assert not ready(node)[1:]

@@ -33,12 +33,13 @@ from tartarus.model.sandbox import ExitStatus
 
 _log = structlog.get_logger("tartarus.guest.parked")
 _ACK, _NAK = b"\x06", b"\x15"
-WARM_UP_S = 300.0
-"""How long a warm-up may take."""
+WARM_UP_S = 120.0
+"""How long a warm-up may take, as with the Python runner."""
 ANSWER_S = 5.0
 """How long a parked interpreter may take to accept a program; it needs a few milliseconds."""
 MAX_REQUEST = 1024 * 1024
 """Bytes of a request; longer ones start cold, as with the Python runner."""
+_MOST_PRINTED = 16 * 1024 * 1024
 _MAX_EARLY = 64 * 1024
 _LAST_WORDS = 2000
 _CELLS = Path(__file__).with_name("cells.R")
@@ -86,6 +87,7 @@ async def park(channel: GuestChannel, parking: Parking, limit_s: float = WARM_UP
         argv = ("/bin/sh", "-c", 'exec "$@" 3>&1 1>&2', "sh", *argv, "--cells")
     process = channel.exec(GuestExec(argv=argv, env=parking.env, cwd=parking.cwd, stdin=True))
     said = bytearray()
+    total = 0
     try:
         async with asyncio.timeout(limit_s):
             await process.started()
@@ -97,6 +99,10 @@ async def park(channel: GuestChannel, parking: Parking, limit_s: float = WARM_UP
                 if piece[0] == 1 and piece[1].endswith(_ACK):
                     return Parked(process, parking)
                 said = (said + piece[1])[-_LAST_WORDS:]
+                total += len(piece[1])
+                if total > _MOST_PRINTED:
+                    process.signal(signal.SIGKILL)
+                    raise TemplateFailed(f"the warm-up printed over {_MOST_PRINTED >> 20} MiB", why=_text(said))
     except TimeoutError:
         process.signal(signal.SIGKILL)
         raise TemplateFailed(f"the warm-up took over {limit_s:g} s", why=_text(said)) from None

@@ -121,8 +121,7 @@ class SparePool:
         shelf = self._shelf(rootfs, isolation)
         if not shelf.wanted:
             return
-        async with self._making:
-            spare = await self._make(shelf)
+        spare = await self._make(shelf)
         if self._closed:
             self.drop(spare)
             return
@@ -201,15 +200,15 @@ class SparePool:
 
     async def _fill(self, shelf: _Shelf) -> None:
         try:
-            while len(shelf.spares) < shelf.wanted and not self._closed:
+            while self._wants(shelf, shelf.rootfs):
                 await self._quiet()
-                async with self._making:
-                    available, total = self._meminfo()
-                    if available < total * KEEP_FREE_FRACTION:
-                        return
-                    rootfs = shelf.rootfs
-                    spare = await self._make(shelf)
-                if rootfs != shelf.rootfs or self._closed:
+                available, total = self._meminfo()
+                if available < total * KEEP_FREE_FRACTION:
+                    return
+                rootfs = shelf.rootfs
+                spare = await self._make(shelf)
+                # Meanwhile the template may have changed, or a renewal may have made one.
+                if not self._wants(shelf, rootfs):
                     self.drop(spare)
                     continue
                 shelf.spares.append(spare)
@@ -223,6 +222,9 @@ class SparePool:
                          error=str(error), again_in_s=back_off_s)  # fmt: skip
         finally:
             shelf.filling = None
+
+    def _wants(self, shelf: _Shelf, rootfs: RootFs) -> bool:
+        return not self._closed and rootfs == shelf.rootfs and len(shelf.spares) < shelf.wanted
 
     async def _quiet(self) -> None:
         """Wait for a moment when no sandbox is being made, but not for ever."""
@@ -238,20 +240,16 @@ class SparePool:
         spare_id = new_id("sbx")
         self._ids.add(spare_id)
         try:
-            snapshot, _ = await self._snapshots.get(rootfs, isolation, warm=False)
-            runtime = self._runtimes[isolation]
-            request = GuestRequest(id=spare_id, hostname=spare_id, resources=resources)
-            guest = await runtime.clone(snapshot, request, warm=False)
+            # One at a time, so that sandboxes being started have the rest of the host. Not the warm-up, which runs
+            # within its template's limits, as long as it likes: it must not keep other templates waiting.
+            async with self._making:
+                guest = await self._start_guest(rootfs, isolation, spare_id)
         except BaseException:
             self._ids.discard(spare_id)
             raise
         try:
-            try:
-                async with asyncio.timeout(_READY_S):
-                    await guest.ready()
-            except TimeoutError:
-                raise GuestFailed(f"a spare sandbox did not start within {_READY_S:g} s") from None
-            parked = await park(guest.channel, parking_of(rootfs.template, runtime.places(rootfs, spare_id), isolation))
+            places = self._runtimes[isolation].places(rootfs, spare_id)
+            parked = await park(guest.channel, parking_of(rootfs.template, places, isolation))
         except BaseException:
             await asyncio.shield(self._destroy(spare_id, guest))
             raise
@@ -260,6 +258,21 @@ class SparePool:
         _log.info("parked", template=rootfs.template.id, isolation=isolation.value,
                   warm_up_ms=round((time.perf_counter() - began) * 1e3, 1))  # fmt: skip
         return spare
+
+    async def _start_guest(self, rootfs: RootFs, isolation: Isolation, spare_id: str) -> Guest:
+        snapshot, _ = await self._snapshots.get(rootfs, isolation, warm=False)
+        request = GuestRequest(id=spare_id, hostname=spare_id, resources=rootfs.template.resources)
+        guest = await self._runtimes[isolation].clone(snapshot, request, warm=False)
+        try:
+            async with asyncio.timeout(_READY_S):
+                await guest.ready()
+        except TimeoutError:
+            await asyncio.shield(guest.destroy())
+            raise GuestFailed(f"a spare sandbox did not start within {_READY_S:g} s") from None
+        except BaseException:
+            await asyncio.shield(guest.destroy())
+            raise
+        return guest
 
     async def _watch(self, shelf: _Shelf, spare: Spare) -> None:
         """Notice a spare that breaks while it stands."""
