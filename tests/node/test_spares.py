@@ -120,11 +120,11 @@ async def test_a_sandbox_without_a_command_runs_its_first_program_warm(node: Nod
     spare = await stocked(node)
     sandbox = await node.create(TENANT, SandboxSpec(template="js", isolation=Isolation.CONTAINER))
     assert (sandbox.record.id, sandbox.record.warm) == (spare.id, True)
-    await sandbox.files.write("/work/main.js", b"console.log(process.argv[2], require.main === module)")
+    await sandbox.files.write("/work/program.js", b"console.log(process.argv[2], require.main === module)")
     other = await sandbox.exec(ExecSpec(argv=("true",)))
     assert not (await other.started())[1]
     for warm in (True, False):
-        process = await sandbox.exec(ExecSpec(argv=("node", "/work/main.js", "x")))
+        process = await sandbox.exec(ExecSpec(argv=("node", "/work/program.js", "x")))
         assert (await process.started())[1] is warm
         assert await process.read() == (1, b"x true\n")
     await sandbox.kill()

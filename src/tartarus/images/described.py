@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from typing import Literal
 
 import msgspec
@@ -55,11 +54,13 @@ def warm_up_of(view: StackView, path: str, language: str, script: str) -> WarmUp
     for kind, programs in _INTERPRETERS.items():
         if language not in {"", kind}:
             continue
-        for program in programs:
-            found = view.which(program, path)
-            if found is not None:
-                names = dict.fromkeys((*programs, found, posixpath.basename(found)))
-                return WarmUp(interpreter=found, script=script, argv0=tuple(names), kind=kind)
+        found = {name: view.which(name, path) for name in programs}
+        places = {name: place for name, place in found.items() if place is not None}
+        if places:
+            interpreter = next(iter(places.values()))
+            real = view.resolve(interpreter)
+            same = [name for name, place in places.items() if view.resolve(place) == real]
+            return WarmUp(interpreter=interpreter, script=script, argv0=tuple(same), kind=kind)
     if script or language:
         raise ImageRefused(
             f"the template is to be kept warm, and its image has no {language or 'interpreter that can be'}",

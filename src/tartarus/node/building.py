@@ -43,7 +43,6 @@ from tartarus.node.stacks import Stack, Stacks, make_stack
 from tartarus.node.steps import Step, run_step, step_resources
 from tartarus.node.uploads import Uploads
 from tartarus.runtimes.base import RootFs, base_environment
-from tartarus.runtimes.trees import remove_tree
 from tartarus.store.sandboxes import SandboxStore
 
 Tell = Callable[[Progress], None]
@@ -100,10 +99,10 @@ class Builder:
             async with self._uploads.claimed(tenant, source.context) as archive:
                 digest = await asyncio.to_thread(_sha256, archive)
                 blob = Descriptor(media_type=_LAYER_TAR, digest=digest, size=archive.stat().st_size)
-                store = LayerStore(place, remove=remove_tree)
+                store = LayerStore(place, remove=self.offers.remover)
                 yield await unpack_layer(store, archive, blob, digest, self.offers.unpack_base)
         finally:
-            await asyncio.shield(asyncio.to_thread(remove_tree, place))
+            await asyncio.shield(asyncio.to_thread(self.offers.remover, place))
 
 
 class _Run:
@@ -163,7 +162,7 @@ class _Run:
                 builder.levels.runtimes[Isolation.CONTAINER], rootfs,
                 Step(argv=step.argv, env=env, workdir=step.workdir or "/", mounts=connection.mounts),
                 tree, step_resources(host_meminfo()[1]), output,
-                owner=builder.offers.uid_base, connect=connection.connect,
+                owner=builder.offers.uid_base, connect=connection.connect, remove=builder.offers.remover,
             )  # fmt: skip
         return status.shell_status
 

@@ -20,7 +20,6 @@ from tartarus.node.snapshots import SnapshotService
 from tartarus.node.spares import SparePool
 from tartarus.node.templates import TemplateService
 from tartarus.node.uploads import Uploads
-from tartarus.runtimes.trees import remove_tree
 from tartarus.store.sandboxes import SandboxStore
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ class Tools:
 
     async def clean(self) -> None:
         """Remove what a killed daemon's builds left."""
-        await asyncio.to_thread(remove_tree, self.contexts)
+        await asyncio.to_thread(self._offers.remover, self.contexts)
         if (self._settings.state_dir / LEDGER).exists():
             await self.connections.open()
 

@@ -76,6 +76,14 @@ class Offers:
         """How many user ids sandboxes have."""
         return self._levels.id_map.span
 
+    def remover(self, place: Path) -> bool:
+        """Remove a directory of layers, whoever its files belong to; whether it is gone."""
+        if self.unpack_base is None or self.uid_base is not None:
+            return remove_tree(place)
+        from tartarus.images.unpack.removal import remover
+
+        return remover(self.unpack_base)(place)
+
     async def record(self, tenant: str, template: str) -> TemplateRecord:
         """A template of the tenant's own. Raises TemplateNotFound."""
         return await self._store.templates.get(tenant, template)
@@ -84,7 +92,7 @@ class Offers:
         """The tenant's own layer store. Nobody else on the host may look into it: layers hold set-id programs."""
         place = self._settings.cache_dir / "tenants" / tenant
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return LayerStore(place / "layers", remove=remove_tree)
+        return LayerStore(place / "layers", remove=self.remover)
 
     async def find(self, tenant: str, template: str, snapshot: str = "") -> Offer:
         """What the caller asked for; a snapshot brings its own template.

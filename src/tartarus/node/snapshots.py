@@ -52,7 +52,7 @@ class SnapshotService:
             )
         store = await asyncio.to_thread(self._offers.layers, tenant)
         async with _still(sandbox):
-            kept = await copy_tree(store, changes, self._offers.uid_base, kind="snapshot")
+            kept = await copy_tree(store, changes, self._offers.unpack_base, kind="snapshot", times=True)
         _check(kept.path)
         base = sandbox.offer
         assert base is not None  # the node sets it before anybody can find the sandbox

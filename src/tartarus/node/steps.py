@@ -61,12 +61,13 @@ async def run_step(
     *,
     owner: int | None = None,
     connect: Connect | None = None,
+    remove: Callable[[Path], object] = remove_tree,
 ) -> ExitStatus:
     """Run the step; with status 0, the empty directory `tree` then is the layer of what it changed.
 
-    `owner`: the host id that is the sandbox's root, when ids are mapped. `connect` gives the guest its network before
-    its command starts, and returns what takes it away. Raises as starting a sandbox does, NoSpace when the disk runs
-    full, TimeLimit.
+    `owner`: the host id that is the sandbox's root, when ids are mapped; `remove` removes what its ids own. `connect`
+    gives the guest its network before its command starts, and returns what takes it away. Raises as starting a sandbox
+    does, NoSpace when the disk runs full, TimeLimit.
     """
     storage = tree.parent / "storage"
     storage.mkdir(mode=0o755)
@@ -79,7 +80,7 @@ async def run_step(
             (storage / UPPER).rename(tree)
         return status
     finally:
-        await asyncio.to_thread(remove_tree, storage)
+        await asyncio.to_thread(remove, storage)
 
 
 async def _watched(
