@@ -290,6 +290,12 @@ async def test_a_stream_that_nobody_reads_ends_its_work(maker):
     assert await maker.names() == set()
 
 
+async def test_more_layers_than_a_mount_takes(maker):
+    steps = "".join(f"COPY file /srv/data/{number}\n" for number in range(140))
+    await maker.build("tall", f"{steps}RUN ls /srv/data | wc -l >/srv/count\n")
+    assert await maker.out("tall", "cat", "/srv/count", "/srv/data/139") == "140\nfrom the context\n"
+
+
 async def test_removing_and_sweeping(maker, state_dir):
     await maker.build("gone", "RUN echo here >/srv/here\n")
     live = await maker.node.create(TENANT, SandboxSpec(template="gone"))
