@@ -112,6 +112,40 @@ async def test_input_is_the_programs(guest: GuestChannel, tmp_path: Path) -> Non
     assert warm.out.startswith("1000000 ")
 
 
+INPUTS = [
+    "console.log(process.argv, process.execArgv, process._eval, __filename, __dirname, require.main, typeof fs)",
+    "console.log(module.paths, Object.getOwnPropertyNames(globalThis).sort().join(), process.stdin.listenerCount('end'))",
+    "throw new Error('bad')",
+    "process.exitCode = 3",
+    "let a = ;",
+    "import fs from 'node:fs'; console.log(typeof fs.statSync, process.argv0)",
+    "console.log(typeof crypto.subtle); process.exit(5)",
+    "console.log(1, /* crypto */ process.kill(process.pid, 'SIGTERM')); setTimeout(() => {}, 9000)",
+    "",
+]
+
+
+@pytest.mark.parametrize("code", INPUTS)
+@pytest.mark.parametrize("argv", [(), ("-", "a", "--b")])
+async def test_a_program_on_standard_input(
+    guest: GuestChannel, tmp_path: Path, code: str, argv: tuple[str, ...]
+) -> None:
+    warm, cold = await both(guest, tmp_path, "node", "node", *argv, stdin=code.encode())
+    assert (warm.out, tidy(warm.err), warm.code, warm.signal) == (cold.out, tidy(cold.err), cold.code, cold.signal)
+
+
+async def test_a_signal_reaches_the_fresh_interpreter(guest: GuestChannel, tmp_path: Path) -> None:
+    taken = (await parked(guest, tmp_path, "node")).offer(request(tmp_path, "node", stdin=True), no_cold)
+    assert taken is not None
+    code = "/* crypto */ process.on('SIGTERM', () => { console.log('got it'); process.exit(7) }); setTimeout(() => {}, 9000); console.log('up')"
+    await taken.write_stdin(code.encode())
+    taken.close_stdin()
+    assert await taken.read() == (1, b"up\n")
+    taken.signal(signal.SIGTERM)
+    ran = await finish(taken)
+    assert (ran.out, ran.code) == ("got it\n", 7)
+
+
 async def test_environment_and_directory_are_the_commands(guest: GuestChannel, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     code = "console.log(process.cwd(), process.env.A, process.env.TZ, new Date(0).getHours(), process.env.PATH)"
@@ -193,7 +227,7 @@ class _nothing:  # noqa: N801 - reads as a statement
 @pytest.mark.parametrize(
     "argv",
     [
-        (), ("-",), ("--version",), ("-c", "x.js"), ("-i",), ("-e",), ("-e", ""), ("-e", "-1"), ("-p",),
+        ("--version",), ("-c", "x.js"), ("-i",), ("-e",), ("-e", ""), ("-e", "-1"), ("-p",),
         ("-e", "1", "--input-type=module"), ("--input-type=module", "-e", "1"), ("-r", "./x.js", "y.js"),
         ("-e", "import fs from 'node:fs'"), ("-p", "crypto.createHash"), ("--", "x.js"), ("inspect", "x.js"), ("--test",), ("--inspect", "x.js"), ("",), ("--eval=1",),
     ],

@@ -37,12 +37,13 @@ _R_SPLITS = re.compile(r"[\t\r\v\f]|~\+~|~n~")
 
 
 class Program(msgspec.Struct, frozen=True):
-    """What to run: `mode` file (`program` is its path), text, print (text whose value is shown), or context.
+    """What to run.
 
-    `option` is what stood before the text, as Node.js tells it in `process.execArgv`.
+    `mode`: file (`program` is its path), text, print (text whose value is shown), input (the program comes on standard
+    input) or context. `option` is what stood before the text, as Node.js tells it in `process.execArgv`.
     """
 
-    mode: Literal["file", "text", "print", "context"]
+    mode: Literal["file", "text", "print", "context", "input"]
     program: str
     arguments: tuple[str, ...]
     option: str = ""
@@ -67,8 +68,8 @@ def steering_variable(kind: Kind, parked: Mapping[str, str], wanted: Mapping[str
 
 
 def _node(words: tuple[str, ...]) -> Program:
-    if not words:
-        raise NotKnown("the program comes from standard input")
+    if words[:1] in {(), ("-",)}:
+        return Program("input", "", words)
     first, rest = words[0], words[1:]
     mode = _NODE_EVAL.get(first)
     if mode is None:

@@ -74,10 +74,8 @@ function prepareScript(script) {
   return [Module.runMain, entry];
 }
 
-// What node does for -e and -p (lib/internal/process/execution.js), with public means.
-function prepareEval(option, code, print) {
-  const name = '[eval]';
-  if (MAJOR < 20 && print) throw new Refused('this node prints at its end');
+// What node does for the text of a program (lib/internal/process/execution.js), with public means.
+function prepareText(name, code, print) {
   const program = new Module(name);
   program.filename = path.join(process.cwd(), name);
   program.paths = Module._nodeModulePaths(process.cwd());
@@ -87,10 +85,6 @@ function prepareEval(option, code, print) {
   } catch (error) {
     throw new Refused(error.message); // or an ES module, or TypeScript: node knows
   }
-  process.execArgv = [option, code];
-  tell('_eval', code);
-  if (print) tell('_print_eval', true);
-  nameBuiltins();
   globalThis.__filename = name;
   const enter = program._compile(
     `
@@ -103,6 +97,53 @@ function prepareEval(option, code, print) {
     `${name}-wrapper`,
   );
   return [enter, script.runInThisContext.bind(script, { displayErrors: true })];
+}
+
+// `node -e CODE`, `node -p CODE`.
+function prepareEval(option, code, print) {
+  if (MAJOR < 20 && print) throw new Refused('this node prints at its end');
+  const call = prepareText('[eval]', code, print);
+  process.execArgv = [option, code];
+  tell('_eval', code);
+  if (print) tell('_print_eval', true);
+  nameBuiltins();
+  return call;
+}
+
+// `node -`, `node < FILE`: the program is known only when all of it has been read. By then the command has started, so
+// one that needs a fresh interpreter gets it in a child process, which this one stands for.
+function runInput() {
+  let code = '';
+  process.stdin.setEncoding('utf8');
+  process.stdin.on('data', (text) => {
+    code += text;
+  });
+  process.stdin.on('end', () => {
+    let call;
+    try {
+      if (/\b(import|crypto)\b/.test(code)) throw new Refused('these mean more to a fresh interpreter');
+      call = prepareText('[stdin]', code, false);
+    } catch {
+      return runAfresh(code);
+    }
+    process._eval = code;
+    /^/.exec('');
+    process.nextTick(...call);
+  });
+}
+
+function runAfresh(code) {
+  const how = { argv0: process.argv0, stdio: ['pipe', 'inherit', 'inherit'] };
+  const child = require('child_process').spawn(process.execPath, process.argv.slice(1), how);
+  child.stdin.on('error', () => {}); // it need not read its program to the end
+  child.stdin.end(code);
+  const signals = ['SIGHUP', 'SIGINT', 'SIGQUIT', 'SIGTERM', 'SIGUSR2'];
+  for (const signal of signals) process.on(signal, () => child.kill(signal));
+  child.on('exit', (status, signal) => {
+    if (!signal) process.exit(status);
+    process.removeAllListeners(signal);
+    process.kill(process.pid, signal);
+  });
 }
 
 // child_process.fork, for one, wants to know.
@@ -156,6 +197,7 @@ function prepare(said) {
     file: () => prepareScript(program),
     text: () => prepareEval(option, program, false),
     print: () => prepareEval(option, program, true),
+    input: () => [runInput],
     context: () => [() => new Context().serve()], // once it is accepted, as it moves the descriptors
   };
   const call = prepared[mode]();
