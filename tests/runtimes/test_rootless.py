@@ -168,3 +168,27 @@ def test_an_ordinary_docker_container_gives_the_process_level(tartarus: Rootless
     done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120)
     assert done.stdout == "42\nasked\nstatus 125\n", done.stderr
     assert "isolation_unavailable" in done.stderr
+
+
+@pytest.mark.needs("busybox")
+def test_a_template_is_built_imported_and_removed(tartarus: Rootless) -> None:
+    busybox = shutil.which("busybox")
+    assert busybox
+    context = tartarus.home / "context"
+    context.mkdir()
+    shutil.copy(busybox, context / "busybox")
+    (context / "Dockerfile").write_text(
+        "FROM scratch\nCOPY busybox /bin/busybox\n"
+        'RUN ["/bin/busybox", "--install", "-s", "/bin"]\n'
+        "RUN mkdir -p /srv/a/b && echo built >/srv/a/b/c && chmod 0 /srv/a && id -u >/srv/id\n"
+    )
+    done = tartarus("template", "build", str(context), "--name", "mine")
+    assert done.returncode == 0, done.stderr
+    done = tartarus("run", "--template", "mine", "--", "sh", "-c", "chmod 755 /srv/a && cat /srv/a/b/c /srv/id")
+    assert (done.returncode, done.stdout) == (0, "built\n0\n"), done.stderr
+    done = tartarus("template", "build", str(context), "--name", "connected", "--network", "open", "--no-cache")
+    assert "only root" in done.stderr
+    tartarus("run", "--detach", "--name", "live", "--template", "mine", "--", "sleep", "60")
+    assert "runs as root" in tartarus("snapshot", "create", "live").stderr
+    tartarus("kill", "live")
+    assert tartarus("template", "rm", "mine").returncode == 0
