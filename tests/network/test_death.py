@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from tests.network.topology import HOST, PUBLIC, Guest, World, joined, off, wait_until
 
+from tartarus.model.errors import InvalidState
+from tartarus.network import ledger
+
 pytestmark = pytest.mark.needs("root", "nft", "ip")
 VICTIM = Path(__file__).with_name("victim.py")
 
@@ -84,12 +87,13 @@ def test_at_any_moment(world: World) -> None:
         guest.close()
 
 
-def test_a_living_daemon_is_not_cleaned_up_after(world: World) -> None:
+def test_a_living_daemon_is_not_cleaned_up_after(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "WAIT_S", 0.1)
     guest = world.guest()
     process = start(world, guest)
     try:
         assert [line(process), line(process)] == ["starting", "joined"]
-        with pytest.raises(Exception, match="another daemon"):
+        with pytest.raises(InvalidState, match="another daemon"):
             world.run(world.pool().clean)
         assert guest.ask(PUBLIC) == HOST
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tartarus.network.destinations import CLOSED, HostNetworks, free_range, ways_out
@@ -67,6 +67,7 @@ _networks = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(_networks, max_size=12), st.lists(st.ip_addresses(v=4), max_size=3))
 def test_a_free_range_collides_with_nothing(taken: list[IPv4Network], avoid: list[IPv4Address]) -> None:
     wide = IPv4Network("10.201.0.0/16")

@@ -14,7 +14,7 @@ import dns.rdatatype
 import dns.rrset
 import dns.tsigkeyring
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tartarus.network import names
@@ -70,12 +70,14 @@ def test_what_is_not_one_plain_question_gets_no_answer(what: str) -> None:
     assert names.read_question(hostile_queries()[what]) is None
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=600))
 def test_no_packet_breaks_it(packet: bytes) -> None:
     found = names.read_question(packet)
     assert found is None or found.to_upstream().to_wire()
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_nor_does_a_damaged_one(data: st.DataObject) -> None:
     name = ".".join(data.draw(st.lists(st.from_regex(r"\A[a-z0-9]{1,20}\Z"), min_size=1, max_size=6)))
@@ -183,6 +185,7 @@ def test_nothing_longer_than_a_packet_is_sent_over_udp() -> None:
     assert len(names.to_datagram(asked, names.reply(asked, given_answer))) < 100
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(v=4))
 def test_an_address_is_refused_exactly_where_the_rules_refuse_it(address: IPv4Address) -> None:
     inside = any(
@@ -196,6 +199,7 @@ def test_an_address_is_refused_exactly_where_the_rules_refuse_it(address: IPv4Ad
     assert bool(refuses(address)) is inside
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_no_closed_address_passes_inside_another_family(number: int) -> None:
     inner = IPv4Address(number)

@@ -8,7 +8,7 @@ import select
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.network.topology import wait_until
 
@@ -17,6 +17,7 @@ from tartarus.network.links import LOCAL, UNICAST, End, Links, route
 from tartarus.network.netlink import NETLINK_ROUTE, Events, attribute, attributes, messages, nested, text
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=40)), max_size=6))
 def test_attributes_come_back(wanted: list[tuple[int, bytes]]) -> None:
     data = b"".join(attribute(kind, value) for kind, value in wanted)
@@ -25,6 +26,7 @@ def test_attributes_come_back(wanted: list[tuple[int, bytes]]) -> None:
     assert list(attributes(nested(7, data))) == [(7, data)]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_reader(data: bytes) -> None:
     list(attributes(data))

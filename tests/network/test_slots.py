@@ -26,7 +26,7 @@ from tests.network.topology import (
 )
 
 from tartarus.model.errors import GuestFailed, InvalidRequest, InvalidState, NoSpace, Unsupported
-from tartarus.network import namespace, rules
+from tartarus.network import ledger, namespace, rules
 from tartarus.network.pool import SlotPool
 from tartarus.network.settings import NetworkSettings
 
@@ -186,7 +186,7 @@ def test_a_pidfd_serves_as_well_and_an_ended_process_is_an_error(world: World) -
             process.kill()
             process.wait(5)
             other = await pool.take()
-            with pytest.raises(NoSpace, match="No such process"):
+            with pytest.raises(GuestFailed, match="No such process"):
                 await pool.attach(other, pidfd)
             await pool.give_back(slot)
             await pool.give_back(other)
@@ -228,7 +228,7 @@ def test_a_failed_attach_leaves_nothing_and_the_slot_can_be_tried_again(world: W
     async def scenario() -> None:
         pool = world.pool()
         slot = await pool.take()
-        with pytest.raises(NoSpace, match="File exists"):
+        with pytest.raises(GuestFailed, match="File exists"):
             await pool.attach(slot, guest.namespace)
         assert "slot0" not in _router_links(pool)
         await pool.attach(slot, other.namespace)
@@ -260,7 +260,7 @@ def test_many_come_and_go_at_once(world: World) -> None:
     world.run(scenario)
 
 
-def test_a_cancelled_attach_ends_before_its_slot_is_given_back(world: World) -> None:
+def test_who_is_cancelled_leaves_no_slot_half_attached_or_half_given_back(world: World) -> None:
     async def scenario() -> None:
         pool = world.pool()
         await pool.open()
@@ -273,6 +273,13 @@ def test_a_cancelled_attach_ends_before_its_slot_is_given_back(world: World) -> 
             await pool.give_back(slot)
             await asyncio.gather(attaching, return_exceptions=True)
             assert slot.number in pool._free
+            again = await pool.take()
+            await pool.attach(again, world.guest().namespace)
+            giving = asyncio.create_task(pool.give_back(again))
+            await asyncio.sleep(0)
+            giving.cancel()
+            await asyncio.gather(giving, return_exceptions=True)
+            assert again.number in pool._free
             assert rules.slot_link(slot.number) not in _router_links(pool)
         await pool.close()
 
@@ -309,7 +316,9 @@ def test_packets_fit_the_host_s_way_out(world: World) -> None:
     world.run(scenario)
 
 
-def test_one_state_directory_has_one_network(world: World) -> None:
+def test_one_state_directory_has_one_network(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "WAIT_S", 0.1)
+
     async def scenario() -> None:
         async with joined(world.pool()) as pool:
             await pool.open()

@@ -53,11 +53,8 @@ class Host:
         """Put back what a killed daemon left, if one did. Raises InvalidState while another is at work."""
         if self._ledger.read() is None:
             return False
-        lock = self._ledger.lock()
-        try:
-            self._undo()
-        finally:
-            os.close(lock)
+        self._lock = self._ledger.lock()
+        self.close()
         return True
 
     def reserve(self, settings: NetworkSettings, name_servers: Iterable[IPv4Address]) -> IPv4Network:
@@ -140,7 +137,7 @@ class Host:
             self._ledger.write(self._changes)
         changed = self._installed != (change, rules.listing(self.table))
         if changed:
-            rules.nft(change)
+            rules.nft(change, self._lock)
             self._installed = (change, rules.listing(self.table))
         for name in wanted:
             _write(_CONF / name / "forwarding", "1")
@@ -182,7 +179,7 @@ class Host:
             if _read(_CONF / "all" / "forwarding") == "0":
                 for name in changes.opened:
                     _write(_CONF / name / "forwarding", "0")
-            rules.nft(rules.remove(changes.table))
+            rules.nft(rules.remove(changes.table), self._lock)
         self._ledger.clear()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,10 @@ import msgspec
 from tartarus.model.errors import InvalidState
 from tartarus.network import namespace
 
+WAIT_S = 2.0
+"""How long a killed daemon's last program may take to end."""
+# flock(2) reports no readiness to wait for.
+_LOOK_EVERY_S = 0.02
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -44,17 +49,25 @@ class Ledger:
         self._lock = state_dir / "network.lock"
 
     def lock(self) -> int:
-        """Take the lock; the file that holds it. Raises InvalidState when another process has it."""
+        """Take the lock; the file that holds it. Raises InvalidState when another process keeps it.
+
+        Programs that change the host for us inherit it, so that none of a killed daemon's is still at work when the
+        next one begins to clean up.
+        """
         self._lock.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(file)
-            raise InvalidState(
-                "the network is in use", why="another daemon has it in the same state directory"
-            ) from error
-        return file
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return file
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    os.close(file)
+                    raise InvalidState(
+                        "the network is in use", why="another daemon has it in the same state directory"
+                    ) from error
+            time.sleep(_LOOK_EVERY_S)
 
     def read(self) -> Changes | None:
         """What was written last; None if nothing is changed, or what it says can't be understood."""

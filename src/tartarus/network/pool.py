@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
-from tartarus.model.errors import InvalidState, NoSpace, TartarusError, Unsupported
+from tartarus.model.errors import GuestFailed, InvalidState, NoSpace, TartarusError, Unsupported
 from tartarus.network import rules
 from tartarus.network.host import Host
 from tartarus.network.links import Traffic
@@ -29,6 +30,9 @@ _ROUTE_GROUPS = (1, 5, 7, 24)
 _FILTER_GROUPS = (7,)
 # Changes come in bursts (a link comes up, gets its address, its routes): after a look at once, the next one waits.
 _SETTLE_S = 0.1
+_EXHAUSTED = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE, errno.ENOSPC})
+# Somebody else's change may be under way, or the host out of memory for a moment; the router's rules stand meanwhile.
+_TRIES = 3
 
 T = TypeVar("T")
 
@@ -103,7 +107,7 @@ class SlotPool:
                     "sandboxes can't have a network here", why=why, fix="leave out --network, or use root's daemon"
                 )
             try:
-                await _finish(self._open_host)
+                await _in_thread(self._open_host)
                 await self._open_resolver()
             except BaseException as error:
                 await self._close()
@@ -155,16 +159,17 @@ class SlotPool:
         """Join a guest's network namespace to the slot: link `eth0`, address, default route, no IPv6.
 
         `guest` is a pidfd of any of its processes, or the open file of its network namespace. Everything is done from
-        outside, and nothing can leave before the rules stand, which they do. Raises GuestFailed, InvalidState.
+        outside, and nothing can leave before the rules stand, which they do. Raises GuestFailed, NoSpace, InvalidState.
         """
         async with slot.busy:
             router, _ = self._parts()
             if slot.given_back:
                 raise InvalidState("the network slot was given back")
             try:
-                await _finish(lambda: router.attach(slot.number, guest, self._mtu))
+                await _in_thread(lambda: router.attach(slot.number, guest, self._mtu))
             except OSError as error:
-                raise NoSpace("the sandbox can't be joined to the network", why=str(error)) from error
+                failed = NoSpace if error.errno in _EXHAUSTED else GuestFailed
+                raise failed("the sandbox can't be joined to the network", why=str(error)) from error
 
     async def give_back(self, slot: Slot) -> dict[str, int]:
         """Cut the slot's link, forget its connections, and free it; safe to repeat. Returns what it did meanwhile.
@@ -172,6 +177,9 @@ class SlotPool:
         That is: connections `opened`, packets and bytes sent and received, DNS questions (`dns_…`), and packets
         refused, by reason (`refused_private` and so on).
         """
+        return await _finish(self._give_back(slot))
+
+    async def _give_back(self, slot: Slot) -> dict[str, int]:
         async with slot.busy:
             if slot.given_back:
                 return slot.final
@@ -180,7 +188,7 @@ class SlotPool:
             found: dict[str, int] = dict(names)
             if self._router is not None:
                 router = self._router
-                traffic, counted = await _finish(lambda: (router.detach(slot.number), router.counted()))
+                traffic, counted = await _in_thread(lambda: (router.detach(slot.number), router.counted()))
                 total = _of_slot(slot.number, counted)
                 found |= self._since_taken(slot.number, total) | _traffic(traffic)
                 self._before[slot.number] = total
@@ -214,11 +222,12 @@ class SlotPool:
         if self._resolver is not None:
             await self._resolver.close()
             self._resolver = None
-        router, self._router = self._router, None
-        await _finish(lambda: self._close_host(router))
-        for slot in self._taken.values():
-            slot.given_back = True
+        for slot in list(self._taken.values()):
+            async with slot.busy:  # what is under way with one ends before the router does
+                slot.given_back = True
         self._taken = {}
+        router, self._router = self._router, None
+        await _in_thread(lambda: self._close_host(router))
 
     def _close_host(self, router: Router | None) -> None:
         try:
@@ -256,27 +265,44 @@ class SlotPool:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            router, _ = self._parts()
-            try:
-                if await _finish(lambda: self._host.follow(router)):  # noqa: B023 - run before the next turn
-                    _log.info("network_followed", networks=len(self._host.networks.neighbours))
-            except (TartarusError, OSError, subprocess.SubprocessError) as error:
+            failure = await self._follow_once()
+            for _ in range(_TRIES - 1):
+                if failure:
+                    await asyncio.sleep(_SETTLE_S)
+                    failure = await self._follow_once()
+            if failure:
                 # Rules that may not stand are as good as none.
-                self._failure = str(error)
-                _log.error("network_cut", error=str(error))
-                await _finish(self._host.cut)
+                self._failure = failure
+                _log.error("network_cut", error=failure)
+                await _in_thread(self._host.cut)
                 return
             await asyncio.sleep(_SETTLE_S)
 
+    async def _follow_once(self) -> str:
+        """Have the rules fit the host as it is now; what failed, or nothing."""
+        router, _ = self._parts()
+        try:
+            if await _in_thread(lambda: self._host.follow(router)):
+                _log.info("network_followed", networks=len(self._host.networks.neighbours))
+        except (TartarusError, OSError, subprocess.SubprocessError) as error:
+            _log.warning("network_not_followed", error=str(error))
+            return str(error) or type(error).__name__
+        return ""
 
-async def _finish(work: Callable[[], T]) -> T:
-    """Run blocking work in a worker thread; a caller that is cancelled still waits for its end, which is near."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
+
+async def _finish(work: Coroutine[Any, Any, T]) -> T:
+    """Await work that must not be left half done: a caller that is cancelled still waits for its end, which is near."""
+    running = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait([running])
         raise
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Blocking work in a worker thread, to its end."""
+    return await _finish(asyncio.to_thread(work))
 
 
 def _of_slot(number: int, counted: Counted) -> dict[str, int]:

@@ -53,13 +53,16 @@ _SYSCTLS = {
 class Router:
     """Made by `create`. Its methods block, on the kernel only, for a millisecond or so."""
 
-    def __init__(self, file: int, network: IPv4Network, links: Links, tracking: Tracking) -> None:
+    def __init__(self, file: int, network: IPv4Network, links: Links, removals: Links, tracking: Tracking) -> None:
         self.namespace = file
         self.network = network
         self.gateway = network[1]
         self.host_address = network[0]
         self._host = namespace.identity()
         self._links = links
+        # The kernel answers a removal only after some 20 ms, when nothing on any processor uses the link any more.
+        # Nobody else's request may wait behind that.
+        self._removals = removals
         self._tracking = tracking
 
     @classmethod
@@ -68,12 +71,12 @@ class Router:
         file = namespace.create()
         try:
 
-            def inside() -> tuple[Links, Tracking]:
+            def inside() -> tuple[Links, Links, Tracking]:
                 for name, value in _SYSCTLS.items():
                     _set(name, value)
                 slots = {rules.slot_link(number): slot_address(network, number) for number in range(settings.slots)}
                 rules.nft(rules.router_table(slots, network[1], network, settings))
-                return Links(), Tracking()
+                return Links(), Links(), Tracking()
 
             return cls(file, network, *namespace.run_in(file, inside))
         except BaseException:
@@ -141,7 +144,7 @@ class Router:
         """Cut a slot's link, in whatever state it is, and forget its connections; what it carried, if it was there."""
         name = rules.slot_link(number)
         link = self._links.find(name)
-        self._links.remove(name)
+        self._removals.remove(name)
         # After the link, so that none is added any more.
         self._tracking.forget(number + 1)
         return link.traffic if link is not None else None
@@ -172,6 +175,7 @@ class Router:
     def close(self) -> None:
         """End it: every link that ends in it goes, and every connection."""
         self._links.close()
+        self._removals.close()
         self._tracking.close()
         os.close(self.namespace)
 

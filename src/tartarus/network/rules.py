@@ -197,9 +197,12 @@ def remove(table: str) -> str:
     return f"table inet {table}\ndelete table inet {table}\n"
 
 
-def nft(change: str) -> None:
-    """Apply a change, all of it or nothing, in the calling thread's network namespace. Raises Unsupported."""
-    done = _run("-f", "-", given=change)
+def nft(change: str, lock: int | None = None) -> None:
+    """Apply a change, all of it or nothing, in the calling thread's network namespace. Raises Unsupported.
+
+    `lock`: an open file that is held until the program has ended, even if we end before it.
+    """
+    done = _run("-f", "-", given=change, lock=lock)
     if done.returncode != 0:
         raise Unsupported(
             "the packet filter's rules can't be installed",
@@ -259,7 +262,7 @@ def nft_path() -> str | None:
     return shutil.which("nft", path=_PATH)
 
 
-def _run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str, given: str = "", lock: int | None = None) -> subprocess.CompletedProcess[str]:
     program = nft_path()
     if program is None:
         raise Unsupported(
@@ -267,7 +270,7 @@ def _run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
         )
     return subprocess.run(
         [program, *arguments], input=given, capture_output=True, text=True, timeout=_NFT_TIMEOUT_S, check=False,
-        env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+        env={"PATH": os.defpath, "LANG": "C.UTF-8"}, pass_fds=() if lock is None else (lock,),
     )  # fmt: skip
 
 
