@@ -102,6 +102,7 @@ _fflush.argtypes = [ctypes.c_void_p]
 _clearenv = _libc.clearenv
 _clearenv.argtypes = []
 _memmove = ctypes.memmove
+_memset = ctypes.memset
 
 
 def signals_to_default() -> None:
@@ -414,6 +415,8 @@ class Zygote:
                 self.reply(sequence, pid, self.pidfd.value)
             for fd in fds:
                 os.close(fd)
+            # Clones to come inherit this memory: they must not read there what was asked for earlier ones.
+            _memset(self.address, 0, size)
 
     def receive(self) -> tuple[int, list[int], bool]:
         """One packet into the buffer: its size, the descriptors that came along, and whether it is whole."""

@@ -157,10 +157,10 @@ async def shared_mappings(arena: Arena, level: Isolation) -> str:
 
 
 def _find_mark() -> str:
-    # The mark is written apart, or this very program would be found.
-    mark = WORLD["mark"][:8].encode() + WORLD["mark"][8:].encode()
-    own = WORLD["mark"].encode()
-    found = 0
+    # The world tells the mark alone; between slashes it is in no memory but that of who was asked for the paths.
+    # So they are looked at one byte at a time: a pattern with them would be found itself, even after its end.
+    mark = WORLD["mark"].encode()
+    found = searched = 0
     with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", buffering=0) as memory:
         for line in maps:
             area, rights = line.split()[:2]
@@ -169,17 +169,23 @@ def _find_mark() -> str:
             start, end = (int(part, 16) for part in area.split("-"))
 
             def look(start: int = start, end: int = end) -> None:
-                nonlocal found
+                nonlocal found, searched
                 memory.seek(start)
-                found += memory.read(end - start).count(b"/" + mark + b"/")
+                data = memory.read(end - start)
+                at = data.find(mark, 1)
+                while at >= 0:
+                    searched += 1
+                    found += data[at - 1] == 47 and data[at + len(mark) : at + len(mark) + 1] == b"/"
+                    at = data.find(mark, at + 1)
 
             outcome(look)
-    return ESCAPED if found or not own else "nothing"
+    if not searched:
+        return "blind"  # not even what the world told is there: then the search is at fault
+    return ESCAPED if found else "nothing"
 
 
 @staged(
     "clones/traces", tries="find in a clone's memory what the host asked of an earlier one", container="nothing",
-    holes={Isolation.CONTAINER: "the parked interpreter keeps the bytes of the request before, and its clones inherit them"},
 )  # fmt: skip
 async def traces(arena: Arena, level: Isolation) -> dict[str, str]:
     # The longer the earlier request, the more of it a shorter one would leave in the buffer.
