@@ -201,6 +201,10 @@ async def test_a_template_over_the_hosts_programs(maker):
     assert info.warm_ms is not None
     code = "import os, sys; print('colorsys' in sys.modules, os.environ['A'])"
     assert await maker.out("mine", "python3", "-c", code) == "True b\n"
+    await maker.node.library.templates.remove(TENANT, "mine")
+    await maker.node.library.sweep()
+    assert not [rootfs for rootfs in maker.node._pool.rootfs_in_use() if rootfs.template.id == "mine"]
+    await maker.make("mine", TemplateBase(template="host"), definition=said)
     with pytest.raises(InvalidRequest, match="more memory than template 'mine' allows"):
         await maker.out("mine", "true", resources=ResourceRequest(memory_bytes=2**30))
 

@@ -146,9 +146,9 @@ class Offers:
             )  # fmt: skip
         return tuple(place for place in found if place is not None)
 
-    def forget(self, tenant: str, offer: Offer) -> None:
-        """The offer is gone: prepare it anew if it comes back."""
-        self._rootfs.pop((tenant, offer.key), None)
+    def forget(self, tenant: str, offer: Offer) -> RootFs | None:
+        """The offer is gone: prepare it anew if it comes back. Returns what was made of it."""
+        return self._rootfs.pop((tenant, offer.key), None)
 
     def in_use(self) -> Iterable[RootFs]:
         """Every root file system that was prepared."""

@@ -97,6 +97,7 @@ class Prover:
 
     def retire(self, tenant: str, offer: Offer) -> None:
         """The offer is gone: its interpreter ends now, its nursery with the last sandbox of it."""
-        self._offers.forget(tenant, offer)
-        self._pool.retire(f"{tenant}:{offer.key}")
+        rootfs = self._offers.forget(tenant, offer)
+        if rootfs is not None:
+            self._pool.retire(rootfs.digest)
         self._spares.relieve()
