@@ -13,27 +13,37 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from tests.escape.packets import (
+    Attack,
+    address_of,
+    arrives,
+    attempt,
+    counters,
+    frame,
+    icmp,
+    ip_packet,
+    send_raw,
+    udp,
+    whole_frame,
+)
 from tests.network import topology
+from tests.network.servers import NAME_SERVER, wait_until
 from tests.network.topology import (
     HOST,
     METADATA,
-    NAME_SERVER,
     NEIGHBOUR,
     PORT,
     PRIVATE,
     PUBLIC,
     ROUTER_OF_THE_HOST,
     Guest,
-    Sniffer,
     World,
     joined,
     off,
-    wait_until,
 )
 
 from tartarus.network import namespace, rules
@@ -47,109 +57,6 @@ REFUSED = {"No route to host", "TimeoutError"}
 def _world(tmp_path: Path):
     with topology.world(tmp_path / "state") as made:
         yield made
-
-
-def ip_packet(
-    source: str, target: str, protocol: int, payload: bytes, *, fragment: int = 0, number: int = 1, options: bytes = b""
-) -> bytes:
-    """An IPv4 packet; the kernel fills in length and checksum."""
-    words = 5 + len(options) // 4
-    return struct.pack(
-        ">BBHHHBBH4s4s", 0x40 | words, 0, 0, number, fragment, 64, protocol, 0,
-        IPv4Address(source).packed, IPv4Address(target).packed,
-    ) + options + payload  # fmt: skip
-
-
-def udp(payload: bytes, port: int = 9, source: int = 4444) -> bytes:
-    """A UDP datagram without a checksum."""
-    return struct.pack(">HHHH", source, port, 8 + len(payload), 0) + payload
-
-
-def checksum(data: bytes) -> bytes:
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
-    total = (total & 0xFFFF) + (total >> 16)
-    return struct.pack(">H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF)
-
-
-def icmp(kind: int, code: int, payload: bytes) -> bytes:
-    payload += bytes(len(payload) % 2)
-    return bytes([kind, code]) + checksum(bytes([kind, code, 0, 0]) + payload) + payload
-
-
-def send_raw(guest: Guest, *packets: bytes) -> None:
-    def send() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-            for packet in packets:
-                sock.sendto(packet, (str(IPv4Address(packet[16:20])), 0))
-
-    guest.run(send)
-
-
-def frame(guest: Guest, *frames: bytes) -> None:
-    """Whole Ethernet frames, past the guest's own kernel."""
-
-    def send() -> None:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
-            sock.bind(("eth0", 0))
-            for data in frames:
-                sock.send(data)
-
-    guest.run(send)
-
-
-def address_of(guest: Guest) -> str:
-    assert guest.slot is not None
-    return str(guest.slot.address)
-
-
-def counters(guest: Guest) -> dict[str, int]:
-    assert guest.slot is not None
-    return guest.slot.counters()
-
-
-def arrives(world: World, guest: Guest, sniffer: Sniffer) -> None:
-    """A harmless packet, sent after the others, arrives: what was to come has come."""
-    mark = world.mark()
-    guest.send(PUBLIC, 9, mark)
-    wait_until(lambda: sniffer.saw(mark), "a harmless packet passes")
-
-
-Attack = Callable[[Guest, bytes], None]
-
-
-def attempt(world: World, *attacks: tuple[str, Attack], others: int = 0) -> None:
-    """Run attacks that send packets with a mark, which must be seen nowhere, but be counted under the attack's reason."""
-    guest = world.guest()
-    spies = [world.sniff(where) for where in (world.internet, world.lan, world.host)]
-
-    def all_of_them() -> None:
-        for reason, attack in attacks:
-            mark, before = world.mark(), counters(guest)
-            attack(guest, mark)
-            arrives(world, guest, spies[0])
-            assert not [spy for spy in spies if spy.saw(mark)], (reason, attack)
-            more = {name: count - before.get(name, 0) for name, count in counters(guest).items()}
-            assert not reason or more.get(f"refused_{reason}", 0) >= 1, more
-
-    async def scenario() -> None:
-        async with joined(world.pool(), guest, *(world.guest() for _ in range(others))):
-            await off(all_of_them)
-
-    world.run(scenario)
-
-
-def whole_frame(guest: Guest, packet: bytes) -> None:
-    """A packet to the gateway's hardware, as it is: the guest's kernel has no say in its source and options."""
-    size = 4 * (packet[0] & 15)
-    head = bytearray(packet[:size])
-    head[2:4] = struct.pack(">H", len(packet))
-    head[10:12] = checksum(bytes(head))
-    if guest.hardware is None:
-        guest.ask(PUBLIC)
-        text = guest.shell("ip", "-o", "neighbour", "show", "10.201.0.1").split("lladdr ")[1].split()[0]
-        guest.hardware = bytes.fromhex(text.replace(":", ""))
-    frame(guest, guest.hardware + b"\x02" + bytes(5) + b"\x08\x00" + bytes(head) + packet[size:])
 
 
 CLOSED = {
@@ -604,31 +511,36 @@ def test_more_new_connections_than_its_rate(world: World) -> None:
     world.run(scenario)
 
 
+def knock(world: World, guest: Guest, mark: bytes) -> None:
+    """Send to a guest from the Internet and the neighbours, with a route through the host, and from the host itself."""
+    for where, gateway in ((world.internet, HOST), (world.lan, "192.0.2.10"), (world.host, "")):
+
+        def send(gateway: str = gateway) -> None:
+            if gateway:
+                way = ["ip", "route", "replace", "10.201.0.0/22", "via", gateway]
+                subprocess.run(way, check=True, timeout=20)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, contextlib.suppress(PermissionError):
+                sock.sendto(mark, (address_of(guest), PORT))
+            with pytest.raises(OSError, match=r"."):
+                socket.create_connection((address_of(guest), PORT), timeout=0.3)
+
+        namespace.run_in(where, send)
+
+
+def forward_everything(world: World) -> None:
+    for link in ("eth0", "eth1"):
+        world.shell("sysctl", "-qw", f"net.ipv4.conf.{link}.forwarding=1")
+
+
 def test_nobody_outside_begins_a_conversation(world: World) -> None:
-    """From the Internet and the neighbours with a route through the host, and from the host's own programs."""
     guest, mark = world.guest(), world.mark()
     server = world.serve(guest.namespace, PORT, socket.SOCK_DGRAM)
     world.serve(guest.namespace, PORT)
     spy = world.sniff(guest.namespace)
-    for link in ("eth0", "eth1"):
-        world.shell("sysctl", "-qw", f"net.ipv4.conf.{link}.forwarding=1")
+    forward_everything(world)
 
     def attack() -> None:
-        for where, gateway in ((world.internet, HOST), (world.lan, "192.0.2.10"), (world.host, "")):
-
-            def send(gateway: str = gateway) -> None:
-                if gateway:
-                    way = ["ip", "route", "replace", "10.201.0.0/22", "via", gateway]
-                    subprocess.run(way, check=True, timeout=20)
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                    try:
-                        sock.sendto(mark, (address_of(guest), PORT))
-                    except OSError:
-                        assert not gateway
-                with pytest.raises(OSError, match=r"."):
-                    socket.create_connection((address_of(guest), PORT), timeout=0.3)
-
-            namespace.run_in(where, send)
+        knock(world, guest, mark)
         assert guest.ask(PUBLIC) == HOST
         assert not spy.saw(mark)
         assert server.heard == []
@@ -665,8 +577,11 @@ table ip published {{
 
 def test_the_second_wall_holds_without_the_first(world: World) -> None:
     """The router lets everything through, as by a mistake of ours: the host's own rules still stand."""
-    guest = world.guest()
+    guest, knocking = world.guest(), world.mark()
     spies = [world.sniff(where) for where in (world.internet, world.lan)]
+    inside = world.sniff(guest.namespace)
+    world.serve(guest.namespace, PORT)
+    forward_everything(world)
     hooks = {
         "entering": "prerouting priority mangle",
         "forward": "forward priority filter",
@@ -689,6 +604,8 @@ def test_the_second_wall_holds_without_the_first(world: World) -> None:
             assert guest.ask(target, 8080 if target == HOST else PORT, 0.1) == "TimeoutError"
             arrives(world, guest, spies[0])
             assert not [spy for spy in spies if spy.saw(mark)]
+        knock(world, guest, knocking)
+        assert not inside.saw(knocking)
 
     async def scenario() -> None:
         async with joined(world.pool(), guest) as pool:

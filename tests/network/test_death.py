@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.network.topology import HOST, PUBLIC, Guest, World, joined, off, wait_until
+from tests.network.servers import wait_until
+from tests.network.topology import HOST, PUBLIC, Guest, World, joined, off
 
 from tartarus.model.errors import InvalidState
 from tartarus.network import ledger

@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.network.topology import HOST, NEIGHBOUR, PUBLIC, World, joined, off, wait_until
+from tests.network.servers import wait_until
+from tests.network.topology import HOST, NEIGHBOUR, PUBLIC, World, joined, off
 
 from tartarus.model.errors import TartarusError, Unsupported
 from tartarus.network import namespace, rules

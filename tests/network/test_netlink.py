@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.network.topology import wait_until
+from tests.network.servers import wait_until
 
 from tartarus.network import namespace
 from tartarus.network.links import LOCAL, UNICAST, End, Links, route

@@ -16,7 +16,8 @@ import dns.query
 import dns.rcode
 import dns.rrset
 import pytest
-from tests.network.topology import NAME_SERVER, PRIVATE, PUBLIC, Guest, World, joined, off, wait_until
+from tests.network.servers import NAME_SERVER, wait_until
+from tests.network.topology import PRIVATE, PUBLIC, Guest, World, joined, off
 
 from tartarus.network import namespace
 from tartarus.network import resolver as resolver_module

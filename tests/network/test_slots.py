@@ -11,19 +11,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.network.topology import (
-    HOST,
-    NAME_SERVER,
-    NEIGHBOUR,
-    PORT,
-    PRIVATE,
-    PUBLIC,
-    Guest,
-    World,
-    joined,
-    off,
-    wait_until,
-)
+from tests.network.servers import NAME_SERVER, wait_until
+from tests.network.topology import HOST, NEIGHBOUR, PORT, PRIVATE, PUBLIC, Guest, World, joined, off
 
 from tartarus.model.errors import GuestFailed, InvalidRequest, InvalidState, NoSpace, Unsupported
 from tartarus.network import ledger, namespace, rules
