@@ -14,10 +14,6 @@ _PLACES = (
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", "/etc/ssl/cert.pem",
 )  # fmt: skip
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
-VARIABLES = (
-    "SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO",
-)  # fmt: skip
-"""The environment variables that programs look for a bundle's path in."""
 
 
 def ca_bundle(environ: Mapping[str, str]) -> bytes | None:
