@@ -75,7 +75,7 @@ def test_opening_again_is_as_good_as_cleaning(world: World) -> None:
 
 def test_at_any_moment(world: World) -> None:
     chance = random.Random(7)
-    for _ in range(8):
+    for _ in range(5):
         guest = world.guest()
         process = start(world, guest)
         try:
