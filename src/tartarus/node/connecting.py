@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from tartarus.images.paths import CA_BUNDLE
-from tartarus.model.errors import Unsupported
+from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.model.sandbox import Mount
 from tartarus.network.certificates import ca_bundle
 from tartarus.network.pool import Slot, SlotPool
@@ -76,7 +76,9 @@ class Connections:
 
     def _connecting(self, slot: Slot) -> Connect:
         async def connect(guest: Guest) -> Callable[[], Awaitable[None]]:
-            process = os.pidfd_open(guest.pid)
+            if guest.pidfd < 0:
+                raise GuestFailed("the sandbox ended before it was joined to the network")
+            process = os.dup(guest.pidfd)
             try:
                 await self._slots.attach(slot, process)
             finally:

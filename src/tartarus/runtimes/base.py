@@ -87,6 +87,11 @@ class Guest(Protocol):
     warm: bool
     ended: asyncio.Future[None]
 
+    @property
+    def pidfd(self) -> int:
+        """Its first process, as a descriptor that stays the guest's own; -1 when that process is gone."""
+        ...
+
     async def ready(self) -> None:
         """Wait until its agent serves. Raises GuestFailed or NoSpace naming what failed."""
         ...

@@ -55,6 +55,11 @@ class HostGuest:
         self._loop.add_reader(self._pidfd, self._first_process_gone)
         self._cleanup: asyncio.Task[None] | None = None
 
+    @property
+    def pidfd(self) -> int:
+        """Its first process; -1 when that is gone."""
+        return self._pidfd
+
     async def ready(self) -> None:
         """Wait until its agent serves. Raises GuestFailed or NoSpace naming the step that failed."""
         try:
