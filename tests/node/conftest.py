@@ -17,6 +17,8 @@ from tartarus.node.sandbox import Sandbox
 from tartarus.node.service import Node
 from tartarus.store.sandboxes import SandboxStore
 
+from .making import Maker
+
 TENANT = f"uid-{os.getuid()}"
 
 
@@ -94,6 +96,17 @@ def run(node: Node) -> Run:
         return await finish(sandbox)
 
     return run_one
+
+
+@pytest.fixture
+async def maker(node: Node) -> AsyncIterator[Maker]:
+    made = Maker(node, TENANT)
+    yield made
+    for info in await node.library.templates.list(TENANT):
+        if not info.builtin:
+            await node.library.templates.remove(TENANT, info.name)
+    for snapshot in await node.library.snapshots.list(TENANT):
+        await node.library.snapshots.delete(TENANT, snapshot.id)
 
 
 both_levels = pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Protocol
 from tartarus.guest.binary import agent_memfd
 from tartarus.guest.program import Program
 from tartarus.model.errors import GuestFailed, NoSpace, TemplateFailed
+from tartarus.model.sandbox import Resources
 from tartarus.model.template import Template
 from tartarus.runtimes.base import GUEST_PREFIX, base_environment
 from tartarus.runtimes.packets import Answer, ControlSocket
@@ -26,7 +27,20 @@ _LOW_FDS = 16
 _END_GRACE_S = 2.0
 _END_TIMEOUT_S = 10.0
 WARM_UP_TIMEOUT_S = 120.0
+_MIN_MEMORY_BYTES = 256 * 1024**2
+_MAX_TASKS = 2048
 _EXHAUSTED = frozenset({errno.EAGAIN, errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.ENOSPC})
+
+
+def nursery_limits() -> Resources:
+    """What a nursery's own group may use: half of the host's memory, and tasks enough for bursts of starting guests.
+
+    Guests have groups of their own, but a warm-up runs here, and it is foreign code; so are the packages it imports.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Resources(
+        memory_bytes=max(memory // 2, _MIN_MEMORY_BYTES), cpu_milli=1000 * (os.cpu_count() or 1), pids=_MAX_TASKS
+    )
 
 
 class Clone:
@@ -40,12 +54,13 @@ class Clone:
 
 
 def pid_of(pidfd: int) -> int:
-    """The host's pid of a pidfd; -1 when that process is gone."""
+    """The host's pid of a pidfd; -1 when that process is gone. Raises OSError for what is no pidfd."""
     with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
         for line in info:
             if line.startswith("Pid:"):
                 return int(line.split()[1])
-    return -1
+    # A hostile interpreter hands over what it likes; nothing else can be waited for, or killed.
+    raise OSError(errno.EBADF, "not a process")
 
 
 class Nursery:

@@ -16,6 +16,8 @@ _REPLY = struct.Struct("<4sIIi")
 _SEQ = struct.Struct("<I")
 _MAX_PACKET = 64 * 1024
 _MAX_FDS = 1
+_PACKETS_AT_ONCE = 32
+_MAX_ERRNO = 4095  # MAX_ERRNO, linux/err.h; strerror takes not much more, and a hostile end may say anything
 SILENCE_S = 5.0
 """Requests take milliseconds. Who answers none for this long (stopped, or stuck in the kernel) is given up."""
 
@@ -35,6 +37,7 @@ class ControlSocket:
         self._sock = sock
         self._what = what
         self._next_seq = 1
+        self._unanswered = 0
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._loop = asyncio.get_running_loop()
         self._sending = asyncio.Lock()
@@ -60,6 +63,7 @@ class ControlSocket:
             self._patience = self._loop.call_later(SILENCE_S, self._out_of_patience)
         try:
             async with self._sending:  # one waits for room at a time: a socket has one writer callback
+                self._unanswered += 1
                 await self._send(magic + _SEQ.pack(seq) + body, fds)
             return await answer
         except BaseException:
@@ -92,7 +96,10 @@ class ControlSocket:
             self._loop.remove_writer(self._sock)
 
     def _readable(self) -> None:
-        while True:
+        # A few at a time: an interpreter that a template brought may send faster than we read, and others wait.
+        for _ in range(_PACKETS_AT_ONCE):
+            if self.closed.done():
+                return
             try:
                 packet, fds, _flags, _address = socket.recv_fds(self._sock, _MAX_PACKET, _MAX_FDS)
             except BlockingIOError:
@@ -108,8 +115,15 @@ class ControlSocket:
         pidfd = fds[0] if fds else -1
         if len(packet) != _REPLY.size or packet[:4] != b"TCLD":
             _close(pidfd)
-            if not self.banner.done():
+            if self.banner.done():
+                self.close()  # it speaks once without being asked
+            else:
                 self.banner.set_result(packet)
+            return
+        self._unanswered -= 1
+        if self._unanswered < 0:
+            _close(pidfd)
+            self.close()
             return
         self._heard_at = self._loop.time()
         _magic, seq, error, value = _REPLY.unpack(packet)
@@ -117,7 +131,7 @@ class ControlSocket:
         if waiting is None or waiting.done():
             _close(pidfd)
             return
-        waiting.set_result(Answer(error, value, pidfd))
+        waiting.set_result(Answer(min(error, _MAX_ERRNO), value, pidfd))
 
     def _out_of_patience(self) -> None:
         self._patience = None

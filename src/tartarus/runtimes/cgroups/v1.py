@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 
@@ -42,7 +43,13 @@ class V1Cgroup:
                 if os.path.exists(name):
                     write_value(name, str(memory))
         if "cpu" in self._paths:
-            write_value(f"{self._paths['cpu']}/cpu.cfs_quota_us", str(cpu_quota(resources)))
+            quota = f"{self._paths['cpu']}/cpu.cfs_quota_us"
+            try:
+                write_value(quota, str(cpu_quota(resources)))
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                write_value(quota, "-1")  # more than the group above us has: that one's limit holds
         if "pids" in self._paths:
             write_value(f"{self._paths['pids']}/pids.max", str(resources.pids + 1))
 

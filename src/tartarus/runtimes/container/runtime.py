@@ -19,7 +19,14 @@ from tartarus.runtimes.container import layout, mounts
 from tartarus.runtimes.container.storage import UPPER, directory, tmpfs, used_bytes
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import IdMap
-from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, exhausted_or_failed, warm_command
+from tartarus.runtimes.nursery import (
+    Clone,
+    Nursery,
+    WarmNursery,
+    exhausted_or_failed,
+    nursery_limits,
+    warm_command,
+)
 
 _PROGRAM_CACHE = 64
 
@@ -158,7 +165,7 @@ class ContainerRuntime:
             if self._hierarchy is not None:
                 self._nursery_count += 1
                 cgroup = self._hierarchy.create(
-                    f"nursery-{rootfs.template.id}-{os.getpid()}-{self._nursery_count}", None
+                    f"nursery-{rootfs.template.id}-{os.getpid()}-{self._nursery_count}", nursery_limits()
                 )
                 cgroup.attach(nursery.pid)
             await self._build(nursery, rootfs, own_mounts, storage)

@@ -25,7 +25,7 @@ from tartarus.runtimes.confine import caps, keyring, landlock, rlimits, seccomp
 from tartarus.runtimes.confine.metadata import MetadataBroker
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import PRIVILEGED_BASE, SPAN
-from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, exhausted_or_failed, warm_command
+from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, exhausted_or_failed, nursery_limits, warm_command
 from tartarus.runtimes.process import paths, warmup
 
 _FIRST_UID = PRIVILEGED_BASE + SPAN
@@ -113,7 +113,7 @@ class ProcessRuntime:
             if self._hierarchy is not None:
                 # Without it, one that is stopped when the daemon dies would never be found again.
                 cgroup = self._hierarchy.create(
-                    f"nursery-{rootfs.template.id}-process-{os.getpid()}-{self._nursery_count}", None
+                    f"nursery-{rootfs.template.id}-process-{os.getpid()}-{self._nursery_count}", nursery_limits()
                 )
                 cgroup.attach(nursery.pid)
             await nursery.run(program)
