@@ -18,7 +18,7 @@ from tartarus.images.stackview import StackView
 from tartarus.model.errors import ImageRefused
 from tartarus.model.template import Template
 
-_MOUNT_POINTS = ("/dev", "/proc", "/sys")
+_MOUNT_POINTS = ("/.tartarus", "/dev", "/proc", "/sys")
 
 
 def system_entries(template: Template, view: StackView) -> list[Entry]:

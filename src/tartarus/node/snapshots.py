@@ -17,13 +17,14 @@ from tartarus.images.unpack.capture import copy_tree
 from tartarus.model.errors import ImageRefused, InvalidState, Unsupported
 from tartarus.model.ids import new_id
 from tartarus.model.library import CreateSnapshot, SnapshotInfo, SnapshotRecord
+from tartarus.model.sandbox import Isolation
 from tartarus.model.states import State
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.proving import Prover
 from tartarus.node.sandbox import Sandbox
 from tartarus.store.sandboxes import SandboxStore
 
-_MUST_STAY_DIRECTORIES = ("dev", "proc", "sys", "etc", "opt", "opt/tartarus", "usr")
+_MUST_STAY_DIRECTORIES = (".tartarus", "dev", "proc", "sys", "etc", "opt", "opt/tartarus", "usr")
 
 
 class SnapshotService:
@@ -43,21 +44,25 @@ class SnapshotService:
         Raises Unsupported where the host can't look, InvalidState for one that ends meanwhile, NameTaken.
         """
         sandbox = self._live(tenant, request.sandbox)
-        changes = sandbox.guest.changes()
+        changes = _opened(sandbox)
         if changes is None:
             raise Unsupported(
                 "no snapshot can be taken of this sandbox",
                 why=f"it runs at the {sandbox.record.isolation.value} level, or without root",
                 fix="snapshots take the container level and a daemon that runs as root",
             )
-        store = await asyncio.to_thread(self._offers.layers, tenant)
-        async with _still(sandbox):
-            kept = await copy_tree(store, changes, self._offers.unpack_base, kind="snapshot", times=True)
+        try:
+            store = await asyncio.to_thread(self._offers.layers, tenant)
+            async with _still(sandbox):
+                kept = await copy_tree(store, changes, self._offers.unpack_base, kind="snapshot", times=True)
+        finally:
+            os.close(changes)
         _check(kept.path)
         base = sandbox.offer
         assert base is not None  # the node sets it before anybody can find the sandbox
         layers = (kept.name, *base.layers)
-        offer = msgspec.structs.replace(base, layers=layers, key=f"{base.key}+{kept.name}")
+        # No weaker level shows these files.
+        offer = msgspec.structs.replace(base, layers=layers, key=f"{base.key}+{kept.name}", floor=Isolation.CONTAINER)
         record = await self._store.insert(
             SnapshotRecord(
                 id=new_id("snap"), tenant=tenant, name=request.name, sandbox=sandbox.record.id,
@@ -80,6 +85,21 @@ class SnapshotService:
         record = await self._store.get(tenant, name)
         await self._store.remove(record)
         self._prover.retire(tenant, Offer.of(record.details))
+
+
+def _opened(sandbox: Sandbox) -> int | None:
+    """A descriptor of what the sandbox has changed; None where the host can't look.
+
+    Opened at once and kept: the path leads through a number that is another sandbox's when this one has ended.
+    """
+    changes = sandbox.guest.changes()
+    if changes is None:
+        return None
+    try:
+        return os.open(changes, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        # A warm interpreter that somebody replaced makes its guests' storage as it likes.
+        raise ImageRefused("the sandbox's changes can't be read", why=error.strerror or "") from error
 
 
 @contextlib.asynccontextmanager

@@ -79,7 +79,8 @@ class HostGuest:
 
     def changes(self) -> Path | None:
         """Its overlay's upper directory, as the host finds it."""
-        return None if self.ended.done() else self._changes
+        # Not by `ended`: its storage is let go of before that, and the descriptor's number is then another guest's.
+        return None if self._pidfd < 0 else self._changes
 
     def limit(self, resources: Resources) -> None:
         """Change its cgroup's limits; what its boot program set (disk, limits of each process) stays."""

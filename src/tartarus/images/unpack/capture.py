@@ -47,7 +47,7 @@ async def digest_tree(path: Path, uid_base: int | None, limits: Limits | None = 
 
 async def copy_tree(
     store: LayerStore,
-    source: Path,
+    source: Path | int,
     uid_base: int | None,
     limits: Limits | None = None,
     *,
@@ -56,12 +56,15 @@ async def copy_tree(
 ) -> Captured:
     """Keep an overlay's upper directory as a layer of `store`, named by `kind` and its digest; once per content.
 
+    `source` is its path, or a descriptor of it.
+
     Nothing may write to `source` meanwhile: a change that is noticed is ImageRefused. Sockets are left out, and so
     are overlayfs's notes on where files came from. `times` as in `digest_tree`; the copy has them either way.
     """
     limits = limits or Limits()
     # A descriptor, not a path: a live sandbox's storage lies in no mount namespace that a copy could be mounted from.
-    opened = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    opened = os.open(source, flags) if isinstance(source, Path) else os.open(".", flags, dir_fd=source)
     try:
         return await _copy(store, opened, uid_base, limits, kind, times=times)
     finally:
