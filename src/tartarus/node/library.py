@@ -116,8 +116,10 @@ class Library:
         """Remove what an earlier daemon left, and warm what users made."""
         await asyncio.to_thread(self.uploads.open)
         await self._tools.clean()
+        holders = {str(record.details.get("holder")) for record in await self._store.templates.all()}
         for tenant in await asyncio.to_thread(_names, self._tenants):
             await asyncio.to_thread(self._offers.layers, tenant)  # opening it removes what was half-made
+            await asyncio.to_thread(_release_others, self._tenants / tenant / "blobs", holders)
         await self.templates.open()
 
     async def close(self) -> None:
@@ -139,7 +141,8 @@ class Library:
             used.update(record.layers)
         tenants = await asyncio.to_thread(_names, self._tenants)
         for tenant in tenants:
-            await asyncio.to_thread(self._sweep_one, tenant, used)
+            if not self.templates.is_making(tenant):
+                await asyncio.to_thread(self._sweep_one, tenant, used)
 
     def _sweep_one(self, tenant: str, used: set[str]) -> None:
         layers = self._offers.layers(tenant)
@@ -147,6 +150,16 @@ class Library:
         layers.remove_unused(used | cached, _UNUSED_KEPT_S)
         layers.remove_unused(used, _CACHE_KEPT_S)
         self._tools.stacks.blobs(tenant).collect()
+
+
+def _release_others(blobs: Path, holders: set[str]) -> None:
+    """Hold nothing for what was being made when an earlier daemon was killed."""
+    if blobs.is_dir():
+        from tartarus.images.blobs import BlobStore
+
+        store = BlobStore(blobs)
+        for owner in store.held().keys() - holders:
+            store.release(owner)
 
 
 def _names(place: Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
@@ -58,10 +58,12 @@ class SnapshotPool:
                           warm_up_ms=round((time.perf_counter() - began) * 1e3, 1))  # fmt: skip
             return snapshot, False
 
-    async def renew(self, rootfs: RootFs, isolation: Isolation, *, warm: bool) -> Snapshot:
-        """A new snapshot in the place of the one that may stand; the old one serves until this one is ready.
+    async def renew(
+        self, rootfs: RootFs, isolation: Isolation, *, warm: bool, check: Callable[[Snapshot], Awaitable[None]]
+    ) -> Snapshot:
+        """A new snapshot in the place of the one that may stand; the old one serves until this one passed `check`.
 
-        Raises what kept the new one from starting, and the old one stays.
+        Raises what kept the new one from starting, or what `check` raises, and the old one stays.
         """
         entry = self._entries.setdefault(_key(rootfs, isolation), _Entry())
         async with entry.lock:
@@ -69,6 +71,7 @@ class SnapshotPool:
             try:
                 if warm:
                     await fresh.warm()
+                await check(fresh)
             except BaseException:
                 await asyncio.shield(_close(fresh))
                 raise

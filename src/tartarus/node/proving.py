@@ -8,14 +8,15 @@ import time
 import msgspec
 
 from tartarus.guest.channel import GuestExec
-from tartarus.model.errors import TartarusError, TemplateFailed
+from tartarus.model.errors import IsolationUnavailable, TartarusError, TemplateFailed
 from tartarus.model.ids import new_id
-from tartarus.model.sandbox import Isolation
+from tartarus.model.sandbox import Isolation, SandboxSpec
 from tartarus.node.levels import Levels
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.pool import SnapshotPool
+from tartarus.node.selection import choose
 from tartarus.node.spares import SparePool
-from tartarus.runtimes.base import GuestRequest, RootFs, base_environment
+from tartarus.runtimes.base import GuestRequest, Snapshot, base_environment
 
 _CHECK_TIMEOUT_S = 60.0
 _OUTPUT_BYTES = 4096
@@ -40,31 +41,47 @@ class Prover:
         self.one_at_a_time = asyncio.Lock()
 
     async def prove(self, tenant: str, offer: Offer, check: tuple[str, ...]) -> Proof:
-        """Start it at the strongest level there is, warm if it can be. Raises TemplateFailed with what it said."""
+        """Start it at the strongest level there is, warm if it can be. Raises TemplateFailed with what it said.
+
+        What stood before stands as it was then, and what did not is gone.
+        """
         rootfs = await self._offers.prepared(tenant, offer, lambda _line: None)
-        level = next(
-            (level for level in (Isolation.CONTAINER, Isolation.PROCESS) if level not in self._levels.unavailable), None
-        )
-        if level is None:
-            raise TemplateFailed("no level of this host can start the template", fix="run tartarus doctor")
+        try:
+            level, _ = choose(SandboxSpec(), self._levels.unavailable, offer.floor)
+        except IsolationUnavailable as error:
+            raise TemplateFailed(
+                "no level of this host can start the template", why=error.why, fix=error.fix
+            ) from error
+        stood = self._pool.stands(rootfs, level, warm=False)
+
         began = time.perf_counter()
+        checking_s = 0.0
+
+        async def passes(snapshot: Snapshot) -> None:
+            nonlocal checking_s
+            checks_at = time.perf_counter()
+            if check:
+                await self._check(snapshot, level, check)
+            checking_s = time.perf_counter() - checks_at
+
         warm_up = offer.template.warm_up
         warm = warm_up is not None and warm_up.is_cloned
         try:
-            await self._pool.renew(rootfs, level, warm=warm)
+            await self._pool.renew(rootfs, level, warm=warm, check=passes)
             await self._spares.renew(rootfs, level)
         except BaseException:
-            self._offers.forget(tenant, offer)
+            if stood:
+                self._offers.forget(tenant, offer)
+            else:
+                self.retire(tenant, offer)
             raise
-        took = round((time.perf_counter() - began) * 1e3, 1)
-        if check:
-            await self._check(rootfs, level, check)
+        took = round((time.perf_counter() - began - checking_s) * 1e3, 1)
         return Proof(time.time(), took) if warm_up is not None else Proof()
 
-    async def _check(self, rootfs: RootFs, level: Isolation, check: tuple[str, ...]) -> None:
+    async def _check(self, snapshot: Snapshot, level: Isolation, check: tuple[str, ...]) -> None:
         """Run the template's own check in a sandbox of it; it must exit with 0."""
         runtime = self._levels.runtimes[level]
-        snapshot, _ = await self._pool.get(rootfs, level, warm=False)
+        rootfs = snapshot.rootfs
         name = new_id("chk")
         guest = await runtime.clone(
             snapshot, GuestRequest(id=name, hostname=name, resources=rootfs.template.resources), warm=False

@@ -6,8 +6,9 @@ import asyncio
 import builtins
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import structlog
@@ -43,6 +44,7 @@ from tartarus.model.library import (
 from tartarus.model.sandbox import Isolation
 from tartarus.model.template import Template
 from tartarus.node.offers import IMAGE, Offer, Offers, own_offer
+from tartarus.node.progress import Tell, streamed
 from tartarus.node.proving import Proof, Prover
 from tartarus.node.scanning import Scanner
 from tartarus.store.sandboxes import SandboxStore
@@ -53,8 +55,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("tartarus.node.templates")
 
-Tell = Callable[[Progress], None]
 _ATTEMPTS = 5
+T = TypeVar("T")
 
 
 class TemplateService:
@@ -67,6 +69,8 @@ class TemplateService:
         self._prover = prover
         self._scanner = scanner
         self._warming: set[asyncio.Task[None]] = set()
+        self._replacing: set[str] = set()
+        self._making: Counter[str] = Counter()
 
     async def open(self) -> None:
         """Forget what an earlier daemon was making when it ended, and warm again what is used."""
@@ -106,45 +110,88 @@ class TemplateService:
                 f"you already have a template {request.name!r}",
                 fix=f"choose another name, give --replace, or remove it: tartarus template rm {request.name}",
             )
-        async with _streamed(lambda tell: self._create(tenant, request, old, tell)) as events:
+        async with streamed(lambda tell: self._create(tenant, request, old, tell)) as events:
             async for event in events:
                 yield event
 
-    async def _create(self, tenant: str, request: CreateTemplate, old: TemplateRecord | None, tell: Tell) -> None:
+    def is_making(self, tenant: str) -> bool:
+        """Whether a template of the tenant's is being made, of layers and blobs that no record names yet."""
+        return self._making[tenant] > 0
+
+    async def _create(
+        self,
+        tenant: str,
+        request: CreateTemplate,
+        old: TemplateRecord | None,
+        tell: Tell,
+        followed: frozenset[str] = frozenset(),
+    ) -> None:
+        """`followed` are the templates whose replacement led to this one's."""
+        if old is not None and (old.id in self._replacing or old.status is TemplateStatus.BUILDING):
+            raise InvalidState(f"template {old.name!r} is being made already", fix="wait until that has ended")
+        self._making[tenant] += 1
+        if old is not None:
+            self._replacing.add(old.id)
+        try:
+            record = await self._created(tenant, request, old, tell)
+        finally:
+            self._making[tenant] -= 1
+            if old is not None:
+                self._replacing.discard(old.id)
+        if old is not None:
+            self._spawn(self._follow(record, followed | {record.id}))
+        tell(Done(template=record.info))
+
+    async def _created(
+        self, tenant: str, request: CreateTemplate, old: TemplateRecord | None, tell: Tell
+    ) -> TemplateRecord:
         now = time.time()
         record = TemplateRecord(
             id=new_id("tpl"), tenant=tenant, name=request.name, status=TemplateStatus.BUILDING,
             definition=request.definition, base="", created_at=now, updated_at=now,
         )  # fmt: skip
-        record = old or await self._store.insert(record)
+        record = old or record
         # What is being made holds its blobs under a name of its own until it takes the place of the old one.
         holder = f"{record.id}.{record.build + 1}" if old is not None else record.id
         try:
+            if old is None:
+                await _whole(self._store.insert(record))
             made = await self._make(tenant, holder, request, tell)
         except BaseException as error:
             await asyncio.shield(self._failed(record, old, holder, error))
             raise
         changes = {**made, "definition": request.definition, "updated_at": time.time()}
-        if old is not None:
-            changes["build"] = old.build + 1
-        before = await self._store.get(tenant, record.id)
-        record = await self._change(record, **changes)
-        if old is not None:
-            await self._retire(before)
-            self._spawn(self._follow(record))
-        tell(Done(template=record.info))
+        return await _whole(self._serve(record, old, holder, changes))
 
-    async def _follow(self, base: TemplateRecord) -> None:
+    async def _serve(
+        self, record: TemplateRecord, old: TemplateRecord | None, holder: str, changes: dict[str, Any]
+    ) -> TemplateRecord:
+        """Put what was made in service, and let go of what it replaces."""
+        try:
+            before = await self._store.get(record.tenant, record.id)
+            if old is not None:
+                changes["build"] = before.build + 1
+            record = await self._change(record, **changes)
+        except Exception as error:  # it was removed meanwhile, or the disk is full
+            await self._failed(record, old, holder, error)
+            self._prover.retire(record.tenant, Offer.of(changes["details"]))
+            raise
+        if old is not None:
+            await self._retire(before, served=record.digest)
+        return record
+
+    async def _follow(self, base: TemplateRecord, followed: frozenset[str]) -> None:
         """Make anew what stands on a template that was replaced; each serves as it was until that is proven."""
         for record in await self._store.list(base.tenant):
             said = record.details.get("request")
-            if said is None or record.id == base.id or record.status is not TemplateStatus.READY:
+            # Two that stand on each other would follow each other for ever.
+            if said is None or record.id in followed or record.status is not TemplateStatus.READY:
                 continue
             request = msgspec.convert(said, CreateTemplate)
             if isinstance(request.source, TemplateBase) and request.source.template in {base.name, base.id}:
                 async with self._prover.one_at_a_time:
                     try:
-                        await self._create(base.tenant, request, record, lambda _event: None)
+                        await self._create(base.tenant, request, record, lambda _event: None, followed)
                     except TartarusError as error:
                         _log.warning("not_followed", template=record.name, base=base.name, error=str(error))
 
@@ -247,17 +294,20 @@ class TemplateService:
         await self._store.remove(record)
         await self._retire(record)
 
-    async def _retire(self, record: TemplateRecord) -> None:
+    async def _retire(self, record: TemplateRecord, *, served: str = "") -> None:
+        """Let go of what a record says was made; `served` is the key of what serves in its place."""
         if "offer" not in record.details:
             return
-        self._prover.retire(record.tenant, Offer.of(record.details))
+        offer = Offer.of(record.details)
+        if offer.key != served:
+            self._prover.retire(record.tenant, offer)
         holder = record.details.get("holder")
         if isinstance(holder, str) and holder:
             self._tools.stacks.release(record.tenant, holder)
 
     async def warm(self, tenant: str, name: str) -> AsyncIterator[Progress]:
         """Park its interpreter anew; the old one serves until the new one stands. Ends with Done."""
-        async with _streamed(lambda tell: self._warm(tenant, name, tell)) as events:
+        async with streamed(lambda tell: self._warm(tenant, name, tell)) as events:
             async for event in events:
                 yield event
 
@@ -300,7 +350,11 @@ class TemplateService:
         return await self._scanner.sbom(await self._layers(tenant, name))
 
     async def _layers(self, tenant: str, name: str) -> Any:
-        offer = await self._offers.find(tenant, name)
+        record = None if name in catalogue() else await self._own(tenant, name)
+        if record is not None and record.status is TemplateStatus.BLOCKED:
+            offer = Offer.of(record.details)  # of all templates the one whose findings are asked for
+        else:
+            offer = await self._offers.find(tenant, name)
         return await self._offers.prepared(tenant, offer, lambda _line: None)
 
     async def push(self, tenant: str, name: str, request: PushRequest) -> AsyncIterator[Progress]:
@@ -310,7 +364,7 @@ class TemplateService:
                 f"{name!r} stands on this host's own files, and is no image", fix="push one of your own"
             )
         record = await self._store.get(tenant, name)
-        async with _streamed(lambda tell: self._tools.stacks.push(record, request, tell)) as events:
+        async with streamed(lambda tell: self._tools.stacks.push(record, request, tell)) as events:
             async for event in events:
                 yield event
 
@@ -331,25 +385,12 @@ def _repeatable(request: CreateTemplate) -> dict[str, Any]:
     return {"request": msgspec.to_builtins(request)} if isinstance(request.source, TemplateBase) else {}
 
 
-@contextlib.asynccontextmanager
-async def _streamed(work: Callable[[Tell], Coroutine[Any, Any, None]]) -> AsyncIterator[AsyncIterator[Progress]]:
-    """What `work` tells, as it goes on. It is cancelled, and waited for, when the context is left before its end."""
-    events: asyncio.Queue[Progress | None] = asyncio.Queue()
-
-    async def run() -> None:
-        try:
-            await work(events.put_nowait)
-        finally:
-            events.put_nowait(None)
-
-    async def told() -> AsyncIterator[Progress]:
-        while (event := await events.get()) is not None:
-            yield event
-        await task
-
-    task = asyncio.create_task(run())
+async def _whole(work: Coroutine[Any, Any, T]) -> T:
+    """Await what must not be left half done: a caller that is cancelled still waits for its end, which is near."""
+    running = asyncio.ensure_future(work)
     try:
-        yield told()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        running.exception()  # it has been seen
+        raise
