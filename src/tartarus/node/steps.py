@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -98,7 +99,7 @@ async def _watched(
     try:
         guest = await runtime.clone(snapshot, request, warm=False)
         disconnect: Callable[[], Awaitable[None]] | None = None
-        work: asyncio.Task[ExitStatus] | None = None
+        tasks: list[asyncio.Task[Any]] = []
         try:
             async with asyncio.timeout(_START_LIMIT_S):
                 await guest.ready()
@@ -106,6 +107,7 @@ async def _watched(
                 disconnect = await connect(guest)
             work = asyncio.create_task(_command(guest, step, output))
             guard = asyncio.create_task(_guard_disk(storage))
+            tasks = [work, guard]
             try:
                 async with asyncio.timeout(step.timeout_s):
                     await asyncio.wait([work, guard], return_when=asyncio.FIRST_COMPLETED)
@@ -113,11 +115,11 @@ async def _watched(
                 raise TimeLimit(f"the step ran longer than {step.timeout_s:g} s") from None
             if guard.done():
                 guard.result()
-            guard.cancel()
             return await work
         finally:
-            if work is not None:
-                work.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.shield(guest.destroy())
             if disconnect is not None:
                 await asyncio.shield(disconnect())
