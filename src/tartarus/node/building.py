@@ -20,13 +20,12 @@ from tartarus.images.stackview import StackView
 from tartarus.images.unpack.layers import unpack_layer
 from tartarus.images.unpack.merge import merge_layers
 from tartarus.model.definition import BuildNetwork, Definition
-from tartarus.model.errors import IsolationUnavailable, TemplateNotFound
+from tartarus.model.errors import IsolationUnavailable, TemplateBlocked, TemplateExists, TemplateNotFound
 from tartarus.model.ids import new_id
 from tartarus.model.library import (
     BuildOutput,
     CreateTemplate,
     DockerfileSource,
-    Progress,
     StepProgress,
     StepState,
     TemplateRecord,
@@ -39,15 +38,18 @@ from tartarus.node.connecting import Connections
 from tartarus.node.levels import Levels
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.pool import host_meminfo
+from tartarus.node.progress import Tell
+from tartarus.node.proving import Prover
+from tartarus.node.scanning import Scanner
 from tartarus.node.stacks import Stack, Stacks, make_stack
 from tartarus.node.steps import Step, run_step, step_resources
 from tartarus.node.uploads import Uploads
 from tartarus.runtimes.base import RootFs, base_environment
 from tartarus.store.sandboxes import SandboxStore
 
-Tell = Callable[[Progress], None]
 _LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
 _HASH_BYTES = 1024**2
+_KEPT = "kept_of_a_failure"
 
 
 class Builder:
@@ -55,7 +57,7 @@ class Builder:
 
     def __init__(
         self, store: SandboxStore, offers: Offers, stacks: Stacks, levels: Levels, connections: Connections,
-        uploads: Uploads, contexts: Path,
+        uploads: Uploads, contexts: Path, scanner: Scanner, prover: Prover,
     ) -> None:  # fmt: skip
         self.store = store.templates
         self.offers = offers
@@ -64,6 +66,8 @@ class Builder:
         self.connections = connections
         self._uploads = uploads
         self._contexts = contexts
+        self.scanner = scanner
+        self.prover = prover
 
     async def build(self, tenant: str, holder: str, request: CreateTemplate, tell: Tell) -> Stack:
         """Build the request's Dockerfile. Raises as `images.dockerfile.build` does, and IsolationUnavailable."""
@@ -174,8 +178,16 @@ class _Run:
         return RootFs(template, (top, *layers), (), new_id("build"))
 
     async def keep_failed(self, layers: tuple[Path, ...], config: ImageConfig) -> str:
-        """The state before the step that failed, as a template ``NAME-failed``; the next failure takes its place."""
+        """The state before the step that failed, as a template ``NAME-failed``; the next failure takes its place.
+
+        Never that of a template that was made under that name, and nothing that the scan policy keeps from use.
+        Raises TemplateExists and TemplateBlocked.
+        """
         builder, name = self._builder, f"{self._request.name}-failed"[-63:].lstrip("-._")
+        old = await self._kept_before(name)
+        blocked, findings = await builder.scanner.check(layers, self._tell)
+        if blocked:
+            raise TemplateBlocked("the scan policy keeps it from use", why=blocked)
         store = await asyncio.to_thread(builder.offers.layers, self._tenant)
         stack = make_stack(store, layers, config, f"a failed build of {self._request.name}", "")
         with StackView(layers, builder.offers.uid_base) as view:
@@ -185,16 +197,27 @@ class _Run:
         names = (system, *stack.names)
         offer = Offer(template, builder.stacks.key(template, names), Isolation.CONTAINER, layers=names)
         now = time.time()
-        with contextlib.suppress(TemplateNotFound):
-            await builder.store.remove(await builder.store.get(self._tenant, name))
+        if old is not None:
+            await builder.store.remove(old)
+            builder.prover.retire(self._tenant, Offer.of(old.details))
         await builder.store.insert(
             TemplateRecord(
                 id=new_id("tpl"), tenant=self._tenant, name=name, status=TemplateStatus.READY, definition=Definition(),
                 base=stack.base, created_at=now, updated_at=now, digest=offer.key, size_bytes=stack.size_bytes,
-                layers=names, details={**offer.encode(), **stack.details("")},
+                layers=names, details={**offer.encode(), **stack.details(""), "scan": findings, _KEPT: True},
             )
         )  # fmt: skip
         return name
+
+    async def _kept_before(self, name: str) -> TemplateRecord | None:
+        """What the last failure left under that name. Raises TemplateExists when it is something else."""
+        try:
+            old = await self._builder.store.get(self._tenant, name)
+        except TemplateNotFound:
+            return None
+        if _KEPT not in old.details:
+            raise TemplateExists(f"you have a template {name!r} of your own")
+        return old
 
     async def stack_of(self, built: Built) -> Stack:
         """The finished build's stack."""

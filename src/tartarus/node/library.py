@@ -39,13 +39,16 @@ class Tools:
     """What making templates takes, each made when it is first needed: most daemons' first sandbox needs none."""
 
     def __init__(
-        self, settings: Settings, store: SandboxStore, levels: Levels, offers: Offers, uploads: Uploads
-    ) -> None:
+        self, settings: Settings, store: SandboxStore, levels: Levels, offers: Offers, uploads: Uploads,
+        scanner: Scanner, prover: Prover,
+    ) -> None:  # fmt: skip
         self._settings = settings
         self._store = store
         self._levels = levels
         self._offers = offers
         self._uploads = uploads
+        self._scanner = scanner
+        self._prover = prover
 
     @functools.cached_property
     def stacks(self) -> Stacks:
@@ -68,8 +71,9 @@ class Tools:
         from tartarus.node.building import Builder
 
         return Builder(
-            self._store, self._offers, self.stacks, self._levels, self.connections, self._uploads, self.contexts
-        )
+            self._store, self._offers, self.stacks, self._levels, self.connections, self._uploads, self.contexts,
+            self._scanner, self._prover,
+        )  # fmt: skip
 
     @property
     def contexts(self) -> Path:
@@ -106,9 +110,9 @@ class Library:
         self._pool = pool
         self._offers = offers
         self.uploads = Uploads(settings.cache_dir / "uploads", most_bytes=settings.upload_bytes)
-        self._tools = Tools(settings, store, levels, offers, self.uploads)
         prover = Prover(levels, pool, offers, spares)
         scanner = Scanner(settings, self.uploads, lambda: offers.uid_base)
+        self._tools = Tools(settings, store, levels, offers, self.uploads, scanner, prover)
         self.templates = TemplateService(store, offers, self._tools, prover, scanner)
         self.snapshots = SnapshotService(store, offers, prover, live)
 
