@@ -25,7 +25,7 @@ from tests.confine.child import call, error_of, in_child
 from tartarus.guest.syscalls import machine, number, table
 from tartarus.model.sandbox import Isolation
 from tartarus.runtimes.confine import calls
-from tartarus.runtimes.confine.seccomp import add_seccomp, rules_by_name
+from tartarus.runtimes.confine.seccomp import add_seccomp, add_zygote_seccomp, rules_by_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +61,18 @@ def errors(level: Isolation, *wanted: tuple[Any, ...], **options: Any) -> list[i
 @pytest.mark.parametrize("name", sorted(calls.DENIED & NAMES.keys()))
 def test_denied(level: Isolation, name: str) -> None:
     assert errors(level, (name, 0, 0, 0, 0, 0, 0)) == [errno.EPERM]
+
+
+def test_a_warm_interpreter_can_enter_user_namespaces_alone() -> None:
+    def setup(program: Program) -> None:
+        program.syscall("prctl", 38, 1, 0, 0, 0, step="set no_new_privs")
+        add_zygote_seccomp(program)
+
+    kinds = {"mnt": 0x20000, "cgroup": 0x2000000, "uts": 0x4000000, "ipc": 0x8000000, "pid": 0x20000000, "net": 1 << 30}
+    user = 0x10000000
+    attempts = [*kinds.values(), 0, user | kinds["net"], user]
+    found = in_child(lambda: [error_of("setns", -1, kind) for kind in attempts], setup=setup)
+    assert found == [errno.EPERM] * (len(attempts) - 1) + [errno.EBADF]
 
 
 @pytest.mark.parametrize("level", BOTH)

@@ -22,6 +22,7 @@ from tartarus.runtimes.base import GUEST_PREFIX, base_environment
 from tartarus.runtimes.packets import Answer, ControlSocket
 
 _CLONE = struct.Struct("<QI")
+_USER_NAMESPACE = struct.Struct("<III")
 _ZYGOTE_LOG_BYTES = 8192
 _LOW_FDS = 16
 _END_GRACE_S = 2.0
@@ -103,6 +104,18 @@ class Nursery:
     async def clone(self, encoded: bytes, flags: int, fds: Sequence[int]) -> Clone:
         """Fork a guest that runs an encoded program and becomes the agent. `fds[0]` is its channel."""
         return await clone(self.control, encoded, flags, fds, self.what)
+
+    async def user_namespace(self, span: int, inotify_instances: int, inotify_watches: int) -> int:
+        """A descriptor of a new user namespace below its own, which maps ids 0 to `span` - 1 to themselves.
+
+        Whoever is in it has no more inotify instances and watches than these. Raises GuestFailed or NoSpace.
+        """
+        what = "make a user namespace"
+        body = _USER_NAMESPACE.pack(span, inotify_instances, inotify_watches)
+        namespace = self._check(await self.control.request(b"TUSR", body), what).pidfd
+        if namespace < 0:
+            raise exhausted_or_failed(f"the nursery of {self.what} can't {what}", errno.EMFILE)
+        return namespace
 
     async def start_zygote(
         self, argv: Sequence[str], env: dict[str, str], confinement: Program, *, timeout_s: float

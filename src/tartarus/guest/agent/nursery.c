@@ -8,9 +8,10 @@
  *   TZYG seq program argv env  run a program in a child, then start the template's warm interpreter there;
  *                           fds: its control socket, its log
  *   TCLN seq flags program  fork a guest; fds: its channel, the agent's executable, others
+ *   TUSR seq span n n       make a user namespace for a guest: its ids, inotify instances and watches
  *   TEND seq pid            kill a guest, all below it and all orphans (where no pid namespace does it)
  *
- * Each is answered by TCLD {seq, errno, pid or failed step}, with a pidfd where a process began.
+ * Each is answered by TCLD {seq, errno, pid or failed step}, with a pidfd where a process began, or the namespace.
  * When the socket closes (the daemon ended, however it ended) the nursery ends, and the kernel ends
  * every process of its pid namespace with it.
  */
@@ -21,6 +22,7 @@
 #include "packet.h"
 #include "program.h"
 #include "signals.h"
+#include "userns.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -361,6 +363,19 @@ static void handle_end(struct request *request, uint32_t seq)
 	packet_answer(seq, 0, (int32_t)kill_children(false), -1);
 }
 
+static void handle_user_namespace(struct request *request, uint32_t seq)
+{
+	if (request->size != 20) {
+		packet_answer(seq, EINVAL, 0, -1);
+		return;
+	}
+	const unsigned char *at = request->bytes + 8;
+	int fd = userns_make(u32_at(at), u32_at(at + 4), u32_at(at + 8));
+	packet_answer(seq, fd < 0 ? (uint32_t)-fd : 0, 0, fd);
+	if (fd >= 0)
+		close(fd);
+}
+
 static void dispatch(struct request *request)
 {
 	if (request->size < 8)
@@ -374,6 +389,8 @@ static void dispatch(struct request *request)
 		handle_fork(seq);
 	else if (memcmp(request->bytes, "TZYG", 4) == 0)
 		handle_zygote(request, seq);
+	else if (memcmp(request->bytes, "TUSR", 4) == 0)
+		handle_user_namespace(request, seq);
 	else if (memcmp(request->bytes, "TEND", 4) == 0)
 		handle_end(request, seq);
 	else

@@ -25,6 +25,11 @@ CORE_BYTES: Final = 1
 """One byte: too small for a core file, and the value that keeps a core dump helper (`|` in core_pattern),
 which is root outside the sandbox, from being started. 0 does not: helpers ignore the limit but for 1."""
 
+SIGNALS: Final = 4096
+"""Queued signals and timers, which hold one each. The kernel's own limit grows with the machine's memory."""
+MESSAGE_BYTES: Final = 800 * _KIB
+"""POSIX message queues: the kernel's own limit (MQ_BYTES_MAX)."""
+
 Limit = tuple[int, int, int]
 
 
@@ -37,7 +42,7 @@ def _everywhere() -> list[Limit]:
         (resource.RLIMIT_MEMLOCK, 64 * _KIB, 64 * _KIB),
         (resource.RLIMIT_NICE, 0, 0),
         (resource.RLIMIT_RTPRIO, 0, 0),
-        (resource.RLIMIT_SIGPENDING, 4096, 4096),
+        (resource.RLIMIT_SIGPENDING, SIGNALS, SIGNALS),
         # A quarter of the stack is the limit on arguments: 8 MiB allow the 2 MiB that we accept.
         (resource.RLIMIT_STACK, 8 * _MIB, 1 * _GIB),
     ]
@@ -46,7 +51,7 @@ def _everywhere() -> list[Limit]:
 def wanted(resources: Resources, level: Isolation, *, other_tasks: int = 0) -> list[Limit]:
     """(resource, soft, hard) for a level; `other_tasks` is how many tasks of the sandbox's user run outside it."""
     if level is Isolation.CONTAINER:
-        return [*_everywhere(), (resource.RLIMIT_MSGQUEUE, 800 * _KIB, 800 * _KIB)]
+        return [*_everywhere(), (resource.RLIMIT_MSGQUEUE, MESSAGE_BYTES, MESSAGE_BYTES)]
     pids = resources.pids + other_tasks
     return [
         *_everywhere(),
@@ -87,7 +92,17 @@ def add_rlimits(
 ) -> None:
     """Set every limit. At process level without root the user's other processes count too, so they are added."""
     others = tasks_of(os.getuid()) if level is Isolation.PROCESS and os.geteuid() != 0 else 0
-    for limit in wanted(resources, level, other_tasks=others):
+    _add(program, wanted(resources, level, other_tasks=others), hard_now)
+
+
+def add_queue_limits(program: Program) -> None:
+    """Limit what a container-level warm interpreter may queue to what each of its clones may."""
+    queues = [(resource.RLIMIT_SIGPENDING, SIGNALS, SIGNALS), (resource.RLIMIT_MSGQUEUE, MESSAGE_BYTES, MESSAGE_BYTES)]
+    _add(program, queues, lambda which: resource.getrlimit(which)[1])
+
+
+def _add(program: Program, limits: list[Limit], hard_now: Callable[[int], int]) -> None:
+    for limit in limits:
         which, soft, hard = clamp(limit, hard_now(limit[0]))
         pair = program.blob(struct.pack("<QQ", soft & _INFINITY, hard & _INFINITY))
         program.syscall("prlimit64", 0, which, pair, 0, step=f"set resource limit {which}")

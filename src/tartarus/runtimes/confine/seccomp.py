@@ -37,6 +37,7 @@ _FILTER_FLAG_NEW_LISTENER = 8
 _INSTALL = "install the system call filter"
 NEW_NAMESPACES: Final = 0x7E02_0000
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; CLONE_NEWTIME is not a clone(2) flag."""
+_CLONE_NEWUSER = 0x1000_0000
 _SET_ID_BITS: Final = 0o6000
 _O_CREAT, _O_TRUNC, _O_TMPFILE, _O_ACCMODE = 0o100, 0o1000, 0o20000000, 3
 _ATTRIBUTES = ("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr")
@@ -282,7 +283,8 @@ def add_zygote_seccomp(program: Program) -> None:
 @cache
 def zygote_filter(arch: str | None = None) -> bytes:
     """As `seccomp_filter`, for `add_zygote_seccomp`."""
-    named = {**rules_by_name(Isolation.CONTAINER), **dict.fromkeys(_BOXING, ALLOW)}
+    boxing = {**dict.fromkeys(_BOXING, ALLOW), "setns": _only(1, (_CLONE_NEWUSER,), EPERM)}
+    named = {**rules_by_name(Isolation.CONTAINER), **boxing}
     numbers = table(arch)
     rules: dict[int, Rule] = {numbers[name]: rule for name, rule in named.items() if name in numbers}
     return assemble(arch or machine(), rules, ENOSYS)

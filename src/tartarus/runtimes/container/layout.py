@@ -46,8 +46,9 @@ DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
              ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx"), ("core", "/proc/kcore"))  # fmt: skip
 SYS_VISIBLE = ("/sys/devices/system/cpu", "/sys/devices/system/node")
-FIRST_ENTRY = 2
-"""Passed descriptors: 0 the channel, 1 the agent's executable, then the cgroup's entries, the storage, the mounts."""
+USER_NAMESPACE, FIRST_ENTRY = 2, 3
+"""Passed descriptors: 0 the channel, 1 the agent's executable, then the guest's own user namespace, the cgroup's
+entries, the storage, the mounts."""
 LANDLOCK_RULES = (
     landlock.PathRule("/", landlock.RUN | landlock.WRITE),
     *(landlock.PathRule(f"/dev/{device}", landlock.DEVICE, file=True) for device in DEVICES),
@@ -160,9 +161,9 @@ def _leave_root(program: Program) -> None:
     as `disk`, would stay with every guest.
     """
     unlimited = program.blob(b"\xff" * 16)
-    program.syscall(
-        "prlimit64", 0, resource.RLIMIT_NPROC, unlimited, 0, step="lift the limit of root's processes", ok=EPERM
-    )
+    # What root may have of these would bound, as long as the namespaces live, what all guests have together.
+    for limit in (resource.RLIMIT_NPROC, resource.RLIMIT_SIGPENDING, resource.RLIMIT_MSGQUEUE):
+        program.syscall("prlimit64", 0, limit, unlimited, 0, step="lift a limit of root's", ok=EPERM)
     program.syscall("setgroups", 0, 0, step="leave all groups")
     program.syscall("prctl", PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0, step="keep capabilities")
     program.syscall("setresgid", OWNER_UID, OWNER_UID, OWNER_UID, step="take a group of the nursery's own")
@@ -226,6 +227,7 @@ def nursery_program(rootfs: RootFs, mounts: Sequence[Mount] = (), *, storage: bo
 def zygote_program() -> Program:
     """What the warm interpreter does before it runs any code of the template's."""
     program = Program()
+    rlimits.add_queue_limits(program)
     caps.add_zygote_capabilities(program)
     seccomp.add_zygote_seccomp(program)
     return program
@@ -302,6 +304,8 @@ def box_program(
     for index, mount in enumerate(() if staged_mounts else mounts):
         _user_mount(program, mount, FIRST_ENTRY + n_entries + index)
     program.syscall("unshare", CLONE_NEWCGROUP, step="take a cgroup namespace")
+    # From here on the guest has power over nothing: what was mounted and made belongs to the namespace that it leaves.
+    program.syscall("setns", Fd(USER_NAMESPACE), CLONE_NEWUSER, step="enter a user namespace of its own")
     rlimits.add_rlimits(program, resources, limit_level)
     _become(program, rootfs.template.user, build=build)
     landlock.add_landlock(program, landlock_abi, LANDLOCK_RULES)

@@ -16,6 +16,7 @@ from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestReque
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, admit, lacking, remove_soon, weaker_limits
 from tartarus.runtimes.confine import landlock
 from tartarus.runtimes.container import layout, mounts
+from tartarus.runtimes.container.quotas import UserNamespaces
 from tartarus.runtimes.container.storage import UPPER, directory, tmpfs, used_bytes
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import IdMap
@@ -34,10 +35,18 @@ _PROGRAM_CACHE = 64
 class ContainerSnapshot(WarmNursery):
     """A template's nursery, boxed into the template's root, and its zygote."""
 
-    def __init__(self, rootfs: RootFs, nursery: Nursery, cgroup: Cgroup | None, own_mounts: Sequence[Mount]) -> None:
+    def __init__(
+        self,
+        rootfs: RootFs,
+        nursery: Nursery,
+        user_namespaces: UserNamespaces,
+        cgroup: Cgroup | None,
+        own_mounts: Sequence[Mount],
+    ) -> None:
         argv, env = warm_command(rootfs.template)
         super().__init__(nursery, argv, env, layout.zygote_program())
         self.rootfs = rootfs
+        self.user_namespaces = user_namespaces
         self._cgroup = cgroup
         self._own_mounts = bool(own_mounts)
         self._programs: dict[Resources, tuple[bytes, list[str]]] = {}
@@ -169,6 +178,8 @@ class ContainerRuntime:
                 )
                 cgroup.attach(nursery.pid)
             await self._build(nursery, rootfs, own_mounts, storage)
+            user_namespaces = UserNamespaces(nursery, self._id_map.span)
+            await user_namespaces.open()
         except BaseException as error:
             nursery.close()
             await asyncio.shield(nursery.gone())
@@ -177,7 +188,7 @@ class ContainerRuntime:
             if isinstance(error, GuestFailed):
                 raise IsolationUnavailable(error.what, why=error.why, fix=error.fix) from error
             raise
-        return ContainerSnapshot(rootfs, nursery, cgroup, own_mounts)
+        return ContainerSnapshot(rootfs, nursery, user_namespaces, cgroup, own_mounts)
 
     async def _build(self, nursery: Nursery, rootfs: RootFs, own_mounts: Sequence[Mount], storage: Path | None) -> None:
         rootless = not self._id_map.privileged
@@ -226,12 +237,13 @@ class ContainerRuntime:
         program, steps = snapshot.program(request, self._landlock_abi, self._limit_level, self._n_entries, where)
         held = [] if storage is None else [storage]
         passed: list[int] = []
+        quotas = -1
         try:
             passed = [*held, *await self._mount_fds(request)]
+            quotas = await snapshot.user_namespaces.take()
             ours, theirs = channel_pair()
         except BaseException:
-            for fd in passed or held:
-                os.close(fd)
+            _close_all([*(passed or held), *([] if quotas < 0 else [quotas])])
             raise
         cgroup: Cgroup | None = None
         born: Clone | None = None
@@ -240,7 +252,7 @@ class ContainerRuntime:
             if self._hierarchy is not None:
                 cgroup = self._hierarchy.create(request.id, request.resources)
                 entries = cgroup.entries()
-            fds = [theirs.fileno(), self._agent_fd, *entries, *passed]
+            fds = [theirs.fileno(), self._agent_fd, quotas, *entries, *passed]
             born = await snapshot.clone(program, layout.GUEST_FLAGS, fds, warm=warm)
             admit(cgroup, ours, born.pid, len(entries))
         except BaseException as error:
@@ -255,7 +267,7 @@ class ContainerRuntime:
             raise
         finally:
             theirs.close()
-            _close_all([*entries, *passed[len(held) :]])
+            _close_all([quotas, *entries, *passed[len(held) :]])
         channel = GuestChannel(ours)
         await channel.open()
         guest = HostGuest(
