@@ -27,6 +27,7 @@ _START_LIMIT_S = 60.0
 _LOOK_EVERY_S = 0.5
 _KEEP_FREE_BYTES = 512 * 1024**2
 _KEEP_FREE_FRACTION = 0.03
+_KEEP_FREE_FILES = 50_000
 
 Output = Callable[[int, bytes], None]
 Connect = Callable[[Guest], Awaitable[Callable[[], Awaitable[None]]]]
@@ -43,7 +44,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 def step_resources(memory_total_bytes: int) -> Resources:
-    """A build step's limits: all CPUs, half of the host's memory, files of up to 64 GiB."""
+    """A build step's limits: all CPUs, half of the host's memory. Its storage is as large as the disk, and watched."""
     return Resources(
         memory_bytes=max(memory_total_bytes // 2, 256 * 1024**2),
         cpu_milli=1000 * (os.cpu_count() or 1),
@@ -144,5 +145,11 @@ async def _guard_disk(place: Path) -> None:
             raise NoSpace(
                 "the disk is nearly full", why=f"{free // 1024**2} MiB are left",
                 fix="free some disk, or move TARTARUS_HOME",
+            )  # fmt: skip
+        # File systems that make inodes as they are needed say that they have none at all.
+        if disk.f_files and disk.f_favail < min(_KEEP_FREE_FILES, disk.f_files * _KEEP_FREE_FRACTION):
+            raise NoSpace(
+                "the disk takes nearly no more files", why=f"{disk.f_favail} inodes are left",
+                fix="remove files, or move TARTARUS_HOME",
             )  # fmt: skip
         await asyncio.sleep(_LOOK_EVERY_S)

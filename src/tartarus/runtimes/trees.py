@@ -11,6 +11,7 @@ import itertools
 import os
 from pathlib import Path
 
+_MOST_NAMES = 4096
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -52,16 +53,19 @@ def _open(name: str, above: int | None) -> int:
 
 
 def _unlink_files(directory: int) -> list[str]:
-    """Remove what is no directory; the names of the directories."""
-    found = []
+    """Remove what is no directory; the names of the directories, of very many the first.
+
+    One by one as they are read: a list of all that a guest has put into one directory may be larger than memory.
+    """
+    found: list[str] = []
     with os.scandir(directory) as entries:
-        listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_directory in listed:
-        if is_directory:
-            found.append(name)
-            continue
-        with contextlib.suppress(OSError):
-            os.unlink(name, dir_fd=directory)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if len(found) < _MOST_NAMES:
+                    found.append(entry.name)
+                continue
+            with contextlib.suppress(OSError):
+                os.unlink(entry.name, dir_fd=directory)
     return found
 
 
