@@ -83,3 +83,29 @@ def test_a_working_directory_that_is_a_file(tmp_path):
     (tmp_path / "srv").write_text("")
     with StackView([tmp_path]) as view, pytest.raises(ImageRefused, match="/srv is no directory"):
         system_entries(Template(id="x", name="x", workdir="/srv"), view)
+
+
+@pytest.mark.parametrize("workdir", ["work/x", "//work/x", "/../work//x/", "./work/x"])
+def test_a_directory_that_is_written_oddly(tmp_path, workdir):
+    template = made(tmp_path, ImageConfig(workdir=workdir))
+    with StackView([tmp_path]) as view:
+        paths = {entry.path for entry in system_entries(template, view)}
+    assert {"/work", "/work/x"} <= paths
+    assert all(path.startswith("/") and not path.startswith("//") for path in paths)
+
+
+@pytest.mark.parametrize("place", ["/opt/tartarus/runner.py", "/etc/hosts/x", "/opt/tartarus/../tartarus/ca.crt"])
+def test_a_directory_in_the_place_of_our_files(tmp_path, place):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text(f"app:x:33:34::{place}:/bin/sh\n")
+    for config in (ImageConfig(workdir=place), ImageConfig(user="app")):
+        template = made(tmp_path, config)
+        with StackView([tmp_path]) as view, pytest.raises(ImageRefused, match="can't be a directory"):
+            system_entries(template, view)
+
+
+def test_more_places_for_programs_than_anybody_looks_into(tmp_path):
+    program(tmp_path / "last/python3")
+    many = ":".join(f"/{number}" for number in range(20_000))
+    assert made(tmp_path, ImageConfig(env={"PATH": f"{many}:/last"})).warm_up is None
+    assert made(tmp_path, ImageConfig(env={"PATH": "/first:/last"})).warm_up is not None

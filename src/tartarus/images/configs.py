@@ -65,7 +65,8 @@ def _run_config(run: _Run) -> ImageConfig:
         env=env,
         entrypoint=tuple(run.Entrypoint or ()),
         cmd=tuple(run.Cmd or ()),
-        workdir=run.WorkingDir,
+        # As Docker does: one that is not absolute begins at the root.
+        workdir=f"/{run.WorkingDir.lstrip('/')}" if run.WorkingDir else "",
         user=run.User,
         labels=run.Labels or {},
         exposed_ports=tuple(run.ExposedPorts or ()),

@@ -27,6 +27,7 @@ MAX_LIST: Final = 200_000
 _PATH_MAX = 4095  # without the final NUL, limits.h
 _MAX_STEPS = 4096  # components looked up for one path, links unfolded
 _MAX_CACHED = 8192
+_MOST_PLACES = 128  # directories of PATH that are looked into; an image's may name as many as it likes
 
 Kind = Literal["dir", "file", "symlink", "fifo", "socket", "char", "block"]
 _KINDS: dict[int, Kind] = {
@@ -222,7 +223,8 @@ class StackView:
         if "/" in program:
             places = [program] if program.startswith("/") else []
         else:
-            places = [f"{place.rstrip('/')}/{program}" for place in path_env.split(":") if place.startswith("/")]
+            names = path_env.split(":", _MOST_PLACES)[:_MOST_PLACES]
+            places = [f"{place.rstrip('/')}/{program}" for place in names if place.startswith("/")]
         for place in places:
             found = self.resolve(place) if program else None
             if found is not None and found.kind == "file" and found.mode & 0o111:

@@ -18,6 +18,7 @@ from tartarus.images.stackview import StackView
 from tartarus.model.errors import ImageRefused
 from tartarus.model.template import Template
 
+_OWN_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", RUNNER, CA_BUNDLE, WARM_UP_SCRIPT)
 _MOUNT_POINTS = ("/.tartarus", "/dev", "/proc", "/sys")
 
 
@@ -42,12 +43,18 @@ def system_entries(template: Template, view: StackView) -> list[Entry]:
 
 
 def _places(template: Template, view: StackView) -> list[Entry]:
-    """The working directory and home, where the image has none: the user's own."""
+    """The working directory and home, where the image has none: the user's own. Never in the place of our own files."""
     missing = []
-    for path in (template.workdir, template.user.home):
+    for said in (template.workdir, template.user.home):
+        path = os.path.normpath(f"/{said.lstrip('/')}")
+        if any(f"{path}/".startswith(f"{own}/") for own in _OWN_FILES):
+            raise ImageRefused(
+                f"{path[:100]} can't be a directory", why="a file of the sandbox's own stands there",
+                fix="set another workdir, or another home",
+            )  # fmt: skip
         found = view.resolve(path)
         if found is None and not _below_a_link(path, view):
-            missing.append(Entry(os.path.normpath(path), "dir", uid=template.user.uid, gid=template.user.gid))
+            missing.append(Entry(path, "dir", uid=template.user.uid, gid=template.user.gid))
         elif found is not None and found.kind != "dir":
             raise ImageRefused(
                 f"{path} is no directory in the image", why=f"it is a {found.kind}", fix="set another workdir"
