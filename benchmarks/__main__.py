@@ -15,7 +15,7 @@ import structlog
 from benchmarks import image_benches, node_benches, peers
 from benchmarks.measure import Row, machine, table
 
-BENCHES = {**node_benches.BENCHES, "images": image_benches.pull_and_unpack}
+BENCHES = {**node_benches.BENCHES, "images": image_benches.pull_and_unpack, "image-warm": image_benches.warm_from_image}
 
 
 async def _all(names: list[str], home: Path) -> list[Row]:
