@@ -106,6 +106,13 @@ async def test_a_step_that_fills_the_disk_is_ended(builder, what):
         subprocess.run(["umount", builder.place], check=True)
 
 
+async def test_where_the_host_keeps_it_is_not_shown(builder):
+    status, _ = await builder.run("sh", "-c", "cat /proc/self/mountinfo /proc/self/mounts; echo shared >/dev/shm/x")
+    assert status == 0
+    assert str(builder.place).encode() not in bytes(builder.out)
+    assert b"storage" not in bytes(builder.out)
+
+
 async def test_nothing_is_kept_of_a_step_that_fails(builder):
     status, tree = await builder.run("sh", "-c", "echo x >/etc/x; echo no >&2; exit 7")
     assert (status, bytes(builder.out), list(tree.iterdir())) == (7, b"no\n", [])

@@ -279,10 +279,19 @@ def box_program(
         size = f"size={resources.disk_bytes},nr_inodes={inodes_for(resources)},mode=755"
         _mount(program, "tmpfs", box, "tmpfs", MS_NOSUID | MS_NODEV, size,
                "mount the sandbox's own storage")  # fmt: skip
-    for name in ("u", "w", "m", "e"):
+    for name in ("u", "w", "m"):
         _mkdir(program, f"{box}/{name}")
-    _mkdir(program, f"{box}/shm", 0o1777)
-    program.syscall("fchmodat", AT_FDCWD, f"{box}/shm", 0o1777, step="open /dev/shm to all")
+    side = box
+    if build:
+        # Its storage is on the host's disk: the guest's own list of mounts would say where.
+        side = f"{box}/s"
+        _mkdir(program, side)
+        _mount(
+            program, "tmpfs", side, "tmpfs", MS_NOSUID | MS_NODEV, "size=64m,mode=755", "mount the memory for /dev/shm"
+        )
+    _mkdir(program, f"{side}/e")
+    _mkdir(program, f"{side}/shm", 0o1777)
+    program.syscall("fchmodat", AT_FDCWD, f"{side}/shm", 0o1777, step="open /dev/shm to all")
     lower = ":".join(f"/.tartarus/l{index}" for index in range(len(rootfs.layers)))
     _overlay(program, lower, f"{box}/u", f"{box}/w", root)
     for _source, target in rootfs.binds:
@@ -290,12 +299,12 @@ def box_program(
         _cover(program, target, root + target)
     for name in ("dev", "sys"):
         _bind(program, f"/{name}", f"{root}/{name}", MS_REC)
-    _bind(program, f"{box}/shm", f"{root}/dev/shm")  # noqa: S108 - the mount point, not a file in it
+    _bind(program, f"{side}/shm", f"{root}/dev/shm")  # noqa: S108 - the mount point, not a file in it
     terminals = f"newinstance,ptmxmode=0666,mode=620,max={MAX_TERMINALS}"
     _mount(program, "devpts", f"{root}/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, terminals, "mount /dev/pts")
     _mount(program, "proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "", "mount /proc")
     _network(program, root)
-    _mask(program, root, f"{box}/e")
+    _mask(program, root, f"{side}/e")
     program.syscall("sethostname", HOSTNAME_PLACEHOLDER, len(HOSTNAME_PLACEHOLDER), step="set the host name")
     for index, mount in enumerate(mounts if staged_mounts else ()):
         _mount_point(program, mount, root)
