@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 from pathlib import Path
 
 import pytest
 
 from tartarus.model.errors import BuildFailed, TemplateNotFound
-from tartarus.model.library import ScanRequest, TemplateBase
+from tartarus.model.library import CreateTemplate, DockerfileSource, ScanRequest, TemplateBase
 from tartarus.node.service import Node
 
 from .conftest import TENANT
-from .making import Maker
+from .making import SHELL, Maker, chunks, context
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs("root", "busybox", "cgroups")]
 
@@ -63,3 +66,47 @@ async def test_what_is_blocked_can_be_looked_into(maker: Maker, state_dir: Path)
         (state_dir / "osv").rmdir()
     assert found["template"] == "made"
     assert await maker.node.library.templates.sbom(TENANT, "made")
+
+
+def left(node: Node, state_dir: Path) -> list[str]:
+    """What of a build lies or runs on the host, but for layers that are whole."""
+    cache = state_dir / "cache"
+    assert node._levels.hierarchy is not None
+    groups = [name for name in node._levels.hierarchy.existing() if not name.startswith("nursery-host-")]
+    found = [*cache.glob("tenants/*/layers/.*"), *cache.glob("contexts/*"), *cache.glob("uploads/*")]
+    return sorted([*groups, *map(str, found)])
+
+
+def files() -> list[str]:
+    """What this process has open, but for the store, which opens more as it needs them."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sorted(name for name in found if "state.db" not in name and not name.startswith("/proc/"))
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0])
+async def test_a_build_that_is_cancelled_at_any_moment(maker: Maker, node: Node, state_dir: Path, after_s: float):
+    before, opened = left(node, state_dir), files()
+    upload = await node.library.uploads.put(TENANT, chunks(context(file=b"x")))
+    text = f"{SHELL}RUN echo {after_s} >/srv/a; sleep 0.2\nCOPY file /srv/b\nRUN sleep 0.2\nWORKDIR /srv/c\n"
+    request = CreateTemplate(name="mine", source=DockerfileSource(dockerfile=text, context=upload.id, no_cache=True))
+
+    async def follow() -> None:
+        async for _ in node.library.templates.create(TENANT, request):
+            pass
+
+    work = asyncio.create_task(follow())
+    await asyncio.sleep(after_s)
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    for name in await maker.names():
+        await node.library.templates.remove(TENANT, name)
+    await node._pool.sweep()
+    for id_ in list(node.library.uploads._stored):
+        await node.library.uploads.remove(TENANT, id_)
+    async with asyncio.timeout(10):
+        while left(node, state_dir) != before:
+            await asyncio.sleep(0.05)
+    assert files() == opened

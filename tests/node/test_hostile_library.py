@@ -145,3 +145,12 @@ async def test_progress_that_nobody_reads_is_bounded():
     assert first == piece
     assert isinstance(rest[-1], Done)
     assert sum(len(msgspec.json.encode(event)) for event in rest) < 8 * 1024**2
+
+
+async def test_blobs_that_a_killed_replacement_held(maker: Maker, node: Node):
+    info = await maker.make("mine", HOST)
+    blobs = node.library._tools.stacks.blobs(TENANT)
+    blob = await blobs.put_bytes(b"of a replacement that was never proven")
+    blobs.hold(f"{info.id}.2", [blob.digest])
+    await node.library.open()
+    assert blobs.held() == {}
