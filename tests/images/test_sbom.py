@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sysconfig
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -357,3 +358,22 @@ def test_two_hundred_packages_take_no_time(layer: Path) -> None:
 def test_packages_sort_and_hash() -> None:
     first, second = Package("deb", "debian", "a", "1"), Package("deb", "debian", "b", "1")
     assert sorted({second, first}) == [first, second]
+
+
+@pytest.mark.parametrize("content", [b"ab\n\n", b"\n", b"ab\n"], ids=["paragraphs", "nothing", "lines"])
+def test_a_database_of_nothing_but_ends_takes_little_memory(layer: Path, content: bytes) -> None:
+    whole = content * (512 * 1024 // len(content))
+    for path in (STATUS, "var/lib/dpkg/info/x.list", "lib/apk/db/installed"):
+        write(layer, path, whole)
+    tracemalloc.start()
+    try:
+        assert inventory(layer).packages == ()
+        assert tracemalloc.get_traced_memory()[1] < 6 * len(whole)
+    finally:
+        tracemalloc.stop()
+
+
+def test_more_owned_records_than_anybody_has(layer: Path) -> None:
+    write(layer, "var/lib/dpkg/info/x.list", "".join(f"/{number}/METADATA\n" for number in range(2000)))
+    with pytest.raises(ImageRefused, match="own more than 1000"):
+        inventory(layer, limits=Limits(packages=1000))

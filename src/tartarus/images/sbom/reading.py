@@ -101,14 +101,23 @@ class Reader:
         return content
 
 
+def pieces(content: bytes, separator: bytes) -> Iterator[bytes]:
+    """As ``content.split(separator)``, one at a time: their list could be many times as large."""
+    start = 0
+    while (end := content.find(separator, start)) >= 0:
+        yield content[start:end]
+        start = end + len(separator)
+    yield content[start:]
+
+
 def stanzas(content: bytes, wanted: frozenset[str]) -> Iterator[dict[str, str]]:
     """The paragraphs of a file in Debian's control format, or one like it, with the wanted fields only.
 
     Of a field that is there twice the first counts; folded lines are not needed for any field we want.
     """
-    for paragraph in content.replace(b"\r\n", b"\n").split(b"\n\n"):
+    for paragraph in pieces(content.replace(b"\r\n", b"\n"), b"\n\n"):
         fields: dict[str, str] = {}
-        for line in paragraph.split(b"\n"):
+        for line in pieces(paragraph, b"\n"):
             name, colon, value = line.partition(b":")
             if not colon or len(name) > 40 or name[:1] in {b" ", b"\t"}:
                 continue

@@ -6,8 +6,9 @@ import re
 import shlex
 
 from tartarus.images.sbom.nouns import Distribution, Package
-from tartarus.images.sbom.reading import Reader, is_word, one_line, stanzas
+from tartarus.images.sbom.reading import Reader, is_word, one_line, pieces, stanzas
 from tartarus.images.sbom.rpm import read_rpm
+from tartarus.model.errors import ImageRefused
 
 _STATUS = "/var/lib/dpkg/status"
 _STATUS_D = "/var/lib/dpkg/status.d"  # distroless images: one file for each package
@@ -17,7 +18,8 @@ _DEB_FIELDS = frozenset({"Package", "Status", "Version", "Architecture", "Source
 _SOURCE = re.compile(r"(\S+)(?:\s+\((\S+)\))?")
 # dpkg(1): in these states no file of the package is on disk.
 _ABSENT = {"not-installed", "config-files"}
-_RECORDS = ("/METADATA", "/PKG-INFO", ".egg-info", "/package.json", "/DESCRIPTION")
+_RECORDS = (b"/METADATA", b"/PKG-INFO", b".egg-info", b"/package.json", b"/DESCRIPTION")
+_PATH_MAX = 4095  # without the final NUL, limits.h
 
 
 def read_distribution(reader: Reader) -> Distribution | None:
@@ -52,19 +54,30 @@ def owned_records(reader: Reader) -> dict[str, str]:
         if name.endswith(".list"):
             content = reader.database(f"{_INFO}/{name}") or b""
             owner = name.removesuffix(".list").partition(":")[0]
-            for line in content.decode("utf-8", "surrogateescape").split("\n"):
+            for line in pieces(content, b"\n"):
                 if line.endswith(_RECORDS):
-                    owners[line] = owner
+                    _own(reader, owners, line, owner)
     for path in _APK:
-        folder = owner = ""
-        for line in (reader.database(path) or b"").decode("utf-8", "surrogateescape").split("\n"):
-            if line.startswith("P:"):
-                owner = line[2:]
-            elif line.startswith("F:"):
+        folder, owner = b"", ""
+        for line in pieces(reader.database(path) or b"", b"\n"):
+            if line.startswith(b"P:"):
+                owner = _text(line[2:])
+            elif line.startswith(b"F:"):
                 folder = line[2:]
-            elif line.startswith("R:") and f"/{line[2:]}".endswith(_RECORDS):
-                owners[f"/{folder}/{line[2:]}"] = owner
-    return {path: owner for path, owner in owners.items() if is_word(owner)}
+            elif line.startswith(b"R:") and (b"/" + line[2:]).endswith(_RECORDS):
+                _own(reader, owners, b"/%b/%b" % (folder, line[2:]), owner)
+    return owners
+
+
+def _own(reader: Reader, owners: dict[str, str], path: bytes, owner: str) -> None:
+    if len(path) <= _PATH_MAX and is_word(owner):
+        owners[_text(path)] = owner
+    if len(owners) > reader.limits.packages:
+        raise ImageRefused(f"the image's packages own more than {reader.limits.packages} records of other packages")
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogateescape")
 
 
 def _read_dpkg(reader: Reader, distribution: Distribution | None) -> None:
