@@ -154,3 +154,17 @@ async def test_blobs_that_a_killed_replacement_held(maker: Maker, node: Node):
     blobs.hold(f"{info.id}.2", [blob.digest])
     await node.library.open()
     assert blobs.held() == {}
+
+
+async def test_what_nobody_uses_keeps_no_processes(maker: Maker, node: Node, monkeypatch):
+    for number in range(4):
+        await maker.make(f"mine-{number}", HOST)
+    monkeypatch.setattr("tartarus.node.pool.MOST_UNUSED", 2)
+    monkeypatch.setattr("tartarus.node.pool._JUST_USED_S", 0.0)
+    await node._pool.sweep()
+    kept = [name for name in groups(node) if name.startswith("nursery-mine-")]
+    assert sorted(name.split("-")[2] for name in kept) == ["2", "3"]
+    monkeypatch.setattr("tartarus.node.pool.IDLE_KEPT_S", 0.0)
+    await node._pool.sweep()
+    assert [name for name in groups(node) if name.startswith("nursery-mine-")] == []
+    assert await maker.out("mine-0", "echo", "here") == "here\n"

@@ -16,6 +16,9 @@ _log = structlog.get_logger("tartarus.node.pool")
 KEEP_FREE_FRACTION = 0.10
 """Parked interpreters are dropped, the longest unused first, while less than this share of memory is available."""
 IDLE_KEPT_S = 3600.0
+MOST_UNUSED = 128
+"""Nurseries without guests at once; the longest unused go first."""
+_JUST_USED_S = 60.0  # who has one from `get` may be about to make a guest of it
 
 
 class _Entry:
@@ -93,11 +96,29 @@ class SnapshotPool:
         self._retired.append(snapshot)
 
     async def sweep(self) -> None:
-        """End the retired snapshots that the last guest has left."""
+        """End the retired snapshots that the last guest has left, and those unused for long or too many.
+
+        Each template and snapshot that was ever used would else keep its processes and namespaces.
+        """
+        self._retire_idle()
         idle = [snapshot for snapshot in self._retired if not snapshot.in_use]
         self._retired = [snapshot for snapshot in self._retired if snapshot.in_use]
         for snapshot in idle:
             await _close(snapshot)
+
+    def _retire_idle(self) -> None:
+        now = time.monotonic()
+        unused = [
+            (entry.used_at, key)
+            for key, entry in self._entries.items()
+            if entry.snapshot is not None and not entry.snapshot.in_use and not entry.lock.locked()
+        ]
+        for place, (used_at, key) in enumerate(sorted(unused)):
+            too_many = place < len(unused) - MOST_UNUSED and now - used_at >= _JUST_USED_S
+            if too_many or now - used_at >= IDLE_KEPT_S:
+                snapshot = self._entries.pop(key).snapshot
+                assert snapshot is not None
+                self._retire(snapshot)
 
     def relieve(self, keep: Snapshot | None = None) -> None:
         """Cool snapshots unused for long, and under memory pressure the longest unused ones."""
