@@ -70,9 +70,7 @@ class Prover:
             await self._pool.renew(rootfs, level, warm=warm, check=passes)
             await self._spares.renew(rootfs, level)
         except BaseException:
-            if stood:
-                self._offers.forget(tenant, offer)
-            else:
+            if not stood:
                 self.retire(tenant, offer)
             raise
         took = round((time.perf_counter() - began - checking_s) * 1e3, 1)
