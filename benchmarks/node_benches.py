@@ -32,9 +32,9 @@ STATE = Path(os.environ.get("TARTARUS_BENCH_STATE", "/var/tmp/tartarus-bench"))
 
 
 @contextlib.asynccontextmanager
-async def running_node() -> AsyncIterator[Node]:
+async def running_node(state: Path = STATE) -> AsyncIterator[Node]:
     """A node with its own state directory."""
-    settings = Settings.at(STATE)
+    settings = Settings.at(state)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     store = await SandboxStore.open(settings.database)
     node = Node(settings, store)

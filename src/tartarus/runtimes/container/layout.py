@@ -22,6 +22,7 @@ from tartarus.model.template import RunAs
 from tartarus.runtimes.base import RootFs
 from tartarus.runtimes.cgroups import add_joining
 from tartarus.runtimes.confine import caps, keyring, landlock, masks, rlimits, seccomp
+from tartarus.runtimes.container.storage import inodes_for
 from tartarus.runtimes.idmap import OWNER_UID
 
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
@@ -320,11 +321,6 @@ def box_program(
     landlock.add_landlock(program, landlock_abi, LANDLOCK_RULES)
     seccomp.add_seccomp(program, Isolation.CONTAINER, build=build)
     return program
-
-
-def inodes_for(resources: Resources) -> int:
-    """How many files a sandbox may have on a disk of that size."""
-    return max(4096, min(1 << 20, resources.disk_bytes // 8192))
 
 
 def _become(program: Program, user: RunAs, *, build: bool) -> None:

@@ -17,7 +17,7 @@ from tartarus.runtimes.cgroups import Cgroup, Hierarchy, admit, lacking, remove_
 from tartarus.runtimes.confine import landlock
 from tartarus.runtimes.container import layout, mounts
 from tartarus.runtimes.container.quotas import UserNamespaces
-from tartarus.runtimes.container.storage import UPPER, directory, tmpfs, used_bytes
+from tartarus.runtimes.container.storage import UPPER, directory, inodes_for, tmpfs, used_bytes
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.nursery import (
@@ -290,7 +290,7 @@ class ContainerRuntime:
             if request.storage is not None:
                 return directory(request.storage), layout.Storage.PASSED
             size = request.resources.disk_bytes
-            return tmpfs(size, layout.inodes_for(request.resources), self._id_map.base), layout.Storage.PASSED
+            return tmpfs(size, inodes_for(request.resources), self._id_map.base), layout.Storage.PASSED
         return None, layout.Storage.OWN if request.storage is None else layout.Storage.STAGED
 
     async def _mount_fds(self, request: GuestRequest) -> list[int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tartarus.guest.syscalls import number
 from tartarus.model.errors import GuestFailed, NoSpace
+from tartarus.model.sandbox import Resources
 
 UPPER, WORK = "u", "w"
 _AT_EMPTY_PATH = 0x1000
@@ -28,6 +29,11 @@ def _call(name: str, *arguments: object) -> int:
     if done < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), name)
     return done
+
+
+def inodes_for(resources: Resources) -> int:
+    """How many files a sandbox may have on a disk of that size."""
+    return max(4096, min(1 << 20, resources.disk_bytes // 8192))
 
 
 def tmpfs(size_bytes: int, inodes: int, owner: int) -> int:
