@@ -195,6 +195,18 @@ async def test_a_policy_that_can_not_be_followed_blocks(maker, state_dir):
         await maker.out("unchecked", "true")
 
 
+async def test_a_replacement_that_is_blocked_leaves_the_old_one_in_service(maker, state_dir):
+    await maker.build("steady", "RUN echo one >/srv/which\n")
+    policy = state_dir / "scan-policy.json"
+    policy.write_text('{"require_complete": true}')
+    try:
+        with pytest.raises(TemplateBlocked, match="goes on"):
+            await maker.build("steady", "RUN echo two >/srv/which\n", replace=True)
+    finally:
+        policy.unlink()
+    assert await maker.out("steady", "cat", "/srv/which") == "one\n"
+
+
 async def test_a_stream_that_nobody_reads_ends_its_work(maker):
     upload = await maker.node.library.uploads.put(TENANT, chunks(context()))
     source = DockerfileSource(dockerfile=f"{SHELL}RUN echo started; sleep 600\n", context=upload.id)

@@ -20,6 +20,7 @@ from tartarus.model.errors import (
     InvalidRequest,
     InvalidState,
     TartarusError,
+    TemplateBlocked,
     TemplateExists,
     TemplateFailed,
     TemplateNotFound,
@@ -157,6 +158,11 @@ class TemplateService:
             if old is None:
                 await _whole(self._store.insert(record))
             made = await self._make(tenant, holder, request, tell)
+            if old is not None and old.status is TemplateStatus.READY and made["status"] is TemplateStatus.BLOCKED:
+                raise TemplateBlocked(
+                    f"what was to replace template {old.name!r} is blocked", why=made["message"],
+                    fix="the one before goes on; build on newer packages, or change the policy",
+                )  # fmt: skip
         except BaseException as error:
             await asyncio.shield(self._failed(record, old, holder, error))
             raise
