@@ -299,9 +299,13 @@ class TestProcesses:
 
 class TestSignals:
     @staticmethod
-    def when_ready(path: Path, number: int):
+    def when_ready(path: Path, number: int, *, asleep: bool = False):
+        """`asleep`: only then; a signal between the last look of the interpreter and its sleep wakes nobody."""
+
         def send(pid: int) -> None:
             while not path.exists():
+                os.sched_yield()
+            while asleep and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
                 os.sched_yield()
             path.unlink()
             os.kill(pid, number)
@@ -318,7 +322,7 @@ class TestSignals:
     )  # fmt: skip
     def test_a_signal(self, warm: Warm, number: int, prelude: str, loop: str, tmp_path: Path) -> None:
         ready = tmp_path / "ready"
-        meanwhile = self.when_ready(ready, number)
+        meanwhile = self.when_ready(ready, number, asleep="while" not in loop)
         outcome = []
         for run in (lambda *a, **k: run_cold(warm.interpreter, *a, **k), warm.run):
             found = run("-c", f"{prelude}\nopen({str(ready)!r}, 'w').close()\n{loop}", meanwhile=meanwhile)
