@@ -177,9 +177,10 @@ def warm(names: tuple[str, ...]) -> int:
 @click.option("--format", "form", type=click.Choice(["table", "json", "cyclonedx"]), default="table", show_default=True,
               help="cyclonedx: the packages alone, as an SBOM.")  # fmt: skip
 @click.option("--database", default="", metavar="ZIP", help="A zip of OSV's records; the daemon's own if not given.")
+@click.option("--tool", type=click.Choice(["trivy", "grype"]), help="Ask this scanner, where the daemon runs, instead.")
 @click.option("--online", is_flag=True, help="Ask OSV's service, which learns the packages' names.")
 @click.option("--fail-on", type=click.Choice(_LEVELS), help="Exit with 1 for a finding of that severity or worse.")
-def scan(name: str, form: str, database: str, *, online: bool, fail_on: str | None) -> int:
+def scan(name: str, form: str, database: str, *, tool: str | None, online: bool, fail_on: str | None) -> int:
     """Look up a template's packages among known vulnerabilities. Exit status 1 when the host's policy blocks it."""
     from tartarus.sdk import Template
 
@@ -187,7 +188,7 @@ def scan(name: str, form: str, database: str, *, online: bool, fail_on: str | No
     if form == "cyclonedx":
         print_json(found.sbom())
         return 0
-    result = found.scan(database=database, online=online)
+    result = found.scan(database=database, online=online, tool=tool or "")
     findings = result["report"]["findings"]
     verdict = result["verdict"]
     if form == "json":

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -278,13 +278,17 @@ class ScanRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `database`: an upload, the OSV database's zip; without one, the daemon's own. `online` asks
     OSV's API instead, which learns the packages' names.
+
+    `tool`: a scanner that is installed where the daemon runs, asked instead; with `online` it may update first.
     """
 
     database: str = ""
     online: bool = False
+    tool: Literal["", "trivy", "grype"] = ""
 
     def __post_init__(self) -> None:
-        require(not (self.database and self.online), "both a database and the online service", "choose one")
+        both = self.database and (self.online or self.tool)
+        require(not both, "both a database and the online service or a tool", "choose one")
 
 
 class Upload(msgspec.Struct, frozen=True):

@@ -84,7 +84,12 @@ class Scanner:
         from tartarus.images.scan import OsvDatabase, OsvService, judge
 
         policy = await asyncio.to_thread(self.policy)
-        if request.database:
+        if request.tool:
+            from tartarus.images.scan import scan_with_tool
+
+            inventory = await asyncio.to_thread(self._inventory, layers)
+            report = await scan_with_tool(request.tool, inventory, network=request.online)
+        elif request.database:
             async with self._uploads.claimed(tenant, request.database) as path:
                 report = await asyncio.to_thread(self._scan, layers, OsvDatabase(path))
         else:

@@ -228,6 +228,8 @@ class TemplateService:
             tell(StepProgress(step=Step.SNAPSHOT, state=StepState.STARTED, text="starting and warming"))
             offer, proof = await self._proven(tenant, offer, request)
             tell(StepProgress(step=Step.SNAPSHOT, state=StepState.DONE, text="Created snapshot"))
+        # What it takes to make it anew when its base changes; of a build or a pull nothing is kept.
+        again = {"request": msgspec.to_builtins(request)} if isinstance(request.source, TemplateBase) else {}
         return {
             "status": TemplateStatus.BLOCKED if blocked else TemplateStatus.READY,
             "message": blocked,
@@ -239,7 +241,7 @@ class TemplateService:
             "warmed_at": proof.warmed_at,
             "warm_ms": proof.warm_ms,
             "warm_error": proof.warm_error,
-            "details": {**offer.encode(), **stack.details(holder), "scan": findings, **_repeatable(request)},
+            "details": {**offer.encode(), **stack.details(holder), "scan": findings, **again},
         }
 
     async def _offer(self, tenant: str, holder: str, request: CreateTemplate, tell: Tell) -> tuple[Offer, Stack]:
@@ -384,11 +386,6 @@ class TemplateService:
         task = asyncio.create_task(work)
         self._warming.add(task)
         task.add_done_callback(self._warming.discard)
-
-
-def _repeatable(request: CreateTemplate) -> dict[str, Any]:
-    """What it takes to make a template anew when its base changes; of a build or a pull nothing is kept."""
-    return {"request": msgspec.to_builtins(request)} if isinstance(request.source, TemplateBase) else {}
 
 
 async def _whole(work: Coroutine[Any, Any, T]) -> T:

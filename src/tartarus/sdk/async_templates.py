@@ -11,7 +11,7 @@ import anyio.to_thread
 
 from tartarus.model.definition import Definition
 from tartarus.model.errors import TartarusError, TemplateNotFound
-from tartarus.model.library import Credentials, Pushed, PushRequest, ScanRequest, TemplateInfo
+from tartarus.model.library import Credentials, Pushed, PushRequest, TemplateInfo
 from tartarus.sdk import library_calls as calls
 from tartarus.sdk.async_client import AsyncClient
 from tartarus.sdk.library_calls import Following, OnProgress
@@ -215,17 +215,20 @@ class AsyncTemplate:
                 following.receive(part)
         return following.pushed()
 
-    async def scan(self, *, database: str = "", online: bool = False) -> dict[str, Any]:
+    async def scan(self, *, database: str = "", online: bool = False, tool: str = "") -> dict[str, Any]:
         """Its known vulnerabilities and the policy's verdict.
 
         `database` is the path of a zip of OSV's records, which is uploaded; without it the daemon's own is used, or
-        with `online` OSV's service, which learns the packages' names.
+        with `online` OSV's service, which learns the packages' names. `tool`: trivy or grype, installed where the
+        daemon runs, instead.
         """
         upload = ""
         if database:
             check_database(database)
             upload = (await self._client.transport.call(calls.upload(), in_threads(Payload(database).parts()))).id
-        return await self._client.transport.call(calls.scan_template(self.id, ScanRequest(upload, online)))
+        return await self._client.transport.call(
+            calls.scan_template(self.id, calls.scan_request(upload, online=online, tool=tool))
+        )
 
     async def sbom(self) -> dict[str, Any]:
         """Its packages, as a CycloneDX document."""

@@ -80,6 +80,13 @@ def push_template(name: str, request: PushRequest) -> Call[None]:
     return Call("POST", _one("templates", name, "push"), _nothing, encode(request), patience_s=None)
 
 
+def scan_request(upload: str, *, online: bool, tool: str) -> ScanRequest:
+    """What to scan against. Raises InvalidRequest for a tool that there is not."""
+    if tool not in {"", "trivy", "grype"}:
+        raise InvalidRequest(f"{tool!r} is no scanner that can be asked", fix="use trivy or grype")
+    return ScanRequest(upload, online, cast("Any", tool))
+
+
 def scan_template(name: str, request: ScanRequest) -> Call[dict[str, Any]]:
     """Its known vulnerabilities."""
     return Call("POST", _one("templates", name, "scan"), _document, encode(request), patience_s=None)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tartarus.model.definition import Definition
 from tartarus.model.errors import TartarusError, TemplateNotFound
-from tartarus.model.library import Credentials, Pushed, PushRequest, ScanRequest, TemplateInfo
+from tartarus.model.library import Credentials, Pushed, PushRequest, TemplateInfo
 from tartarus.sdk import library_calls as calls
 from tartarus.sdk.client import Client
 from tartarus.sdk.library_calls import Following, OnProgress
@@ -214,17 +214,20 @@ class Template:
                 following.receive(part)
         return following.pushed()
 
-    def scan(self, *, database: str = "", online: bool = False) -> dict[str, Any]:
+    def scan(self, *, database: str = "", online: bool = False, tool: str = "") -> dict[str, Any]:
         """Its known vulnerabilities and the policy's verdict.
 
         `database` is the path of a zip of OSV's records, which is uploaded; without it the daemon's own is used, or
-        with `online` OSV's service, which learns the packages' names.
+        with `online` OSV's service, which learns the packages' names. `tool`: trivy or grype, installed where the
+        daemon runs, instead.
         """
         upload = ""
         if database:
             check_database(database)
             upload = self._client.transport.call(calls.upload(), Payload(database).parts()).id
-        return self._client.transport.call(calls.scan_template(self.id, ScanRequest(upload, online)))
+        return self._client.transport.call(
+            calls.scan_template(self.id, calls.scan_request(upload, online=online, tool=tool))
+        )
 
     def sbom(self) -> dict[str, Any]:
         """Its packages, as a CycloneDX document."""
