@@ -542,6 +542,58 @@ def zygote_main(control_fd: int, imports: list[str], script: str) -> NoReturn:
     zygote.serve()
 
 
+class Resident(Zygote):
+    """An interpreter that is never cloned here: its whole guest is saved when it has parked, and restored.
+
+    It is the guest's first process, with the channel as one of its descriptors; when it is warm it splits in two.
+    """
+
+    def __init__(self, channel: int, agent: str) -> None:
+        import fcntl
+
+        self.channel = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
+        self.agent = os.open(agent, os.O_RDONLY | os.O_CLOEXEC)
+        self.duplicate = fcntl.fcntl
+        self.above = fcntl.F_DUPFD_CLOEXEC
+        self.buffer = ctypes.create_string_buffer(MAX_REQUEST)
+        self.view = memoryview(self.buffer).cast("B")
+        self.split = Split()
+
+    def fail(self, message: str) -> NoReturn:
+        """Give up, with a reason for people."""
+        os.write(2, message.encode("utf-8", "replace")[:60000])
+        os._exit(1)
+
+    def settle(self) -> NoReturn:
+        """Become agent and runner."""
+        agent_side, runner_side = _socket.socketpair()
+        fds = [self.channel, self.agent, agent_side.detach(), runner_side.detach()]
+        self.move(fds)
+        close_fds_from(FIRST_FD + len(fds))
+        runner_side = _socket.socket(fileno=FIRST_FD + 3)
+        os.set_inheritable(FIRST_FD, True)
+        os.set_inheritable(FIRST_FD + 2, True)
+        self.split.argv[5] = None  # the guest has process ids of its own; but which one is the runner's is not known
+        _signal.signal(SIGCHLD, _signal.SIG_DFL)
+        try:
+            self.split.divide(FIRST_FD + 2, False)
+            for fd in (FIRST_FD, FIRST_FD + 1, FIRST_FD + 2):
+                os.close(fd)
+        except OSError as failure:
+            report_failure(STEP_RUNNER, failure.errno or errno.EIO)
+        Runner(runner_side, self.view).serve()
+
+
+def resident_main(channel: int, agent: str, imports: list[str], script: str) -> NoReturn:
+    """Import, prepare, and become a guest that waits."""
+    resident = Resident(channel, agent)
+    try:
+        warm_up(resident, imports, script)
+    except BaseException as failure:
+        resident.fail("the warm-up failed: %s: %s" % (type(failure).__name__, failure))
+    resident.settle()
+
+
 def run_script(zygote: Zygote, path: str) -> None:
     """Run a template's warm-up script: what it imports stays loaded, its own variables do not."""
     try:
@@ -2070,11 +2122,17 @@ def main(argv: list[str]) -> NoReturn:
         sys.path.insert(0, "")
         sys.argv = [""]
         context_main(new_main("", False))
-    if argv[:1] == ["zygote"]:
+    if argv[:1] in (["zygote"], ["resident"]):
         options = dict(word.lstrip("-").split("=", 1) for word in argv[1:])
         imports = [name for name in options.get("imports", "").split(",") if name]
+        if argv[0] == "resident":
+            resident_main(int(options["channel"]), options["agent"], imports, options.get("script", ""))
         zygote_main(int(options["control"]), imports, options.get("script", ""))
-    sys.exit("usage: runner.py zygote --control=FD [--imports=A,B] [--script=FILE] | context")
+    sys.exit(
+        "usage: runner.py zygote --control=FD [--imports=A,B] [--script=FILE]\n"
+        "       runner.py resident --channel=FD --agent=FILE [--imports=A,B] [--script=FILE]\n"
+        "       runner.py context"
+    )
 
 
 if __name__ == "__main__":

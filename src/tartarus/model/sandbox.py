@@ -29,6 +29,7 @@ class Isolation(str, Enum):
     AUTO = "auto"
     PROCESS = "process"
     CONTAINER = "container"
+    GVISOR = "gvisor"
 
 
 class Network(str, Enum):

@@ -14,6 +14,7 @@ from tartarus.model.settings import Settings
 from tartarus.runtimes.base import Capabilities, Runtime
 from tartarus.runtimes.cgroups import Hierarchy, open_hierarchy
 from tartarus.runtimes.container.runtime import ContainerRuntime
+from tartarus.runtimes.gvisor.runtime import GvisorRuntime
 from tartarus.runtimes.idmap import IdMap, host_id_map
 from tartarus.runtimes.process.runtime import ProcessRuntime
 
@@ -52,6 +53,7 @@ class Levels:
         except IsolationUnavailable as error:
             _log.warning("no_cgroups", error=str(error))
         makers: dict[Isolation, Callable[[], Runtime]] = {
+            Isolation.GVISOR: lambda: GvisorRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
             Isolation.CONTAINER: lambda: ContainerRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
             Isolation.PROCESS: lambda: ProcessRuntime(self._settings.state_dir, self.hierarchy),
         }
@@ -64,7 +66,7 @@ class Levels:
     async def prove(self, start_one: Callable[[Isolation], Awaitable[None]]) -> list[LevelReport]:
         """Start a guest at each level and say how it went."""
         reports = []
-        for isolation in (Isolation.PROCESS, Isolation.CONTAINER):
+        for isolation in (Isolation.PROCESS, Isolation.CONTAINER, Isolation.GVISOR):
             began = time.perf_counter()
             runtime = self.runtimes.get(isolation)
             capabilities = runtime.capabilities() if runtime is not None else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tartarus.model.errors import IsolationUnavailable, Unsupported
 from tartarus.model.sandbox import Isolation, SandboxSpec
 
-STRONGEST_FIRST = (Isolation.CONTAINER, Isolation.PROCESS)
+STRONGEST_FIRST = (Isolation.GVISOR, Isolation.CONTAINER, Isolation.PROCESS)
 
 
 def choose(

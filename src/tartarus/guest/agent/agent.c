@@ -106,9 +106,11 @@ static int on_hello(struct session *session, struct cursor *payload)
 	uint8_t ready[12];
 	uint32_t version = get_u32(payload);
 
-	if (!cursor_done(payload) || session->greeted || version != PROTOCOL_VERSION)
+	/* A second time where the guest was restored from a snapshot: another host end begins anew. */
+	if (!cursor_done(payload) || session->n_streams > 0 || version != PROTOCOL_VERSION)
 		return -EPROTO;
 	session->greeted = true;
+	session->last_stream = 0;
 	put_u32(ready, PROTOCOL_VERSION);
 	put_u32(ready + 4, (uint32_t)getpid());
 	put_u32(ready + 8, (runner_present(session) ? FEATURE_RUNNER : 0) |

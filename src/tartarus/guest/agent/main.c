@@ -3,12 +3,30 @@
 #include "nursery.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { EXIT_USAGE = 64 };
+enum { EXIT_SETUP = 125, EXIT_USAGE = 64, FIRST_FREE_FD = 3 };
+
+/*
+ * A channel that came as standard input, as gVisor's does (of a restored guest's descriptors it connects only the
+ * standard ones anew): move it above them and let them lead nowhere.
+ */
+static bool move_from_stdin(int *channel_fd)
+{
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	int moved = fcntl(STDIN_FILENO, F_DUPFD, FIRST_FREE_FD);
+
+	for (int fd = 0; null >= 0 && moved >= 0 && fd < FIRST_FREE_FD; fd++)
+		if (dup2(null, fd) != fd)
+			moved = -1;
+	*channel_fd = moved;
+	return null >= 0 && moved >= 0;
+}
 
 /* The value of `--name=N` in `argument`, through *out. False when it is another option or no number. */
 static bool number_option(const char *argument, const char *name, int *out)
@@ -41,10 +59,12 @@ static int run_agent(int argc, char **argv)
 			return EXIT_USAGE;
 		}
 	}
-	if (config.channel_fd < 3) {
-		fprintf(stderr, "tartarus-guest: --channel=FD is missing, or below 3\n");
+	if (config.channel_fd == 1 || config.channel_fd == 2 || config.channel_fd < 0) {
+		fprintf(stderr, "tartarus-guest: --channel=FD is missing, or is 1 or 2\n");
 		return EXIT_USAGE;
 	}
+	if (config.channel_fd == STDIN_FILENO && !move_from_stdin(&config.channel_fd))
+		return EXIT_SETUP;
 	config.runner_pid = runner_pid;
 	return agent_main(&config);
 }

@@ -1,0 +1,354 @@
+"""The gVisor level's `Runtime`: each guest is a runsc of its own, started or restored below its template's nursery."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from tartarus.guest.binary import agent_binary
+from tartarus.guest.channel import GuestChannel, channel_pair
+from tartarus.model.errors import GuestFailed, IsolationUnavailable, TemplateFailed, Unsupported
+from tartarus.model.sandbox import Isolation, Mount, Resources
+from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
+from tartarus.runtimes.cgroups import Cgroup, Hierarchy, lacking, remove_soon, weaker_limits
+from tartarus.runtimes.container import mounts
+from tartarus.runtimes.container.layout import CLONE_NEWNS, unshare_program
+from tartarus.runtimes.container.storage import UPPER, directory, tmpfs
+from tartarus.runtimes.container.layout import inodes_for
+from tartarus.runtimes.gvisor import layout, spec
+from tartarus.runtimes.gvisor.guest import RunscGuest, RunscLog
+from tartarus.runtimes.gvisor.limits import with_overhead
+from tartarus.runtimes.idmap import IdMap
+from tartarus.runtimes.nursery import (
+    WARM_UP_TIMEOUT_S,
+    Clone,
+    Held,
+    Nursery,
+    exhausted_or_failed,
+    warm_command,
+)
+
+IMAGE_BYTES = 4 * 1024**3
+CHECKPOINT_TIMEOUT_S = 60.0
+_CONTAINER = "guest"
+_COMMON = ("/runsc", "--ignore-cgroups", "--network=none", "--overlay2=none", "--file-access=exclusive")
+
+
+class GvisorSnapshot:
+    """A template's nursery and, once warm, the image of a guest whose interpreter is parked."""
+
+    def __init__(self, runtime: GvisorRuntime, rootfs: RootFs, nursery: Nursery, cgroup: Cgroup | None) -> None:
+        self.rootfs = rootfs
+        self.nursery = nursery
+        self._runtime = runtime
+        self._cgroup = cgroup
+        self._guests: set[Held] = set()
+        self._warm = False
+        self._making = asyncio.Lock()
+        nursery.control.closed.add_done_callback(self._end_guests)
+
+    def hold(self, guest: Held) -> None:
+        """That guest was made here."""
+        self._guests.add(guest)
+        guest.ended.add_done_callback(lambda _: self._guests.discard(guest))
+
+    def _end_guests(self, _closed: object) -> None:
+        for guest in list(self._guests):
+            guest.end_soon()
+
+    @property
+    def alive(self) -> bool:
+        """Whether guests can still be made from it."""
+        return not self.nursery.control.closed.done()
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether there is an image to restore."""
+        return self._warm and self.alive
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a guest that was made here still lives."""
+        return bool(self._guests)
+
+    async def warm(self) -> None:
+        """Run a guest until its interpreter is parked, and save it."""
+        async with self._making:
+            if not self.is_warm:
+                await self._runtime.make_image(self)
+                self._warm = True
+
+    def cool(self) -> None:
+        """Give the image's memory back."""
+        self._warm = False
+        for path in self.image_files():
+            path.unlink(missing_ok=True)
+
+    def image_files(self) -> list[Path]:
+        """The image, as the host finds it."""
+        try:
+            return [Path(entry.path) for entry in os.scandir(f"/proc/{self.nursery.pid}/root{layout.IMAGES}")]
+        except OSError:
+            return []
+
+    def memory_bytes(self) -> int:
+        """Memory that the image holds."""
+        return sum(path.stat().st_blocks * 512 for path in self.image_files())
+
+    async def close(self) -> None:
+        """End the nursery: the kernel ends everything in its pid namespace with it."""
+        self.nursery.close()
+        await self.nursery.gone()
+        if self._cgroup is not None:
+            await remove_soon(self._cgroup)
+
+
+class GvisorRuntime:
+    """Makes gVisor guests, as root. Guests' ids are mapped to ids nobody on the host has."""
+
+    isolation = Isolation.GVISOR
+
+    def __init__(
+        self, state_dir: Path, hierarchy: Hierarchy | None, id_map: IdMap, *, platform: str = "systrap"
+    ) -> None:
+        found = shutil.which("runsc")
+        if found is None:
+            raise IsolationUnavailable(
+                "the gvisor level needs runsc", why="it is not installed", fix="install runsc from Debian 13 or gvisor.dev"
+            )
+        if not id_map.privileged:
+            raise IsolationUnavailable("the gvisor level needs root", fix="run the daemon as root")
+        self._runsc = Path(found).resolve()
+        self._stage = state_dir / "gvisor"
+        self._stage.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._hierarchy = hierarchy
+        self._id_map = id_map
+        self._command = (*_COMMON, f"--platform={platform}")
+        self._lacking = lacking(hierarchy)
+        self._n_entries = hierarchy.n_entries if hierarchy is not None else 0
+        self._snapshots: set[GvisorSnapshot] = set()
+        self._count = 0
+        self._mount_namespace = -1
+
+    def capabilities(self) -> Capabilities:
+        """What this host gives the level."""
+        return Capabilities(
+            warm_start=True,
+            pause=self._hierarchy is not None and "freezer" not in self._lacking,
+            own_network=True,
+            own_pids=True,
+            mounts=True,
+            memory_limit="none" if "memory" in self._lacking else "cgroup (runsc included)",
+            cpu_limit="none" if "cpu" in self._lacking else "cgroup",
+            pids_limit="none" if "pids" in self._lacking else "cgroup (of the host's tasks behind them)",
+            disk_limit="tmpfs",
+            missing=weaker_limits(self._lacking),
+        )
+
+    def places(self, rootfs: RootFs, guest_id: str) -> Places:  # noqa: ARG002 - each guest has a root of its own
+        """As the template's files say."""
+        return Places(home=rootfs.template.user.home, workdir=rootfs.template.workdir, prefix=GUEST_PREFIX)
+
+    async def snapshot(self, rootfs: RootFs) -> Snapshot:
+        """Start a template's nursery."""
+        nursery = await Nursery.spawn(f"template {rootfs.template.id}", shared_pids=False)
+        cgroup: Cgroup | None = None
+        try:
+            cgroup = self._group(f"nursery-{rootfs.template.id}-gvisor-{os.getpid()}-{self._next()}", None)
+            if cgroup is not None:
+                cgroup.attach(nursery.pid)
+            await nursery.run(unshare_program(CLONE_NEWNS))
+            await nursery.run(
+                layout.stage_program(
+                    self._stage, rootfs, self._runsc, agent_binary(), image_bytes=IMAGE_BYTES, owner=self._id_map.base
+                )
+            )
+            await nursery.run(unshare_program(layout.NURSERY_FLAGS))
+            await nursery.fork()
+            await nursery.run(layout.proc_program())
+        except BaseException as error:
+            nursery.close()
+            await asyncio.shield(nursery.gone())
+            if cgroup is not None:
+                await remove_soon(cgroup)
+            if isinstance(error, GuestFailed):
+                raise IsolationUnavailable(error.what, why=error.why, fix=error.fix) from error
+            raise
+        snapshot = GvisorSnapshot(self, rootfs, nursery, cgroup)
+        self._snapshots.add(snapshot)
+        nursery.control.closed.add_done_callback(lambda _: self._snapshots.discard(snapshot))
+        return snapshot
+
+    def _next(self) -> int:
+        self._count += 1
+        return self._count
+
+    def _group(self, name: str, resources: Resources | None) -> Cgroup | None:
+        if self._hierarchy is None:
+            return None
+        return self._hierarchy.create(name, None if resources is None else with_overhead(resources))
+
+    async def make_image(self, snapshot: GvisorSnapshot) -> None:
+        """Warm a guest up and save it. Raises TemplateFailed with what it printed."""
+        argv, env = warm_command(snapshot.rootfs.template)
+        if not argv:
+            raise TemplateFailed(f"{snapshot.nursery.what} has no warm-up")
+        snapshot.cool()
+        argv[2:4] = ["resident", "--channel=0", f"--agent={spec.AGENT}"]
+        name = f"warm-{os.getpid()}-{self._next()}"
+        container = f"{_CONTAINER}-{name}"
+        request = GuestRequest(name, "sandbox", snapshot.rootfs.template.resources)
+        command = [*self._command, f"--root={layout.MAKER_STATE}", "run", f"--bundle={layout.BUNDLE}", container]
+        guest = await self._start(snapshot, request, command, argv, env, flags=layout.MAKER_FLAGS, warm=True)
+        try:
+            try:
+                await asyncio.wait_for(guest.ready(), WARM_UP_TIMEOUT_S)
+            except TimeoutError:
+                raise TemplateFailed(
+                    f"warming {snapshot.nursery.what} took more than {WARM_UP_TIMEOUT_S:g} s",
+                    fix="make the warm-up shorter",
+                ) from None
+            except GuestFailed as error:
+                raise TemplateFailed(f"warming {snapshot.nursery.what} failed", why=guest.said() or error.why) from error
+            await self._save(snapshot, container)
+        finally:
+            await guest.destroy()
+
+    async def _save(self, snapshot: GvisorSnapshot, container: str) -> None:
+        """Write a running guest's memory and state into the snapshot; the guest ends with it."""
+        command = [
+            *self._command, f"--root={layout.MAKER_STATE}", "checkpoint", "--compression=none",
+            "--exclude-committed-zero-pages", f"--image-path={layout.IMAGES}", container,
+        ]  # fmt: skip
+        log = RunscLog()
+        ours, theirs = channel_pair()
+        try:
+            program = layout.command_program(command, 0)
+            born = await snapshot.nursery.clone(
+                program.encode(), layout.COMMAND_FLAGS, [theirs.fileno(), log.fileno()]
+            )
+        finally:
+            theirs.close()
+            log.handed_over()
+        ours.close()
+        try:
+            await _ended(born, CHECKPOINT_TIMEOUT_S)
+        finally:
+            os.close(born.pidfd)
+            said = log.close()
+        if not {"checkpoint.img", "pages.img", "pages_meta.img"} <= {path.name for path in snapshot.image_files()}:
+            snapshot.cool()
+            raise TemplateFailed(f"{snapshot.nursery.what} can't be saved", why=said)
+
+    async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
+        """Start a guest, or restore the warm one."""
+        assert isinstance(snapshot, GvisorSnapshot)
+        if request.build:
+            raise Unsupported("templates are not built at the gvisor level", fix="build at the container level")
+        how = ["restore", f"--image-path={layout.IMAGES}"] if warm else ["run"]
+        command = [*self._command, f"--root={layout.STATE}", *how, f"--bundle={layout.BUNDLE}", _CONTAINER]
+        agent = [spec.AGENT, "agent", "--channel=0"]
+        return await self._start(snapshot, request, command, agent, {}, flags=layout.GUEST_FLAGS, warm=warm)
+
+    async def _start(
+        self,
+        snapshot: GvisorSnapshot,
+        request: GuestRequest,
+        command: Sequence[str],
+        argv: Sequence[str],
+        env: dict[str, str],
+        *,
+        flags: int,
+        warm: bool,
+    ) -> RunscGuest:
+        rootfs = snapshot.rootfs
+        config = spec.bundle(
+            argv, env,
+            user=rootfs.template.user, hostname=request.hostname, root=layout.ROOT,
+            binds=[(f"/b{index}", target) for index, (_source, target) in enumerate(rootfs.binds)],
+            mounts=[(f"/g/m{index}", mount) for index, mount in enumerate(request.mounts)],
+            resources=request.resources, id_map=self._id_map,
+        )  # fmt: skip
+        program = layout.guest_program(
+            rootfs, request.mounts, config, command,
+            n_entries=self._n_entries, owner=self._id_map.base, own_pids=flags != layout.MAKER_FLAGS,
+        )  # fmt: skip
+        storage = self._storage(request)
+        passed: list[int] = []
+        log: RunscLog | None = None
+        cgroup: Cgroup | None = None
+        born: Clone | None = None
+        entries: list[int] = []
+        ours, theirs = channel_pair()
+        try:
+            passed = await self._mount_fds(request.mounts)
+            log = RunscLog()
+            cgroup = self._group(request.id, request.resources)
+            entries = [] if cgroup is None else cgroup.entries()
+            fds = [theirs.fileno(), log.fileno(), *entries, storage, *passed]
+            born = await snapshot.nursery.clone(program.encode(), flags, fds)
+        except BaseException as error:
+            ours.close()
+            os.close(storage)
+            if log is not None:
+                log.close()
+            if cgroup is not None:
+                await remove_soon(cgroup)
+            if isinstance(error, OSError):
+                raise exhausted_or_failed("the guest can't be set up", error.errno or 0) from error
+            raise
+        finally:
+            theirs.close()
+            if log is not None:
+                log.handed_over()
+            for fd in (*entries, *passed):
+                os.close(fd)
+        channel = GuestChannel(ours)
+        await channel.open()
+        guest = RunscGuest(
+            born, channel, cgroup, request.resources,
+            steps=program.steps, warm=warm,
+            storage=storage, changes=_upper(storage, request.storage), log=log,
+        )  # fmt: skip
+        snapshot.hold(guest)
+        return guest
+
+    def _storage(self, request: GuestRequest) -> int:
+        if request.storage is not None:
+            return directory(request.storage)
+        return tmpfs(request.resources.disk_bytes, inodes_for(request.resources), self._id_map.base)
+
+    async def _mount_fds(self, wanted: Sequence[Mount]) -> list[int]:
+        if not wanted:
+            return []
+        if self._mount_namespace < 0:
+            self._mount_namespace = await mounts.owner_namespace(self._id_map)
+        return mounts.prepare(wanted, self._mount_namespace)
+
+    async def close(self) -> None:
+        """End every nursery."""
+        for snapshot in list(self._snapshots):
+            await snapshot.close()
+        self._snapshots.clear()
+        if self._mount_namespace >= 0:
+            os.close(self._mount_namespace)
+            self._mount_namespace = -1
+
+
+def _upper(storage: int, on_disk: Path | None) -> Path:
+    return on_disk / UPPER if on_disk is not None else Path(f"/proc/{os.getpid()}/fd/{storage}") / UPPER
+
+
+async def _ended(process: Clone, timeout_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    loop.add_reader(process.pidfd, over.set)
+    try:
+        await asyncio.wait_for(over.wait(), timeout_s)
+    except TimeoutError:
+        raise TemplateFailed("saving a warm guest took too long") from None
+    finally:
+        loop.remove_reader(process.pidfd)

@@ -1,0 +1,73 @@
+"""What runsc is told: the OCI bundle of a guest, as bytes."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+
+import msgspec
+
+from tartarus.model.sandbox import Isolation, Mount, Resources
+from tartarus.model.template import RunAs
+from tartarus.runtimes.confine import rlimits
+from tartarus.runtimes.idmap import IdMap
+
+AGENT = "/.tartarus/guest"
+"""Where a guest finds the agent: in a layer above the template's."""
+SHM_MIN = 64 * 1024**2
+_LIMIT_NAMES = {
+    getattr(resource, name): name
+    for name in ("RLIMIT_CORE", "RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "RLIMIT_STACK", "RLIMIT_NICE", "RLIMIT_RTPRIO",
+                 "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE")
+}  # fmt: skip
+
+
+def bundle(
+    argv: Sequence[str],
+    env: dict[str, str],
+    *,
+    user: RunAs,
+    hostname: str,
+    root: str,
+    binds: Sequence[tuple[str, str]],
+    mounts: Sequence[tuple[str, Mount]],
+    resources: Resources,
+    id_map: IdMap,
+) -> bytes:
+    """The bundle's config.json. `binds` and `mounts` name their sources as runsc finds them."""
+    identity = {"containerID": 0, "hostID": id_map.base, "size": id_map.span}
+    config = {
+        "ociVersion": "1.0.2",
+        "process": {
+            "args": list(argv),
+            "env": [f"{name}={value}" for name, value in env.items()],
+            "cwd": "/",
+            "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
+            "capabilities": {},
+            "noNewPrivileges": True,
+            "rlimits": [
+                {"type": _LIMIT_NAMES[which], "soft": soft, "hard": hard}
+                for which, soft, hard in rlimits.wanted(resources, Isolation.CONTAINER)
+            ],
+        },
+        "root": {"path": root, "readonly": False},
+        "hostname": hostname,
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro", "nosuid", "nodev", "noexec"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs",  # noqa: S108 - the guest's
+             "options": ["mode=1777", f"size={max(SHM_MIN, resources.memory_bytes // 2)}"]},
+            # Else runsc puts a tmpfs of the sandbox's memory there, without a limit.
+            {"destination": "/tmp", "type": "bind", "source": f"{root}/tmp", "options": ["bind", "rw"]},  # noqa: S108
+            *({"destination": target, "type": "bind", "source": source, "options": ["rbind", "ro"]}
+              for source, target in binds),
+            *({"destination": mount.target, "type": "bind", "source": source,
+               "options": ["bind", "ro" if mount.read_only else "rw"]} for source, mount in mounts),
+        ],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in ("user", "pid", "ipc", "uts", "mount", "network")],
+            "uidMappings": [identity],
+            "gidMappings": [identity],
+        },
+    }  # fmt: skip
+    return msgspec.json.encode(config)
