@@ -96,7 +96,7 @@ SETTLED = hello() + frame(ToGuest.EXEC, 1, SLEEP)
         b"GET / HTTP/1.1\r\n\r\n",
         frame(ToGuest.PING, 0, b"before the greeting"),
         frame(ToGuest.EXEC, 1, SLEEP),
-        hello() + hello(),
+        SETTLED + hello(),
         frame(ToGuest.HELLO, 0, U32.pack(2)),
         hello() + frame(ToGuest.EXEC, 0, SLEEP),
         SETTLED + frame(ToGuest.EXEC, 1, SLEEP),

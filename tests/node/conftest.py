@@ -110,5 +110,11 @@ async def maker(node: Node) -> AsyncIterator[Maker]:
 
 
 both_levels = pytest.mark.parametrize(
-    "isolation", [Isolation.CONTAINER, Isolation.PROCESS], ids=lambda level: level.value
+    "isolation",
+    [
+        Isolation.CONTAINER,
+        Isolation.PROCESS,
+        pytest.param(Isolation.GVISOR, marks=pytest.mark.needs("runsc")),
+    ],
+    ids=lambda level: level.value,
 )

@@ -12,11 +12,26 @@ from tartarus.node.selection import choose
 
 
 def test_auto_takes_the_strongest() -> None:
-    assert choose(SandboxSpec(), {}) == (Isolation.CONTAINER, "the strongest this host can give")
+    missing = {Isolation.GVISOR: "no runsc"}
+    assert choose(SandboxSpec(), missing) == (Isolation.CONTAINER, "the strongest this host can give")
+
+
+def test_auto_prefers_a_quick_start_and_says_so() -> None:
+    level, why = choose(SandboxSpec(), {})
+    assert level is Isolation.CONTAINER
+    assert "gvisor is given when asked for" in why
+
+
+def test_a_floor_of_gvisor_gives_gvisor_or_nothing() -> None:
+    assert choose(SandboxSpec(), {}, Isolation.GVISOR)[0] is Isolation.GVISOR
+    with pytest.raises(IsolationUnavailable, match="strong enough"):
+        choose(SandboxSpec(), {Isolation.GVISOR: "no runsc"}, Isolation.GVISOR)
+    with pytest.raises(Unsupported):
+        choose(SandboxSpec(isolation=Isolation.CONTAINER), {}, Isolation.GVISOR)
 
 
 def test_auto_says_what_it_passed_over() -> None:
-    level, why = choose(SandboxSpec(), {Isolation.CONTAINER: "no user namespaces"})
+    level, why = choose(SandboxSpec(), {Isolation.CONTAINER: "no user namespaces", Isolation.GVISOR: "no runsc"})
     assert level is Isolation.PROCESS
     assert "no user namespaces" in why
 
@@ -28,7 +43,7 @@ def test_what_was_asked_for_is_never_replaced() -> None:
 
 def test_auto_does_not_fall_to_a_level_that_lacks_what_is_needed() -> None:
     with pytest.raises(Unsupported, match="mounts"):
-        choose(SandboxSpec(mounts=(Mount("/a", "/b"),)), {Isolation.CONTAINER: "none"})
+        choose(SandboxSpec(mounts=(Mount("/a", "/b"),)), {Isolation.CONTAINER: "none", Isolation.GVISOR: "none"})
 
 
 @pytest.mark.parametrize(
