@@ -143,9 +143,9 @@ class GvisorRuntime:
             mounts=True,
             memory_limit="none" if "memory" in self._lacking else "cgroup (runsc included)",
             cpu_limit="none" if "cpu" in self._lacking else "cgroup",
-            pids_limit="none" if "pids" in self._lacking else "cgroup (of the host's tasks behind them)",
+            pids_limit="its own kernel (rlimit)",
             disk_limit="tmpfs",
-            missing=weaker_limits(self._lacking),
+            missing=weaker_limits(self._lacking - {"pids"}),
         )
 
     def places(self, rootfs: RootFs, guest_id: str) -> Places:  # noqa: ARG002 - each guest has a root of its own
@@ -244,8 +244,9 @@ class GvisorRuntime:
             raise TemplateFailed(f"{snapshot.nursery.what} can't be saved", why=said)
 
     async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
-        """Start a guest, or restore the warm one."""
+        """Start a guest, or restore the warm one: that came with the template's own process limit, which stays."""
         assert isinstance(snapshot, GvisorSnapshot)
+        warm = warm and snapshot.is_warm and request.resources.pids == snapshot.rootfs.template.resources.pids
         if request.build:
             raise Unsupported("templates are not built at the gvisor level", fix="build at the container level")
         how = ["restore", f"--image-path={layout.IMAGES}"] if warm else ["run"]

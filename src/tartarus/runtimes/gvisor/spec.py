@@ -18,7 +18,7 @@ SHM_MIN = 64 * 1024**2
 _LIMIT_NAMES = {
     getattr(resource, name): name
     for name in ("RLIMIT_CORE", "RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "RLIMIT_STACK", "RLIMIT_NICE", "RLIMIT_RTPRIO",
-                 "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE")
+                 "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE", "RLIMIT_NPROC")
 }  # fmt: skip
 
 
@@ -47,7 +47,11 @@ def bundle(
             "noNewPrivileges": True,
             "rlimits": [
                 {"type": _LIMIT_NAMES[which], "soft": soft, "hard": hard}
-                for which, soft, hard in rlimits.wanted(resources, Isolation.CONTAINER)
+                for which, soft, hard in [
+                    *rlimits.wanted(resources, Isolation.CONTAINER),
+                    # gVisor's own kernel counts; the group on the host is wider, and runsc dies when that is full.
+                    (resource.RLIMIT_NPROC, resources.pids + 1, resources.pids + 1),
+                ]
             ],
         },
         "root": {"path": root, "readonly": False},
