@@ -20,19 +20,50 @@ done
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
 
-if ((${#missing[@]} == 0)); then
+# gVisor: Debian 12's own is too old to have systrap, so that one package comes from the next release. It is a static
+# program; nothing else of that release is installed, and apt's own sources stay as they are.
+runsc_from=trixie
+runsc_fits() { runsc flags 2>&1 | grep -q systrap; }
+install_runsc() {
+    local work uri
+    # The mirror that this machine uses already.
+    uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep '/debian/*$' | head -n 1)
+    [[ -n $uri ]] || { echo "No Debian mirror is set up here: install runsc by hand (gvisor.dev)"; return 1; }
+    work=$(mktemp -d)
+    mkdir -p "$work/lists/partial"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $runsc_from main" >"$work/sources.list"
+    # Root's own directory: apt's unprivileged user can't reach it.
+    local apt=(apt-get -q -o "Dir::Etc::sourcelist=$work/sources.list" -o Dir::Etc::sourceparts=- -o APT::Sandbox::User=root
+        -o "Dir::State::lists=$work/lists" -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache=")
+    "${apt[@]}" update && (cd "$work" && "${apt[@]}" download runsc && dpkg-deb -x runsc_*.deb tree) &&
+        install -m 755 "$work/tree/usr/bin/runsc" "${RUNSC_TARGET:-/usr/local/bin/runsc}"
+    local failed=$?
+    rm -rf "$work"
+    return "$failed"
+}
+need_runsc=false
+runsc_fits || need_runsc=true
+
+if ((${#missing[@]} == 0)) && ! $need_runsc; then
     echo "System packages: all there."
     exit 0
 fi
+if $need_runsc; then names="${missing[*]} runsc (of $runsc_from)"; else names="${missing[*]}"; fi
 if ((EUID != 0)); then
-    echo "As root: apt-get install ${missing[*]}" >&2
+    echo "As root: apt-get install $names" >&2
     exit 1
 fi
-echo "System packages: installing ${missing[*]}"
+echo "System packages: installing $names"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 export DEBIAN_FRONTEND=noninteractive
-if ! { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+install_all() {
+    if ((${#missing[@]})); then
+        apt-get update && apt-get install -y --no-install-recommends "${missing[@]}" || return
+    fi
+    if $need_runsc; then install_runsc; fi
+}
+if ! install_all >"$log" 2>&1; then
     tail -n 40 "$log" >&2
     exit 1
 fi

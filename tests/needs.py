@@ -148,9 +148,8 @@ NEEDS: dict[str, Need] = {
     "landlock": Need(_landlock, in_ci=False),
     "rpm": Need(_program("rpm"), in_ci=True),
     "java": Need(_program("java"), in_ci=False),
-    "runsc": Need(_program("runsc"), in_ci=False),
     "docker": Need(lambda: _runs(["docker", "version"]), in_ci=False),
-    "runsc": Need(lambda: _runs(["runsc", "--version"]), in_ci=False),
+    "runsc": Need(lambda: _runs(["runsc", "--version"]), in_ci=True),
     "kvm": Need(_kvm, in_ci=False),
 }
 

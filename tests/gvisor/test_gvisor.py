@@ -15,8 +15,8 @@ from tartarus.guest.binary import agent_binary
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
 from tartarus.model.sandbox import ExecSpec, Isolation, Mount, ResourceRequest, Resources, SandboxSpec
 from tartarus.model.states import State
-from tartarus.node.sandbox import Sandbox
 from tartarus.model.template import Template
+from tartarus.node.sandbox import Sandbox
 from tartarus.node.service import Node
 from tartarus.runtimes.base import GuestRequest, RootFs
 from tartarus.runtimes.gvisor.runtime import GvisorRuntime
@@ -170,7 +170,9 @@ async def test_what_runsc_says_is_part_of_the_error(tmp_path: Path, monkeypatch:
 
 async def test_terminals_files_and_signals_work(node: Node) -> None:
     sandbox = await _start(node)
-    terminal = await sandbox.exec(ExecSpec(argv=("/bin/sh", "-c", "tty; stty size; read x; echo got $x"), tty=True, stdin=True))
+    terminal = await sandbox.exec(
+        ExecSpec(argv=("/bin/sh", "-c", "tty; stty size; read x; echo got $x"), tty=True, stdin=True)
+    )
     await terminal.write_stdin(b"typed\n")
     out = b""
     while (piece := await terminal.read()) is not None:
@@ -179,7 +181,9 @@ async def test_terminals_files_and_signals_work(node: Node) -> None:
     assert b"got typed" in out
     await sandbox.files.write("/work/a", b"content", mode=0o640)
     assert (await sandbox.files.stat("/work/a")).size == 7
-    sleeper = await sandbox.exec(ExecSpec(argv=("/bin/sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done")))
+    sleeper = await sandbox.exec(
+        ExecSpec(argv=("/bin/sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done"))
+    )
     assert await sleeper.read() == (1, b"up\n")
     sleeper.signal(signal.SIGTERM)
     assert (await sleeper.wait()).code == 5

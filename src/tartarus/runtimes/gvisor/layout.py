@@ -21,7 +21,6 @@ from tartarus.runtimes.base import RootFs
 from tartarus.runtimes.container.layout import (
     AT_FDCWD,
     ATTR_NOEXEC,
-    ATTR_RDONLY,
     CLONE_NEWIPC,
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -39,7 +38,6 @@ from tartarus.runtimes.container.layout import (
     MS_REC,
     SAFE_READ_ONLY,
 )
-
 from tartarus.runtimes.gvisor.spec import AGENT
 
 NURSERY_FLAGS = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET
@@ -80,9 +78,7 @@ def _place(program: Program, path: str, *, is_directory: bool) -> None:
         program.syscall("mknodat", AT_FDCWD, path, 0o100644, 0, step=f"make {path}", ok=EEXIST)
 
 
-def stage_program(
-    stage: Path, rootfs: RootFs, runsc: Path, agent: Path, *, image_bytes: int, owner: int
-) -> Program:
+def stage_program(stage: Path, rootfs: RootFs, runsc: Path, agent: Path, *, image_bytes: int, owner: int) -> Program:
     """Build the root that runsc works in at `stage`, in a mount namespace of the nursery's own, and enter it."""
     base = str(stage)
     program = Program()
@@ -214,6 +210,3 @@ def _become(program: Program, argv: Sequence[str]) -> None:
         program.reloc(word, into=pointers, at=8 * index)
     environment = program.blob(bytes(8))
     program.syscall("execve", "/runsc", pointers, environment, step="start runsc")
-
-
-

@@ -15,9 +15,8 @@ from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, lacking, remove_soon, weaker_limits
 from tartarus.runtimes.container import mounts
-from tartarus.runtimes.container.layout import CLONE_NEWNS, unshare_program
+from tartarus.runtimes.container.layout import CLONE_NEWNS, inodes_for, unshare_program
 from tartarus.runtimes.container.storage import UPPER, directory, tmpfs
-from tartarus.runtimes.container.layout import inodes_for
 from tartarus.runtimes.gvisor import layout, spec
 from tartarus.runtimes.gvisor.guest import RunscGuest, RunscLog
 from tartarus.runtimes.gvisor.limits import with_overhead
@@ -117,7 +116,9 @@ class GvisorRuntime:
         found = shutil.which("runsc")
         if found is None:
             raise IsolationUnavailable(
-                "the gvisor level needs runsc", why="it is not installed", fix="install runsc from Debian 13 or gvisor.dev"
+                "the gvisor level needs runsc",
+                why="it is not installed",
+                fix="install runsc from Debian 13 or gvisor.dev",
             )
         if not id_map.privileged:
             raise IsolationUnavailable("the gvisor level needs root", fix="run the daemon as root")
@@ -212,7 +213,9 @@ class GvisorRuntime:
                     fix="make the warm-up shorter",
                 ) from None
             except GuestFailed as error:
-                raise TemplateFailed(f"warming {snapshot.nursery.what} failed", why=guest.said() or error.why) from error
+                raise TemplateFailed(
+                    f"warming {snapshot.nursery.what} failed", why=guest.said() or error.why
+                ) from error
             await self._save(snapshot, container)
         finally:
             await guest.destroy()
@@ -227,9 +230,7 @@ class GvisorRuntime:
         ours, theirs = channel_pair()
         try:
             program = layout.command_program(command, 0)
-            born = await snapshot.nursery.clone(
-                program.encode(), layout.COMMAND_FLAGS, [theirs.fileno(), log.fileno()]
-            )
+            born = await snapshot.nursery.clone(program.encode(), layout.COMMAND_FLAGS, [theirs.fileno(), log.fileno()])
         finally:
             theirs.close()
             log.handed_over()
