@@ -48,7 +48,7 @@ def test_a_need_that_ci_must_meet_fails_there_and_skips_elsewhere(tmp_path: Path
 
 
 def test_a_need_that_ci_may_lack_skips_everywhere(tmp_path: Path) -> None:
-    body = 'import os\nos.environ["PATH"] = "/nonexistent"\n' + DECLARED.format(need="runsc")
+    body = 'import os\nos.environ["PATH"] = "/nonexistent"\n' + DECLARED.format(need="docker")
     status, output = run(tmp_path, body, ci=True)
     assert status == 0
     assert "1 skipped" in output
