@@ -19,7 +19,8 @@ from tartarus.model.template import Template
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.service import Node
 from tartarus.runtimes.base import GuestRequest, RootFs
-from tartarus.runtimes.gvisor.runtime import GvisorRuntime
+from tartarus.runtimes.gvisor.ready import ReadyRunsc
+from tartarus.runtimes.gvisor.runtime import GvisorRuntime, GvisorSnapshot
 from tartarus.runtimes.idmap import IdMap, host_id_map
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs("root", "cgroups", "runsc")]
@@ -71,6 +72,52 @@ async def test_a_restored_guest_runs_warm_and_at_the_hosts_time(node: Node) -> N
 async def test_what_is_asked_beyond_the_templates_process_limit_starts_cold(node: Node) -> None:
     ran = await finish(await _start(node, "python3", "-c", "print(1)", resources=ResourceRequest(pids=9)))
     assert (ran.out, ran.record.warm) == (b"1\n", False)
+
+
+def _snapshot(node: Node) -> GvisorSnapshot:
+    """The one template's that these tests warm."""
+    runtime = node._levels.runtimes[GVISOR]
+    assert isinstance(runtime, GvisorRuntime)
+    (snapshot,) = runtime._snapshots
+    return snapshot
+
+
+async def _ready(node: Node) -> tuple[GvisorSnapshot, ReadyRunsc]:
+    """The runsc that was started ahead, once there is one."""
+    await finish(await _start(node, "python3", "-c", "pass"))
+    snapshot = _snapshot(node)
+    while snapshot._ready is None:
+        await asyncio.sleep(0.02)
+    return snapshot, snapshot._ready
+
+
+async def test_a_warm_guest_is_restored_into_a_runsc_started_ahead(node: Node) -> None:
+    snapshot, ready = await _ready(node)
+    sandbox = await _start(node, "python3", "-c", "print(6*7, flush=True); import time; time.sleep(60)")
+    assert sandbox.main is not None
+    assert await sandbox.main.read() == (1, b"42\n")
+    assert "runsc-sandbox" in _processes(ready.name)
+    await sandbox.kill()
+    assert not _processes(ready.name)
+    left = {path.name for path in Path(f"/proc/{snapshot.nursery.pid}/root/w/state").iterdir()}
+    assert not [name for name in left if f"{ready.name}_" in name or f"{ready.name}." in name]
+
+
+async def test_a_limit_that_was_asked_for_holds_in_a_runsc_started_ahead(node: Node) -> None:
+    await _ready(node)
+    code = "x=bytearray(400*1024*1024)\nfor i in range(0,len(x),4096): x[i]=1\nprint('held')"
+    sandbox = await _start(node, "python3", "-c", code, resources=ResourceRequest(memory_bytes=64 * MIB))
+    ran = await finish(sandbox)
+    assert ran.out == b""
+    assert ran.record.state is not State.SUCCEEDED
+
+
+async def test_a_runsc_started_ahead_that_died_is_passed_over(node: Node) -> None:
+    _, ready = await _ready(node)
+    os.kill(_processes(ready.name)["runsc-sandbox"], signal.SIGKILL)
+    while ready.alive:
+        await asyncio.sleep(0.02)
+    assert (await finish(await _start(node, "python3", "-c", "print(6*7)"))).out == b"42\n"
 
 
 async def test_there_is_no_network_but_loopback(run: Run) -> None:

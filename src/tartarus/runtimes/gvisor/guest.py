@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from tartarus.guest.channel import GuestChannel
@@ -75,13 +75,16 @@ class RunscGuest(HostGuest):
         storage: int,
         changes: Path,
         log: RunscLog,
+        end_guest: Callable[[int], Awaitable[None]] | None = None,
+        forget: Callable[[], None] | None = None,
     ) -> None:
         self._log = log
+        self._forget = forget
         self._storage = storage
         super().__init__(
             clone, channel, cgroup, resources,
             steps=steps, warm=warm, changes=changes,
-            disk_bytes=lambda _pid: used_bytes(storage), after_end=self._let_go,
+            disk_bytes=lambda _pid: used_bytes(storage), after_end=self._let_go, end_guest=end_guest,
         )  # fmt: skip
 
     async def ready(self) -> None:
@@ -106,4 +109,6 @@ class RunscGuest(HostGuest):
     async def _let_go(self) -> None:
         """Close the last hold on its storage: the kernel then frees it, which takes as long as there is much."""
         self._log.close()
+        if self._forget is not None:
+            self._forget()
         await asyncio.to_thread(os.close, self._storage)

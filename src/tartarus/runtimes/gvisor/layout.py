@@ -42,11 +42,11 @@ from tartarus.runtimes.gvisor.spec import AGENT
 
 NURSERY_FLAGS = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET
 GUEST_FLAGS = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
-MAKER_FLAGS = CLONE_NEWNS
-"""A guest that becomes a snapshot lives beside the command that saves it."""
+SHARED_FLAGS = CLONE_NEWNS
+"""For a guest that another runsc acts on, to save it or to restore into it: both are in the nursery's pid namespace."""
 COMMAND_FLAGS = 0
 ROOT, BUNDLE, STATE = "/g/root", "/g/bundle", "/g/state"
-MAKER_STATE, IMAGES = "/w/state", "/w/image"
+SHARED_STATE, IMAGES = "/w/state", "/w/image"
 DEVICES = ("null", "zero", "full", "random", "urandom", "kvm")
 AT_RECURSIVE = 0x8000
 O_WRONLY_CREATE = 0o101
@@ -107,7 +107,7 @@ def stage_program(stage: Path, rootfs: RootFs, runsc: Path, agent: Path, *, imag
         _place(program, f"{base}/b{index}", is_directory=Path(source).is_dir())
         _bind(program, source, f"{base}/b{index}", SAFE_READ_ONLY)
     _tmpfs(program, f"{base}/w", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={image_bytes},nr_inodes=1k,mode=700")
-    for path in (MAKER_STATE, IMAGES):
+    for path in (SHARED_STATE, IMAGES):
         _mkdir(program, base + path)
     program.syscall("chdir", base, step="enter the stage")
     program.syscall("pivot_root", ".", ".", step="change root")

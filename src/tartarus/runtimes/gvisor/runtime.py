@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import structlog
 
 from tartarus.guest.binary import agent_binary
 from tartarus.guest.channel import GuestChannel, channel_pair
-from tartarus.model.errors import GuestFailed, IsolationUnavailable, TemplateFailed, Unsupported
+from tartarus.model.errors import GuestFailed, IsolationUnavailable, TartarusError, TemplateFailed, Unsupported
 from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, lacking, remove_soon, weaker_limits
@@ -20,6 +24,7 @@ from tartarus.runtimes.container.storage import UPPER, directory, tmpfs
 from tartarus.runtimes.gvisor import layout, spec
 from tartarus.runtimes.gvisor.guest import RunscGuest, RunscLog
 from tartarus.runtimes.gvisor.limits import with_overhead
+from tartarus.runtimes.gvisor.ready import ReadyRunsc, forget
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.nursery import (
     WARM_UP_TIMEOUT_S,
@@ -32,8 +37,21 @@ from tartarus.runtimes.nursery import (
 
 IMAGE_BYTES = 4 * 1024**3
 CHECKPOINT_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 20.0
+_log = structlog.get_logger("tartarus.runtimes.gvisor")
 _CONTAINER = "guest"
 _COMMON = ("/runsc", "--ignore-cgroups", "--network=none", "--overlay2=none", "--file-access=exclusive")
+
+
+class Started(NamedTuple):
+    """The parts of a runsc that was just started."""
+
+    born: Clone
+    channel: socket.socket
+    cgroup: Cgroup | None
+    storage: int
+    log: RunscLog
+    steps: list[str]
 
 
 class GvisorSnapshot:
@@ -47,6 +65,8 @@ class GvisorSnapshot:
         self._guests: set[Held] = set()
         self._warm = False
         self._making = asyncio.Lock()
+        self._ready: ReadyRunsc | None = None
+        self._preparing: asyncio.Task[None] | None = None
         nursery.control.closed.add_done_callback(self._end_guests)
 
     def hold(self, guest: Held) -> None:
@@ -79,12 +99,50 @@ class GvisorSnapshot:
             if not self.is_warm:
                 await self._runtime.make_image(self)
                 self._warm = True
+                self._prepare()
+
+    def take_ready(self, request: GuestRequest) -> ReadyRunsc | None:
+        """The runsc that waits to be restored into, if it fits; another is then started."""
+        ready = self._ready
+        if ready is None or not self.is_warm or not ready.fits(request):
+            return None
+        self._ready = None
+        self._prepare()
+        if ready.alive:
+            return ready
+        self._discarding = asyncio.get_running_loop().create_task(ready.discard())
+        return None
+
+    def _prepare(self) -> None:
+        if self._ready is None and (self._preparing is None or self._preparing.done()):
+            self._preparing = asyncio.get_running_loop().create_task(self._prepare_one())
+
+    async def _prepare_one(self) -> None:
+        try:
+            ready = await self._runtime.make_ready(self)
+        except TartarusError as error:
+            _log.warning("no_runsc_ahead", template=self.rootfs.template.id, error=str(error))
+            return
+        if self.is_warm:
+            self._ready = ready
+        elif ready is not None:
+            await ready.discard()
+
+    async def _end_ready(self) -> None:
+        self._warm = False
+        if self._preparing is not None:
+            await asyncio.wait([self._preparing])
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            await ready.discard()
 
     def cool(self) -> None:
         """Give the image's memory back."""
         self._warm = False
         for path in self.image_files():
             path.unlink(missing_ok=True)
+        if self._ready is not None or (self._preparing is not None and not self._preparing.done()):
+            self._cooling = asyncio.get_running_loop().create_task(self._end_ready())
 
     def image_files(self) -> list[Path]:
         """The image, as the host finds it."""
@@ -99,6 +157,7 @@ class GvisorSnapshot:
 
     async def close(self) -> None:
         """End the nursery: the kernel ends everything in its pid namespace with it."""
+        await self._end_ready()
         self.nursery.close()
         await self.nursery.gone()
         if self._cgroup is not None:
@@ -202,8 +261,8 @@ class GvisorRuntime:
         name = f"warm-{os.getpid()}-{self._next()}"
         container = f"{_CONTAINER}-{name}"
         request = GuestRequest(name, "sandbox", snapshot.rootfs.template.resources)
-        command = [*self._command, f"--root={layout.MAKER_STATE}", "run", f"--bundle={layout.BUNDLE}", container]
-        guest = await self._start(snapshot, request, command, argv, env, flags=layout.MAKER_FLAGS, warm=True)
+        command = [*self._command, f"--root={layout.SHARED_STATE}", "run", f"--bundle={layout.BUNDLE}", container]
+        guest = await self._start(snapshot, request, command, argv, env, flags=layout.SHARED_FLAGS, warm=True)
         try:
             try:
                 await asyncio.wait_for(guest.ready(), WARM_UP_TIMEOUT_S)
@@ -219,11 +278,70 @@ class GvisorRuntime:
             await self._save(snapshot, container)
         finally:
             await guest.destroy()
+            forget(snapshot.nursery.pid, container)
+
+    async def make_ready(self, snapshot: GvisorSnapshot) -> ReadyRunsc | None:
+        """Start a runsc for a guest to come; nothing where there is no cgroup to end it by."""
+        if self._hierarchy is None:
+            return None
+        name = f"ready-{os.getpid()}-{self._next()}"
+        resources = snapshot.rootfs.template.resources
+        request = GuestRequest(name, "sandbox", resources)
+        command = [*self._command, f"--root={layout.SHARED_STATE}", "create", f"--bundle={layout.BUNDLE}", name]
+        argv = [spec.AGENT, "agent", "--channel=0"]
+        parts = await self._spawn(snapshot, request, command, argv, {}, flags=layout.SHARED_FLAGS)
+        assert parts.cgroup is not None
+        ready = ReadyRunsc(name, snapshot.nursery.pid, parts.channel, parts.cgroup, parts.storage, parts.log, resources)
+        try:
+            await _ended(parts.born, READY_TIMEOUT_S)
+        except BaseException:
+            await asyncio.shield(ready.discard())
+            raise
+        finally:
+            os.close(parts.born.pidfd)
+        return ready
+
+    async def _restore_into(self, snapshot: GvisorSnapshot, ready: ReadyRunsc, request: GuestRequest) -> RunscGuest:
+        command = [*self._command, f"--root={layout.SHARED_STATE}", "restore", f"--image-path={layout.IMAGES}",
+                   "--bundle=/", ready.name]  # fmt: skip
+        entries: list[int] = []
+        unused, theirs = channel_pair()
+        try:
+            ready.cgroup.limit(with_overhead(request.resources))
+            entries = ready.cgroup.entries()
+            program = layout.command_program(command, len(entries))
+            fds = [theirs.fileno(), ready.log.fileno(), *entries]
+            born = await snapshot.nursery.clone(program.encode(), layout.COMMAND_FLAGS, fds)
+        except BaseException as error:
+            await asyncio.shield(ready.discard())
+            if isinstance(error, OSError):
+                raise exhausted_or_failed("the guest can't be set up", error.errno or 0) from error
+            raise
+        finally:
+            unused.close()
+            theirs.close()
+            ready.log.handed_over()
+            for fd in entries:
+                os.close(fd)
+        channel = GuestChannel(ready.channel)
+        await channel.open()
+        cgroup = ready.cgroup
+
+        async def end_guest(_pid: int) -> None:
+            cgroup.kill()
+
+        guest = RunscGuest(
+            born, channel, cgroup, request.resources,
+            steps=program.steps, warm=True, storage=ready.storage, changes=_upper(ready.storage, None), log=ready.log,
+            end_guest=end_guest, forget=ready.forget,
+        )  # fmt: skip
+        snapshot.hold(guest)
+        return guest
 
     async def _save(self, snapshot: GvisorSnapshot, container: str) -> None:
         """Write a running guest's memory and state into the snapshot; the guest ends with it."""
         command = [
-            *self._command, f"--root={layout.MAKER_STATE}", "checkpoint", "--compression=none",
+            *self._command, f"--root={layout.SHARED_STATE}", "checkpoint", "--compression=none",
             "--exclude-committed-zero-pages", f"--image-path={layout.IMAGES}", container,
         ]  # fmt: skip
         log = RunscLog()
@@ -250,12 +368,15 @@ class GvisorRuntime:
         warm = warm and snapshot.is_warm and request.resources.pids == snapshot.rootfs.template.resources.pids
         if request.build:
             raise Unsupported("templates are not built at the gvisor level", fix="build at the container level")
+        ready = snapshot.take_ready(request) if warm else None
+        if ready is not None:
+            return await self._restore_into(snapshot, ready, request)
         how = ["restore", f"--image-path={layout.IMAGES}"] if warm else ["run"]
         command = [*self._command, f"--root={layout.STATE}", *how, f"--bundle={layout.BUNDLE}", _CONTAINER]
         agent = [spec.AGENT, "agent", "--channel=0"]
         return await self._start(snapshot, request, command, agent, {}, flags=layout.GUEST_FLAGS, warm=warm)
 
-    async def _start(
+    async def _spawn(
         self,
         snapshot: GvisorSnapshot,
         request: GuestRequest,
@@ -264,8 +385,7 @@ class GvisorRuntime:
         env: dict[str, str],
         *,
         flags: int,
-        warm: bool,
-    ) -> RunscGuest:
+    ) -> Started:
         rootfs = snapshot.rootfs
         config = spec.bundle(
             argv, env,
@@ -276,7 +396,7 @@ class GvisorRuntime:
         )  # fmt: skip
         program = layout.guest_program(
             rootfs, request.mounts, config, command,
-            n_entries=self._n_entries, owner=self._id_map.base, own_pids=flags != layout.MAKER_FLAGS,
+            n_entries=self._n_entries, owner=self._id_map.base, own_pids=flags != layout.SHARED_FLAGS,
         )  # fmt: skip
         storage = self._storage(request)
         passed: list[int] = []
@@ -304,16 +424,30 @@ class GvisorRuntime:
             raise
         finally:
             theirs.close()
-            if log is not None:
+            if log is not None and "create" not in command:
                 log.handed_over()
             for fd in (*entries, *passed):
                 os.close(fd)
-        channel = GuestChannel(ours)
+        return Started(born, ours, cgroup, storage, log, program.steps)
+
+    async def _start(
+        self,
+        snapshot: GvisorSnapshot,
+        request: GuestRequest,
+        command: Sequence[str],
+        argv: Sequence[str],
+        env: dict[str, str],
+        *,
+        flags: int,
+        warm: bool,
+    ) -> RunscGuest:
+        parts = await self._spawn(snapshot, request, command, argv, env, flags=flags)
+        channel = GuestChannel(parts.channel)
         await channel.open()
         guest = RunscGuest(
-            born, channel, cgroup, request.resources,
-            steps=program.steps, warm=warm,
-            storage=storage, changes=_upper(storage, request.storage), log=log,
+            parts.born, channel, parts.cgroup, request.resources,
+            steps=parts.steps, warm=warm, storage=parts.storage, changes=_upper(parts.storage, request.storage),
+            log=parts.log,
         )  # fmt: skip
         snapshot.hold(guest)
         return guest

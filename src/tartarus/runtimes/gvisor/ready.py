@@ -1,0 +1,65 @@
+"""A runsc that has started ahead and holds nothing yet: to restore into it takes half of what a restore alone takes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+from tartarus.model.sandbox import Resources
+from tartarus.runtimes.base import GuestRequest
+from tartarus.runtimes.cgroups import Cgroup, remove_soon
+from tartarus.runtimes.gvisor import layout
+from tartarus.runtimes.gvisor.guest import RunscLog
+
+
+class ReadyRunsc:
+    """One of them. Whoever takes it owns its parts; else `discard` ends it."""
+
+    def __init__(
+        self, name: str, nursery_pid: int, channel: socket.socket, cgroup: Cgroup, storage: int, log: RunscLog,
+        resources: Resources,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.channel = channel
+        self.cgroup = cgroup
+        self.storage = storage
+        self.log = log
+        self._nursery_pid = nursery_pid
+        self._resources = resources
+
+    def fits(self, request: GuestRequest) -> bool:
+        """Whether it can become that guest; limits of memory and CPU can still be changed."""
+        wanted = request.resources
+        same = (wanted.disk_bytes, wanted.pids) == (self._resources.disk_bytes, self._resources.pids)
+        return same and not request.mounts and request.storage is None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its processes are there: when the first of them dies, so do the others."""
+        return self.cgroup.stats(0).pids > 0
+
+    async def discard(self) -> None:
+        """End it."""
+        self.channel.close()
+        self.log.close()
+        self.cgroup.kill()
+        await remove_soon(self.cgroup)
+        self.forget()
+        await asyncio.to_thread(os.close, self.storage)
+
+    def forget(self) -> None:
+        """Remove what runsc wrote down about it: one that was killed could not do that itself."""
+        forget(self._nursery_pid, self.name)
+
+
+def forget(nursery_pid: int, name: str) -> None:
+    """Remove runsc's state of a container that is gone."""
+    state = Path(f"/proc/{nursery_pid}/root{layout.SHARED_STATE}")
+    try:
+        # name_sandbox:name.lock, name_sandbox:name.state, runsc-name.sock
+        for path in (*state.glob(f"{name}_*"), state / f"runsc-{name}.sock"):
+            path.unlink(missing_ok=True)
+    except OSError:
+        return  # the nursery is gone, and its memory with it
