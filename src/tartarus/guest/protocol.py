@@ -260,6 +260,10 @@ def connect_payload(port: int) -> bytes:
     return _PORT.pack(port)
 
 
-def fixup_payload(unix_ns: int, entropy: bytes) -> bytes:
-    """The payload of FIXUP."""
-    return U64.pack(unix_ns) + U32.pack(len(entropy)) + entropy
+def fixup_payload(unix_ns: int, entropy: bytes, hostname: str = "", machine_id: str = "") -> bytes:
+    """The payload of FIXUP. Without a host name and a machine id it is the form that every agent knows."""
+    payload = U64.pack(unix_ns) + U32.pack(len(entropy)) + entropy
+    for text in (hostname, machine_id) if hostname or machine_id else ():
+        encoded = text.encode("ascii")
+        payload += U32.pack(len(encoded)) + encoded
+    return payload

@@ -107,8 +107,17 @@ static int on_hello(struct session *session, struct cursor *payload)
 	uint32_t version = get_u32(payload);
 
 	/* A second time where the guest was restored from a snapshot: another host end begins anew. */
-	if (!cursor_done(payload) || session->n_streams > 0 || version != PROTOCOL_VERSION)
+	if (!cursor_done(payload) || version != PROTOCOL_VERSION)
 		return -EPROTO;
+	if (session->n_streams > 0 && !session->config.machine)
+		return -EPROTO;
+	/* A restored machine meets a new host, which knows nothing of what was under way. */
+	if (session->greeted) {
+		sweep_streams(session, true);
+		session->last_stream = 0;
+		session->deadline_ms = 0;
+		session->out.head = session->out.tail = 0;
+	}
 	session->greeted = true;
 	session->last_stream = 0;
 	put_u32(ready, PROTOCOL_VERSION);
@@ -218,11 +227,16 @@ static void read_channel(struct session *session)
 {
 	static const struct frame_sink sink = {on_control, on_data};
 	static uint8_t bytes[READ_SIZE];
-	ssize_t n = recv(session->config.channel_fd, bytes, sizeof bytes, MSG_DONTWAIT);
+	ssize_t n = read(session->config.channel_fd, bytes, sizeof bytes);
 
 	if (n < 0 && errno == EINTR)
 		return;
 	if (n < 0 && errno == EAGAIN) {
+		session->channel_readable = false;
+		return;
+	}
+	/* A machine's port says so while no host has it open; the next one greets anew. */
+	if (n == 0 && session->config.machine) {
 		session->channel_readable = false;
 		return;
 	}
@@ -377,6 +391,7 @@ static bool set_up(struct session *session)
 	session->channel_readable = true;
 	session->child_ended = true;
 	session->out.splice_pipe = -1;
+	session->out.cannot_splice = session->config.machine;
 	return session_watch(session, fd, &session->channel_source, EPOLLIN | EPOLLOUT | EPOLLRDHUP) &&
 	       take_signals(session) && runner_attach(session);
 }

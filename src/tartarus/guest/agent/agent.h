@@ -6,10 +6,11 @@
 #include <sys/types.h>
 
 struct agent_config {
-	int channel_fd;         /* SOCK_STREAM socket to the host */
+	int channel_fd;         /* stream to the host: a socket, or the port of a virtual console */
 	int runner_fd;          /* SOCK_STREAM socket to the warm runner, or -1 */
 	pid_t runner_pid;       /* the warm runner, a child of this process, or 0 */
 	bool own_pid_namespace; /* true: this process is pid 1 and its end is everybody's end */
+	bool machine;           /* true: this process is init of a virtual machine, which may be saved and restored */
 };
 
 /* Serve the channel until it closes. Never returns before every process of the sandbox was told to die. */

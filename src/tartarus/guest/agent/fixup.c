@@ -10,7 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { CLOCK_SET = 1, ENTROPY_CREDITED = 2, ENTROPY_MIXED = 4, ENTROPY_MAX = 4096 };
+enum { CLOCK_SET = 1, ENTROPY_CREDITED = 2, ENTROPY_MIXED = 4, NAMED = 8, MACHINE_ID_SET = 16, ENTROPY_MAX = 4096 };
+enum { HOSTNAME_MAX = 64, MACHINE_ID_SIZE = 32 };
 
 static uint32_t set_clock(uint64_t unix_ns)
 {
@@ -41,13 +42,39 @@ static uint32_t add_entropy(struct span entropy)
 	return done;
 }
 
+static uint32_t set_hostname(struct span name)
+{
+	return name.size > 0 && sethostname((const char *)name.bytes, name.size) == 0 ? NAMED : 0;
+}
+
+static uint32_t set_machine_id(struct span machine_id)
+{
+	uint32_t done = 0;
+
+	if (machine_id.size != MACHINE_ID_SIZE)
+		return 0;
+	int fd = open("/etc/machine-id", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0444);
+	if (fd < 0)
+		return 0;
+	if (write(fd, machine_id.bytes, machine_id.size) == (ssize_t)machine_id.size && write(fd, "\n", 1) == 1)
+		done = MACHINE_ID_SET;
+	close(fd);
+	return done;
+}
+
 int serve_fixup(struct session *session, uint32_t id, struct cursor *payload)
 {
 	uint64_t unix_ns = get_u64(payload);
 	struct span entropy = get_string(payload);
+	struct span name = {NULL, 0}, machine_id = {NULL, 0};
 
-	if (!cursor_done(payload) || entropy.size > ENTROPY_MAX)
+	if (!cursor_done(payload)) {
+		name = get_string(payload);
+		machine_id = get_string(payload);
+	}
+	if (!cursor_done(payload) || entropy.size > ENTROPY_MAX || name.size > HOSTNAME_MAX)
 		return -EPROTO;
-	out_u32(session, F_RESULT, id, set_clock(unix_ns) | add_entropy(entropy));
+	out_u32(session, F_RESULT, id,
+		set_clock(unix_ns) | add_entropy(entropy) | set_hostname(name) | set_machine_id(machine_id));
 	return 0;
 }

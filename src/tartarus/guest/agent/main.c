@@ -1,5 +1,6 @@
 /* One binary, several roles: which one is the first argument. */
 #include "agent.h"
+#include "init.h"
 #include "nursery.h"
 
 #include <errno.h>
@@ -71,6 +72,9 @@ static int run_agent(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+	/* The kernel starts it from the initramfs, with what it didn't know on its command line as arguments. */
+	if (getpid() == 1 && strcmp(argv[0], "/init") == 0)
+		return init_main();
 	if (argc >= 2 && strcmp(argv[1], "agent") == 0)
 		return run_agent(argc, argv);
 	if (argc >= 2 && strcmp(argv[1], "nursery") == 0)

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 enum { FIRST_CAPACITY = 4 << 10, KEEP_CAPACITY = 64 << 10 };
@@ -108,7 +107,8 @@ static size_t send_some(struct session *session, const uint8_t *bytes, size_t si
 	size_t sent = 0;
 
 	while (sent < size) {
-		ssize_t n = send(session->config.channel_fd, bytes + sent, size - sent, MSG_NOSIGNAL);
+		/* SIGPIPE is blocked, as all signals are. */
+		ssize_t n = write(session->config.channel_fd, bytes + sent, size - sent);
 
 		if (n < 0 && errno == EINTR)
 			continue;

@@ -1,0 +1,82 @@
+"""What every virtual machine monitor offers this level: `Driver` starts machines, `Machine` is one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Protocol
+
+import msgspec
+
+from tartarus.runtimes.cgroups import Cgroup
+
+
+class Hardware(msgspec.Struct, frozen=True):
+    """What a machine is made of. A saved one can only go on in hardware that is equal."""
+
+    memory_bytes: int
+    cpus: int
+
+
+class Boot(msgspec.Struct, frozen=True):
+    """What a machine starts from: paths a monitor of another user may open, as `/proc/self/fd/N` of passed ones."""
+
+    kernel: int
+    initramfs: int
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """Descriptors that a machine is made from; they stay the caller's. `share`: its memory is to be saved later."""
+
+    hardware: Hardware
+    memory: int
+    root: int
+    scratch: int
+    boot: Boot
+    share: bool = False
+
+
+class Machine(Protocol):
+    """A running machine. `ended` completes when its monitor is gone."""
+
+    pid: int
+    channel: socket.socket
+    ended: asyncio.Future[None]
+
+    async def pause(self) -> None:
+        """Stop its processors."""
+        ...
+
+    async def resume(self) -> None:
+        """Let them run."""
+        ...
+
+    async def save(self, device_state: int) -> None:
+        """Stop it and write all but its memory and disks to a descriptor. Needs `share` memory. It can only end then."""
+        ...
+
+    async def console(self) -> str:
+        """The end of what its kernel said."""
+        ...
+
+    def kill(self) -> None:
+        """End the monitor at once; safe to repeat."""
+        ...
+
+
+class Driver(Protocol):
+    """One kind of monitor."""
+
+    name: str
+
+    async def version(self) -> str:
+        """Its name and version. Raises IsolationUnavailable where it is missing."""
+        ...
+
+    async def boot(self, parts: Parts, cgroup: Cgroup | None) -> Machine:
+        """Start a machine from its kernel."""
+        ...
+
+    async def restore(self, parts: Parts, device_state: int, cgroup: Cgroup | None) -> Machine:
+        """Start a machine where another was saved, stopped until `resume`."""
+        ...

@@ -1,0 +1,68 @@
+"""A machine's memory as a file without a name, which its clones map privately and nobody can ever write again.
+
+The seal is what keeps clones apart: QEMU opens the file for writing even to map it privately, so a monitor that
+its guest took over could otherwise write into the memory that all clones start from.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+
+from tartarus.model.errors import GuestFailed
+
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_ATTEMPTS = 1000
+
+
+def create(size: int) -> int:
+    """A descriptor of new, empty memory of `size` bytes."""
+    fd = os.memfd_create("tartarus-machine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        os.fchmod(fd, 0o666)  # the monitor opens it again, as a user of its own
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def seal(fd: int) -> None:
+    """Make it unchangeable. Raises GuestFailed while something still maps it for writing."""
+    for _ in range(_ATTEMPTS):
+        try:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            time.sleep(0.001)
+        else:
+            return
+    raise GuestFailed("a machine's memory can't be sealed", why="something still writes to it")
+
+
+def allocated(fd: int) -> int:
+    """Bytes of it that hold something."""
+    return os.fstat(fd).st_blocks * 512
+
+
+def copy_data(source: int, target: int) -> None:
+    """Copy what a sparse file holds to another of the same size, holes left holes."""
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(source, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        at = os.lseek(source, start, os.SEEK_HOLE)
+        while start < at:
+            copied = os.sendfile(target, source, start, at - start) if os.lseek(target, start, os.SEEK_SET) >= 0 else 0
+            if copied == 0:
+                raise GuestFailed("a sparse file shrank while it was copied")
+            start += copied

@@ -1,0 +1,199 @@
+"""The QEMU driver: its `microvm` machine, controlled over QMP.
+
+A monitor gets all it uses as open descriptors: no paths, no network, no rights to make processes. What made saved
+machines small and quick to restore: the memory is a file of its own that the saved state leaves out
+(`x-ignore-shared`), mapped privately by every clone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+
+from tartarus.guest.channel import channel_pair
+from tartarus.model.errors import GuestFailed, IsolationUnavailable
+from tartarus.runtimes.cgroups import Cgroup
+from tartarus.runtimes.microvm.driver import Machine, Parts
+from tartarus.runtimes.microvm.qmp import Qmp
+
+PROGRAM = "qemu-system-x86_64"
+_CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
+_QMP_TIMEOUT_S = 60.0
+_COMMAND_LINE = (
+    "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 tsc=reliable no_timer_check random.trust_cpu=on "
+    "mitigations=off nomodule_sig=1 cryptomgr.notests audit=0"
+)
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+class QemuMachine:
+    """One QEMU process, held by its pidfd."""
+
+    def __init__(self, pid: int, channel: socket.socket, control: socket.socket) -> None:
+        self.pid = pid
+        self.channel = channel
+        self._loop = asyncio.get_running_loop()
+        self._pidfd = os.pidfd_open(pid)
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(self._pidfd, self._gone)
+        self.qmp = Qmp(control)
+
+    async def pause(self) -> None:
+        """Stop its processors."""
+        await self.qmp.call("stop")
+
+    async def resume(self) -> None:
+        """Let them run."""
+        await self.qmp.call("cont")
+
+    async def save(self, device_state: int) -> None:
+        """Stop it and write its devices' state."""
+        await self.qmp.call("stop")
+        await self.qmp.call("migrate-set-capabilities", capabilities=_CAPABILITIES)
+        await self.qmp.call("getfd", fds=(device_state,), fdname="state")
+        await self.qmp.call("migrate", uri="fd:state")
+        await self._migrated()
+
+    async def load(self, device_state: int) -> None:
+        """Take a saved state over."""
+        await self.qmp.call("migrate-set-capabilities", capabilities=_CAPABILITIES)
+        await self.qmp.call("getfd", fds=(device_state,), fdname="state")
+        await self.qmp.call("migrate-incoming", uri="fd:state")
+        await self._migrated()
+
+    async def console(self) -> str:
+        """The end of what its kernel said."""
+        text: str = await self.qmp.call("ringbuf-read", device="console", size=65536)
+        return text[-4000:]
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def _migrated(self) -> None:
+        while True:
+            waiter = self.qmp.expect("MIGRATION")
+            status = (await self.qmp.call("query-migrate")).get("status")
+            if status == "completed":
+                return
+            if status == "failed":
+                raise GuestFailed("the machine's state can't be saved or taken over", why=await self._why())
+            await waiter
+
+    async def _why(self) -> str:
+        return str((await self.qmp.call("query-migrate")).get("error-desc", "the monitor does not say"))
+
+    def _gone(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self.qmp.close()
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+class Qemu:
+    """Starts QEMU. `accelerator`: kvm where a guest was seen to boot with it, else tcg."""
+
+    name = "qemu"
+
+    def __init__(self, accelerator: str = "tcg", program: str | None = None) -> None:
+        self._accelerator = accelerator
+        found = program or shutil.which(PROGRAM)
+        if found is None:
+            raise IsolationUnavailable(f"{PROGRAM} is missing", fix="install the package qemu-system-x86")
+        self._program = found
+
+    async def version(self) -> str:
+        """Its version line. Raises IsolationUnavailable below 7.2, whose microvm was not tried."""
+        process = await asyncio.create_subprocess_exec(self._program, "--version", stdout=asyncio.subprocess.PIPE)
+        said, _ = await asyncio.wait_for(process.communicate(), 10)
+        match = re.search(rb"version (\d+)\.(\d+)[\d.]*", said)
+        if match is None or (int(match[1]), int(match[2])) < (7, 2):
+            raise IsolationUnavailable("QEMU is too old", why=said.decode(errors="replace")[:100], fix="install 7.2")
+        return match[0].decode()
+
+    async def boot(self, parts: Parts, cgroup: Cgroup | None) -> Machine:
+        """Start a machine from its kernel."""
+        return await self._start(parts, cgroup, incoming=False)
+
+    async def restore(self, parts: Parts, device_state: int, cgroup: Cgroup | None) -> Machine:
+        """Start a machine where another was saved."""
+        machine = await self._start(parts, cgroup, incoming=True)
+        try:
+            await machine.load(device_state)
+        except BaseException:
+            machine.kill()
+            await asyncio.shield(machine.ended)
+            machine.channel.close()
+            raise
+        return machine
+
+    def arguments(self, parts: Parts, channel: int, control: int, *, incoming: bool) -> list[str]:
+        """The command line. Numbers are of descriptors that the process inherits."""
+        hardware = parts.hardware
+        accel = f"{self._accelerator},thread=multi,tb-size=64" if self._accelerator == "tcg" else self._accelerator
+        memory = f"memory-backend-file,id=mem,size={hardware.memory_bytes},mem-path=/proc/self/fd/{parts.memory}"
+        argv = [
+            self._program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S" if incoming else "",
+            "-M", "microvm,pit=on,pic=off,rtc=off,isa-serial=on,memory-backend=mem", "-accel", accel,
+            "-cpu", "host" if self._accelerator == "kvm" else "max",
+            "-smp", str(hardware.cpus), "-m", f"{hardware.memory_bytes >> 20}M",
+            "-object", f"{memory},share={'on' if parts.share else 'off'}",
+            "-chardev", f"socket,id=control,fd={control}", "-mon", "chardev=control,mode=control",
+            "-chardev", "ringbuf,id=console,size=65536", "-serial", "chardev:console",
+            "-add-fd", f"set=1,fd={parts.root}", "-add-fd", f"set=2,fd={parts.scratch}",
+            "-blockdev", "driver=file,node-name=root,filename=/dev/fdset/1,read-only=on,locking=off",
+            "-blockdev", "driver=file,node-name=scratch,filename=/dev/fdset/2,locking=off,discard=unmap,aio=threads",
+            "-device", "virtio-blk-device,drive=root,serial=tartarus-root",
+            "-device", "virtio-blk-device,drive=scratch,serial=tartarus-scratch",
+            "-device", "virtio-serial-device,max_ports=2",
+            "-chardev", f"socket,id=channel,fd={channel}",
+            "-device", "virtserialport,chardev=channel,name=tartarus.channel",
+            "-device", "virtio-rng-device",
+            "-kernel", f"/proc/self/fd/{parts.boot.kernel}", "-initrd", f"/proc/self/fd/{parts.boot.initramfs}",
+            "-append", _COMMAND_LINE, "-sandbox", _SANDBOX, *(("-incoming", "defer") if incoming else ()),
+        ]  # fmt: skip
+        return [argument for argument in argv if argument]
+
+    async def _start(self, parts: Parts, cgroup: Cgroup | None, *, incoming: bool) -> QemuMachine:
+        ours, theirs = channel_pair()
+        control, their_control = socket.socketpair()
+        inherited = (parts.memory, parts.root, parts.scratch, parts.boot.kernel, parts.boot.initramfs)
+        try:
+            argv = self.arguments(parts, theirs.fileno(), their_control.fileno(), incoming=incoming)
+            pid = _spawn(argv, [*inherited, theirs.fileno(), their_control.fileno()])
+        except BaseException:
+            ours.close()
+            control.close()
+            raise
+        finally:
+            theirs.close()
+            their_control.close()
+        machine = QemuMachine(pid, ours, control)
+        try:
+            if cgroup is not None:
+                cgroup.attach(pid)
+            await asyncio.wait_for(machine.qmp.open(), _QMP_TIMEOUT_S)
+        except BaseException:
+            machine.kill()
+            await asyncio.shield(machine.ended)
+            ours.close()
+            raise
+        return machine
+
+
+def _spawn(argv: list[str], inherited: list[int]) -> int:
+    """Execute the monitor with nothing of ours but these descriptors, under the same numbers."""
+    null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1)]
+    keep = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in inherited]
+    return os.posix_spawn(argv[0], argv, {"PATH": "/usr/bin:/bin"}, file_actions=[*null, *keep], setsid=True)
