@@ -2,6 +2,7 @@
 #include "agent.h"
 #include "init.h"
 #include "nursery.h"
+#include "ticks.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -79,7 +80,10 @@ int main(int argc, char **argv)
 		return run_agent(argc, argv);
 	if (argc >= 2 && strcmp(argv[1], "nursery") == 0)
 		return nursery_main(argc, argv);
+	if (argc == 2 && strcmp(argv[1], "ticks") == 0)
+		return ticks_main();
 	fprintf(stderr, "usage: tartarus-guest agent --channel=FD [--runner=FD --runner-pid=PID] [--shared-pids]\n"
-			"       tartarus-guest nursery …\n");
+			"       tartarus-guest nursery …\n"
+			"       tartarus-guest ticks\n");
 	return EXIT_USAGE;
 }
