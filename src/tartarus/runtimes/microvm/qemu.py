@@ -20,8 +20,10 @@ from tartarus.guest.binary import agent_binary
 from tartarus.guest.channel import channel_pair
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
 from tartarus.runtimes.cgroups import Cgroup
-from tartarus.runtimes.microvm.driver import Machine, Parts
+from tartarus.runtimes.microvm.driver import Hardware, Machine, Parts
+from tartarus.runtimes.microvm.launcher import Ends, Launcher, descriptor
 from tartarus.runtimes.microvm.qmp import Qmp
+from tartarus.runtimes.nursery import Clone
 
 PROGRAM = "qemu-system-x86_64"
 _CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
@@ -36,11 +38,11 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 class QemuMachine:
     """One QEMU process, held by its pidfd."""
 
-    def __init__(self, pid: int, channel: socket.socket, control: socket.socket) -> None:
-        self.pid = pid
+    def __init__(self, born: Clone, channel: socket.socket, control: socket.socket) -> None:
+        self.pid = born.pid
         self.channel = channel
         self._loop = asyncio.get_running_loop()
-        self._pidfd = os.pidfd_open(pid)
+        self._pidfd = born.pidfd
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._gone)
         self.qmp = Qmp(control)
@@ -94,8 +96,6 @@ class QemuMachine:
 
     def _gone(self) -> None:
         self._loop.remove_reader(self._pidfd)
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
         os.close(self._pidfd)
         self._pidfd = -1
         self.qmp.close()
@@ -108,7 +108,8 @@ class Qemu:
 
     name = "qemu"
 
-    def __init__(self, accelerator: str = "tcg", program: str | None = None) -> None:
+    def __init__(self, launcher: Launcher, accelerator: str = "tcg", program: str | None = None) -> None:
+        self._launcher = launcher
         self._accelerator = accelerator
         found = program or shutil.which(PROGRAM)
         if found is None:
@@ -147,65 +148,62 @@ class Qemu:
             raise
         return machine
 
-    def arguments(self, parts: Parts, channel: int, control: int, *, incoming: bool) -> list[str]:
-        """The command line. Numbers are of descriptors that the process inherits."""
-        hardware = parts.hardware
+    def arguments(self, hardware: Hardware, numbers: list[int], *, share: bool) -> list[str]:
+        """The command line. `numbers` of inherited descriptors: control, memory, root, scratch and, to boot, the
+        kernel and the initramfs; without these it waits for a saved state, which has them in its memory.
+        """  # noqa: D205
+        control, memory_file, root, scratch, *boot = numbers
         accel = f"{self._accelerator},thread=multi,tb-size=64" if self._accelerator == "tcg" else self._accelerator
-        memory = f"memory-backend-file,id=mem,size={hardware.memory_bytes},mem-path=/proc/self/fd/{parts.memory}"
+        memory = f"memory-backend-file,id=mem,size={hardware.memory_bytes},mem-path=/proc/self/fd/{memory_file}"
         argv = [
-            self._program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S" if incoming else "",
+            self._program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-M", "microvm,pit=on,pic=off,rtc=off,isa-serial=on,memory-backend=mem", "-accel", accel,
             "-cpu", "host" if self._accelerator == "kvm" else "max",
             "-smp", str(hardware.cpus), "-m", f"{hardware.memory_bytes >> 20}M",
-            "-object", f"{memory},share={'on' if parts.share else 'off'}",
+            "-object", f"{memory},share={'on' if share else 'off'}",
             "-chardev", f"socket,id=control,fd={control}", "-mon", "chardev=control,mode=control",
             "-chardev", "ringbuf,id=console,size=65536", "-serial", "chardev:console",
-            "-add-fd", f"set=1,fd={parts.root}", "-add-fd", f"set=2,fd={parts.scratch}",
+            "-add-fd", f"set=1,fd={root}", "-add-fd", f"set=2,fd={scratch}",
             "-blockdev", "driver=file,node-name=root,filename=/dev/fdset/1,read-only=on,locking=off",
             "-blockdev", "driver=file,node-name=scratch,filename=/dev/fdset/2,locking=off,discard=unmap,aio=threads",
             "-device", "virtio-blk-device,drive=root,serial=tartarus-root",
             "-device", "virtio-blk-device,drive=scratch,serial=tartarus-scratch",
             "-device", "virtio-serial-device,max_ports=2",
-            "-chardev", f"socket,id=channel,fd={channel}",
+            "-chardev", f"socket,id=channel,fd={descriptor(0)}",
             "-device", "virtserialport,chardev=channel,name=tartarus.channel",
             "-device", "virtio-rng-device",
-            "-kernel", f"/proc/self/fd/{parts.boot.kernel}", "-initrd", f"/proc/self/fd/{parts.boot.initramfs}",
-            "-append", self._command_line(), "-sandbox", _SANDBOX, *(("-incoming", "defer") if incoming else ()),
+            "-sandbox", _SANDBOX,
         ]  # fmt: skip
-        return [argument for argument in argv if argument]
+        if not boot:
+            return [*argv, "-S", "-incoming", "defer"]
+        kernel, initramfs = (f"/proc/self/fd/{number}" for number in boot)
+        return [*argv, "-kernel", kernel, "-initrd", initramfs, "-append", self._command_line()]
 
     async def _start(self, parts: Parts, cgroup: Cgroup | None, *, incoming: bool) -> QemuMachine:
-        ours, theirs = channel_pair()
+        ends = Ends(*channel_pair())
         control, their_control = socket.socketpair()
-        inherited = (parts.memory, parts.root, parts.scratch, parts.boot.kernel, parts.boot.initramfs)
+        fds = [their_control.fileno(), parts.memory, parts.root, parts.scratch]
+        fds += [] if incoming else [parts.boot.kernel, parts.boot.initramfs]
         try:
-            argv = self.arguments(parts, theirs.fileno(), their_control.fileno(), incoming=incoming)
-            pid = _spawn(argv, [*inherited, theirs.fileno(), their_control.fileno()])
+            born = await self._launcher.start(
+                lambda numbers: self.arguments(parts.hardware, numbers, share=parts.share), ends, fds, cgroup
+            )
         except BaseException:
-            ours.close()
+            ends.ours.close()
             control.close()
             raise
         finally:
-            theirs.close()
+            ends.theirs.close()
             their_control.close()
-        machine = QemuMachine(pid, ours, control)
+        machine = QemuMachine(born, ends.ours, control)
         try:
-            if cgroup is not None:
-                cgroup.attach(pid)
             await asyncio.wait_for(machine.qmp.open(), _QMP_TIMEOUT_S)
         except BaseException:
             machine.kill()
             await asyncio.shield(machine.ended)
-            ours.close()
+            ends.ours.close()
             raise
         return machine
-
-
-def _spawn(argv: list[str], inherited: list[int]) -> int:
-    """Execute the monitor with nothing of ours but these descriptors, under the same numbers."""
-    null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1)]
-    keep = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in inherited]
-    return os.posix_spawn(argv[0], argv, {"PATH": "/usr/bin:/bin"}, file_actions=[*null, *keep], setsid=True)
 
 
 def _ticks_khz() -> int:

@@ -1,0 +1,147 @@
+"""Starts the programs of this level: confined monitors, and the tool that packs a template's files.
+
+Both are forked by a nursery that is process 1 of a pid namespace: when the daemon dies, however it dies, the kernel
+ends them all.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import stat
+import struct
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from tartarus.guest.program import Program
+from tartarus.runtimes.cgroups import Cgroup, add_joining, admit
+from tartarus.runtimes.confine import caps, landlock
+from tartarus.runtimes.container.layout import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUTS,
+    unshare_program,
+)
+from tartarus.runtimes.idmap import OWNER_UID
+from tartarus.runtimes.nursery import Clone, Nursery
+
+FIRST_UID = OWNER_UID + 1
+"""Each monitor runs as a user of its own, from here on: one that its guest took over can't touch another."""
+UIDS = 65536
+_FLAGS = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
+_FIRST_FD = 3
+_ENTRIES_AT = 1
+_MAY_READ = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/opt")
+_FILES = ("/etc/ld.so.cache",)
+_DEVICES = ("/dev/null", "/dev/urandom", "/dev/kvm")
+
+
+def add_exec(program: Program, argv: Sequence[str], env: Sequence[str] = ()) -> None:
+    """End a program by becoming another one."""
+    vectors = []
+    for words in (argv, env):
+        vector = program.blob(bytes(8 * (len(words) + 1)))
+        for index, word in enumerate(words):
+            program.reloc(program.blob(word.encode() + b"\0"), into=vector, at=8 * index)
+        vectors.append(vector)
+    program.syscall("execve", argv[0], *vectors, step=f"run {argv[0]}")
+
+
+def descriptor(index: int) -> int:
+    """The number under which a program finds the n-th descriptor that was passed to it."""
+    return _FIRST_FD + index
+
+
+def confined(argv: Sequence[str], uid: int, n_entries: int, abi: int) -> Program:
+    """What a monitor does to itself before it is executed: its cgroup, its user, no rights, no files but its own.
+
+    Of the passed descriptors, the first is its channel, then come the cgroup's entries, then its own.
+    """
+    program = Program()
+    add_joining(program, _ENTRIES_AT, n_entries)
+    for which, limit in ((resource.RLIMIT_CORE, 1), (resource.RLIMIT_NOFILE, 1024), (resource.RLIMIT_MEMLOCK, 65536)):
+        program.syscall("prlimit64", 0, which, program.blob(struct.pack("<QQ", limit, limit)), 0, step="set limits")
+    caps.add_bounding_drop(program)
+    groups = _kvm_groups()
+    listed = program.blob(struct.pack(f"<{len(groups)}I", *groups) or bytes(4))
+    program.syscall("setgroups", len(groups), listed, step="leave all groups")
+    program.syscall("setresgid", uid, uid, uid, step="take a group of its own")
+    program.syscall("setresuid", uid, uid, uid, step="become a user of its own")
+    caps.add_capability_drop(program, bounding=False)
+    rules = [landlock.PathRule(os.path.realpath(path), landlock.RUN) for path in _MAY_READ]
+    rules += [landlock.PathRule(path, landlock.READ, file=True) for path in _FILES]
+    rules += [landlock.PathRule(path, landlock.DEVICE, file=True) for path in _DEVICES]
+    rules.append(landlock.PathRule("/proc", landlock.READ))
+    landlock.add_landlock(program, abi, rules, tcp=False)
+    add_exec(program, argv, ["PATH=/usr/bin:/bin"])
+    return program
+
+
+def _kvm_groups() -> list[int]:
+    try:
+        device = os.stat("/dev/kvm")
+    except OSError:
+        return []
+    return [device.st_gid] if device.st_gid and device.st_mode & stat.S_IRGRP else []
+
+
+class Ends(NamedTuple):
+    """Both ends of a monitor's channel; it finds its own as `descriptor(0)`."""
+
+    ours: socket.socket
+    theirs: socket.socket
+
+
+class Launcher:
+    """Owns the nursery of all monitors."""
+
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery = nursery
+        self._landlock_abi = landlock.abi()
+        self._count = 0
+
+    @classmethod
+    async def open(cls) -> Launcher:
+        """Start it."""
+        nursery = await Nursery.spawn("machines", shared_pids=False)
+        try:
+            await nursery.run(unshare_program(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWCGROUP))
+            await nursery.fork()
+        except BaseException:
+            nursery.close()
+            await nursery.gone()
+            raise
+        return cls(nursery)
+
+    async def start(
+        self, arguments: Callable[[list[int]], list[str]], ends: Ends, fds: Sequence[int], cgroup: Cgroup | None
+    ) -> Clone:
+        """Start a monitor. `arguments` makes its command line from the numbers that `fds` have for it.
+
+        It tells on its channel why it could not be started (BootFailed).
+        """
+        entries = [] if cgroup is None else cgroup.entries()
+        try:
+            argv = arguments([descriptor(1 + len(entries) + index) for index in range(len(fds))])
+            self._count += 1
+            program = confined(argv, FIRST_UID + self._count % UIDS, len(entries), self._landlock_abi)
+            passed = [ends.theirs.fileno(), *entries, *fds]
+            born = await self._nursery.clone(program.encode(), _FLAGS, passed)
+            try:
+                admit(cgroup, ends.ours, born.pid, len(entries))
+            except BaseException:
+                os.close(born.pidfd)
+                raise
+        finally:
+            for fd in entries:
+                os.close(fd)
+        return born
+
+    async def close(self) -> None:
+        """End every monitor."""
+        self._nursery.close()
+        await self._nursery.gone()
