@@ -106,14 +106,15 @@ class GuestChannel(FileCalls):
         self.send(ToGuest.PING, 0, payload)
         await answered
 
-    async def fixup(self, unix_ns: int = 0, entropy: bytes = b"") -> tuple[bool, bool]:
-        """Give a restored guest the time (0: leave its clock alone) and up to 4 KiB of randomness.
+    async def fixup(
+        self, unix_ns: int = 0, entropy: bytes = b"", hostname: str = "", machine_id: str = ""
+    ) -> tuple[bool, bool]:
+        """Give a restored guest the time (0: leave its clock alone), up to 4 KiB of randomness, and names of its own.
 
         Returns (clock set, randomness taken): a guest may lack the privilege for either.
         """
-        (done,) = U32.unpack(
-            await self.ask(Answer(self, "fix up", "the clock", 4), ToGuest.FIXUP, fixup_payload(unix_ns, entropy))
-        )
+        payload = fixup_payload(unix_ns, entropy, hostname, machine_id)
+        (done,) = U32.unpack(await self.ask(Answer(self, "fix up", "the clock", 4), ToGuest.FIXUP, payload))
         return bool(done & 1), bool(done & 6)
 
     async def shutdown(self, grace_s: float) -> None:

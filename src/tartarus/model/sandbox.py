@@ -30,6 +30,7 @@ class Isolation(str, Enum):
     PROCESS = "process"
     CONTAINER = "container"
     GVISOR = "gvisor"
+    MICROVM = "microvm"
 
 
 class Network(str, Enum):
