@@ -104,6 +104,33 @@ def _kvm() -> str:
     return "" if os.access("/dev/kvm", os.W_OK) else "no usable /dev/kvm"
 
 
+KERNEL_PACKAGES = Path("/var/cache/tartarus-tests")
+"""Where the package of a guest kernel lies, downloaded once from Debian's mirror."""
+
+
+def kernel_package() -> Path | None:
+    """Debian's package of a cloud kernel, fetched if need be; None where there is none to be had."""
+    pattern = "linux-image-[0-9]*-cloud-*.deb"
+    if not any(KERNEL_PACKAGES.glob(pattern)) and shutil.which("apt-get"):
+        KERNEL_PACKAGES.mkdir(parents=True, exist_ok=True)
+        shown = subprocess.run(
+            ["apt-cache", "depends", "linux-image-cloud-amd64"], capture_output=True, text=True, check=False
+        ).stdout
+        names = [word for word in shown.split() if word.startswith("linux-image-") and word[12:13].isdigit()]
+        if names:
+            subprocess.run(
+                ["apt-get", "download", names[0]], cwd=KERNEL_PACKAGES, capture_output=True, timeout=120, check=False
+            )
+    return next(iter(sorted(KERNEL_PACKAGES.glob(pattern))), None)
+
+
+def _microvm() -> str:
+    lacking = [name for name in ("qemu-system-x86_64", "mkfs.erofs", "mkfs.ext4", "dpkg-deb") if not shutil.which(name)]
+    if lacking:
+        return f"{', '.join(lacking)} not installed"
+    return "" if kernel_package() else "no package of a guest kernel"
+
+
 def _sanitizers() -> str:
     program = "int main(void) { return 0; }"
     argv = ["cc", "-fsanitize=address,undefined", "-x", "c", "-", "-o", os.devnull]
@@ -137,6 +164,7 @@ NEEDS: dict[str, Need] = {
     "node": Need(_program("node"), in_ci=True),
     "r": Need(_program("Rscript"), in_ci=True),
     "system-python": Need(_other_python, in_ci=True),
+    "microvm": Need(_microvm, in_ci=True),
     "docker-registry": Need(_docker_registry, in_ci=True),
     "torch-wheel": Need(_torch_wheel, in_ci=False),
     "docker-hub": Need(_docker_hub, in_ci=False),

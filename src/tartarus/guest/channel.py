@@ -13,12 +13,14 @@ from tartarus.guest.files import Answer, FileCalls
 from tartarus.guest.ports import GuestPort
 from tartarus.guest.process import GuestExec, GuestProcess
 from tartarus.guest.protocol import (
+    ALL_FIXED_UP,
     MAX_TEXT,
     READY,
     U32,
     U32_U32,
     VERSION,
     BadFrame,
+    FixedUp,
     ToGuest,
     ToHost,
     connect_payload,
@@ -106,16 +108,18 @@ class GuestChannel(FileCalls):
         self.send(ToGuest.PING, 0, payload)
         await answered
 
-    async def fixup(
-        self, unix_ns: int = 0, entropy: bytes = b"", hostname: str = "", machine_id: str = ""
-    ) -> tuple[bool, bool]:
-        """Give a restored guest the time (0: leave its clock alone), up to 4 KiB of randomness, and names of its own.
+    async def fixup(self, unix_ns: int = 0, entropy: bytes = b"") -> tuple[bool, bool]:
+        """Give a restored guest the time (0: leave its clock alone) and up to 4 KiB of randomness.
 
         Returns (clock set, randomness taken): a guest may lack the privilege for either.
         """
-        payload = fixup_payload(unix_ns, entropy, hostname, machine_id)
+        done = await self.renew(fixup_payload(unix_ns, entropy))
+        return bool(done & FixedUp.CLOCK), bool(done & (FixedUp.RESEEDED | FixedUp.MIXED))
+
+    async def renew(self, payload: bytes) -> FixedUp:
+        """Send a FIXUP (`fixup_payload`); what of it the guest did."""
         (done,) = U32.unpack(await self.ask(Answer(self, "fix up", "the clock", 4), ToGuest.FIXUP, payload))
-        return bool(done & 1), bool(done & 6)
+        return FixedUp(done & ALL_FIXED_UP)
 
     async def shutdown(self, grace_s: float) -> None:
         """Ask every process to end, wait up to `grace_s` seconds, then end the guest. Returns when it is gone."""

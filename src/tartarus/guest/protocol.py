@@ -260,6 +260,19 @@ def connect_payload(port: int) -> bytes:
     return _PORT.pack(port)
 
 
+class FixedUp(IntFlag):
+    """What a guest did of a FIXUP. Only RESEEDED makes sure that it draws no random number that its twin draws."""
+
+    CLOCK = 1
+    RESEEDED = 2
+    MIXED = 4
+    NAMED = 8
+    MACHINE_ID = 16
+
+
+ALL_FIXED_UP = 31
+
+
 def fixup_payload(unix_ns: int, entropy: bytes, hostname: str = "", machine_id: str = "") -> bytes:
     """The payload of FIXUP. Without a host name and a machine id it is the form that every agent knows."""
     payload = U64.pack(unix_ns) + U32.pack(len(entropy)) + entropy

@@ -34,7 +34,8 @@ static uint32_t add_entropy(struct span entropy)
 	pool->entropy_count = (int)entropy.size * 8;
 	pool->buf_size = (int)entropy.size;
 	memcpy(bytes + sizeof *pool, entropy.bytes, entropy.size);
-	if (ioctl(fd, RNDADDENTROPY, pool) == 0)
+	/* Without a reseed the kernel's generator goes on from the state that all clones have, for up to a minute. */
+	if (ioctl(fd, RNDADDENTROPY, pool) == 0 && ioctl(fd, RNDRESEEDCRNG) == 0)
 		done = ENTROPY_CREDITED;
 	else if (write(fd, entropy.bytes, entropy.size) == (ssize_t)entropy.size)
 		done = ENTROPY_MIXED;

@@ -52,7 +52,7 @@ class Machine(Protocol):
         ...
 
     async def save(self, device_state: int) -> None:
-        """Stop it and write all but its memory and disks to a descriptor. Needs `share` memory. It can only end then."""
+        """Stop it for good and write all but its memory and disks to a descriptor. Needs `share` memory."""
         ...
 
     async def console(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from tartarus.guest.channel import BootFailed, GuestChannel
+from tartarus.guest.protocol import FixedUp, fixup_payload
 from tartarus.model.errors import GuestFailed
 from tartarus.model.sandbox import Resources, Stats
 from tartarus.runtimes.cgroups import Cgroup, remove_soon
@@ -58,11 +59,9 @@ class MachineGuest:
 
     async def _renew(self) -> None:
         # Sent with the greeting: the agent takes frames in order, so no command runs before this.
-        clock, entropy = await self.channel.fixup(
-            time.time_ns(), secrets.token_bytes(_ENTROPY), self._hostname, secrets.token_hex(16)
-        )
-        if not (clock and entropy):
-            raise GuestFailed("a cloned machine can't be told apart from others", why="its kernel took no randomness")
+        done = await self.channel.renew(renewal(self._hostname))
+        if not (done & FixedUp.CLOCK and done & FixedUp.RESEEDED):
+            raise GuestFailed("a cloned machine can't be told apart from others", why="its kernel was not reseeded")
 
     async def pause(self) -> None:
         """Stop its processors."""
@@ -116,6 +115,11 @@ class MachineGuest:
             self.channel.close()
             if not self.ended.done():
                 self.ended.set_result(None)
+
+
+def renewal(hostname: str) -> bytes:
+    """What makes a machine another one than those it shares its memory with: time, randomness, names."""
+    return fixup_payload(time.time_ns(), secrets.token_bytes(_ENTROPY), hostname, secrets.token_hex(16))
 
 
 def with_monitor(resources: Resources, memory_bytes: int) -> Resources:

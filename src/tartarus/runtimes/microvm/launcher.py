@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tartarus.guest.program import Program
+from tartarus.guest.program import Fd, Program
 from tartarus.runtimes.cgroups import Cgroup, add_joining, admit
 from tartarus.runtimes.confine import caps, landlock
 from tartarus.runtimes.container.layout import (
@@ -63,6 +63,8 @@ def confined(argv: Sequence[str], uid: int, n_entries: int, abi: int) -> Program
     """
     program = Program()
     add_joining(program, _ENTRIES_AT, n_entries)
+    for index in range(_ENTRIES_AT, _ENTRIES_AT + n_entries):
+        program.syscall("close", Fd(index), step="let go of the cgroup")
     for which, limit in ((resource.RLIMIT_CORE, 1), (resource.RLIMIT_NOFILE, 1024), (resource.RLIMIT_MEMLOCK, 65536)):
         program.syscall("prlimit64", 0, which, program.blob(struct.pack("<QQ", limit, limit)), 0, step="set limits")
     caps.add_bounding_drop(program)

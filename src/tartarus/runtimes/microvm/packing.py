@@ -35,6 +35,7 @@ from tartarus.runtimes.nursery import Nursery
 TOOL = "mkfs.erofs"
 _TIMEOUT_S = 900.0
 _OUTPUT_MAX = 64 * 1024
+_OPEN_TO_ALL = "/tmp"  # noqa: S108 - a mount point in a namespace of our own
 
 
 def packing_tool() -> str:
@@ -86,6 +87,9 @@ def _stage_program(rootfs: RootFs, stage: Path) -> Program:
         program.syscall("mkdirat", -100, name, 0o755, step=f"make {name}")
     for index, source in enumerate(sources):
         program.syscall("mount", str(source), f"s{index}", 0, MS_BIND, 0, step=f"bind {source}")
+    # The tool asks for the whole path of what it packs, and the namespace's root may not be let through to the stage.
+    program.syscall("mount", base, _OPEN_TO_ALL, 0, MS_BIND | MS_REC, 0, step="show the stage")
+    program.syscall("chdir", _OPEN_TO_ALL, step="enter the stage")
     return program
 
 

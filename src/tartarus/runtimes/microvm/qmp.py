@@ -43,7 +43,7 @@ class Qmp:
         await self.call("qmp_capabilities")
         return greeting
 
-    async def call(self, command: str, *, fds: tuple[int, ...] = (), **arguments: object) -> Any:  # noqa: ANN401
+    async def call(self, command: str, *, fds: tuple[int, ...] = (), **arguments: object) -> Any:
         """Execute a command; `fds` travel with it. Raises GuestFailed with the VMM's own words."""
         if self._error is not None:
             raise self._error

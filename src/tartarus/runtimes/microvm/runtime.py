@@ -1,12 +1,10 @@
-"""The microVM level's `Runtime`: a template's machine is booted once for each size, saved, and cloned for every guest."""
+"""The microVM level's `Runtime`: a template's machine is booted once for each size, saved, cloned for each guest."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import secrets
-import time
 from pathlib import Path
 
 import msgspec
@@ -20,7 +18,7 @@ from tartarus.runtimes.cgroups import Hierarchy, remove_soon
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.microvm import disks, kernel, memory, packing
 from tartarus.runtimes.microvm.driver import Boot, Driver, Hardware, Machine, Parts
-from tartarus.runtimes.microvm.guest import MachineGuest, with_monitor
+from tartarus.runtimes.microvm.guest import MachineGuest, renewal, with_monitor
 from tartarus.runtimes.microvm.initramfs import initramfs
 from tartarus.runtimes.microvm.launcher import Launcher
 from tartarus.runtimes.microvm.qemu import Qemu
@@ -28,7 +26,6 @@ from tartarus.runtimes.microvm.qemu import Qemu
 MIN_MEMORY = 128 * 1024 * 1024
 """What a distribution's kernel needs to boot."""
 _BOOT_TIMEOUT_S = 60.0
-_ENTROPY = 64
 _MIB = 1024 * 1024
 _MOST_SIZES = 4
 
@@ -41,9 +38,7 @@ class Saved(msgspec.Struct, frozen=True):
 
     def borrow(self) -> Saved:
         """The same, with descriptors of its own: closing the original does not end a clone that is under way."""
-        memory_file, scratch, state = (
-            os.dup(fd) for fd in (self.parts.memory, self.parts.scratch, self.device_state)
-        )
+        memory_file, scratch, state = (os.dup(fd) for fd in (self.parts.memory, self.parts.scratch, self.device_state))
         return Saved(msgspec.structs.replace(self.parts, memory=memory_file, scratch=scratch), state)
 
     def close(self) -> None:
@@ -125,9 +120,9 @@ class MicrovmRuntime:
             raise IsolationUnavailable(
                 "microVMs need the daemon to be root", why="each monitor gets a user of its own", fix="run it as root"
             )
-        self._place = state_dir / "machines"
+        self.place = state_dir / "machines"
         self._stage = state_dir / "machine-stage"
-        for directory in (self._place, self._stage):
+        for directory in (self.place, self._stage):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._kernels = kernels
         self._hierarchy = hierarchy
@@ -166,10 +161,10 @@ class MicrovmRuntime:
             raise IsolationUnavailable(
                 "the microVM level runs commands as root only", fix="use a template whose user is root"
             )
-        target = self._place / f"{rootfs.digest.replace(':', '-')}.erofs"
+        target = self.place / f"{rootfs.digest.replace(':', '-')}.erofs"
         async with self._lock:
             if not target.exists():
-                aside = self._place / f".making-{os.getpid()}"
+                aside = self.place / f".making-{os.getpid()}"
                 aside.unlink(missing_ok=True)
                 try:
                     await packing.pack(rootfs, self._stage, aside, self._id_map)
@@ -253,7 +248,7 @@ class MicrovmRuntime:
 
     async def _fresh_scratch(self, size: int) -> int:
         self._count += 1
-        path = self._place / f".scratch-{os.getpid()}-{self._count}"
+        path = self.place / f".scratch-{os.getpid()}-{self._count}"
         try:
             await disks.make_scratch(path, size)
             return os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -262,7 +257,7 @@ class MicrovmRuntime:
 
     async def _restore(self, saved: Saved, request: GuestRequest) -> MachineGuest:
         assert self._driver is not None
-        held = os.open(self._place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        held = os.open(self.place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         cgroup = None
         machine: Machine | None = None
         state = -1
@@ -314,7 +309,7 @@ async def _boot(machine: Machine, channel: GuestChannel) -> None:
 
 async def _rehearse(channel: GuestChannel) -> None:
     """Do once what every clone does first, so that clones find what it takes in their memory, not on their disk."""
-    await channel.fixup(time.time_ns(), secrets.token_bytes(_ENTROPY), "localhost", secrets.token_hex(16))
+    await channel.renew(renewal("localhost"))
     process = channel.exec(GuestExec(argv=("/bin/sh", "-c", ":"), env={}))
     with contextlib.suppress(TartarusError):  # a template without a shell
         await process.wait()

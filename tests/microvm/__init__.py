@@ -1,0 +1,1 @@
+"""The microVM level on real machines."""
