@@ -28,6 +28,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     cpu_limit: str
     pids_limit: str
     disk_limit: str
+    saves_memory: bool = False
     missing: tuple[str, ...] = ()
 
 
@@ -79,6 +80,17 @@ def command_environment(template: Template, places: Places) -> dict[str, str]:
     return env | {name: places.localize(value) for name, value in template.env.items()}
 
 
+class Saved(msgspec.Struct, frozen=True):
+    """What a runtime wrote of a live guest into a directory of its own.
+
+    `needs`: facts that must be the same where it is restored (monitor and its version, processor, kernel, template);
+    `paused_ms`: how long the guest stood still, in milliseconds. The files' names are the runtime's own.
+    """
+
+    needs: dict[str, str]
+    paused_ms: float
+
+
 class Guest(Protocol):
     """A running guest. `ended` completes when its last process is gone and nothing of it is left."""
 
@@ -116,6 +128,16 @@ class Guest(Protocol):
         """Where the host finds what it wrote, as an overlay's upper directory; None where the host can't look.
 
         Good until the guest's end has been cleaned up; pause it first.
+        """
+        ...
+
+    async def save(self, directory: Path, *, go_on: bool) -> Saved:
+        """Write its memory, its devices' state and its files into an empty directory; `go_on`: it runs on afterwards.
+
+        Without `go_on` it stays as it was saved until it is destroyed, or resumed because its files can't be kept.
+        Nothing is compressed here and holes stay holes: who keeps the files decides that. The channel must be
+        quiescent (`GuestChannel.quiesce`). Raises Unsupported where the level can't, GuestFailed or NoSpace when it
+        failed: the guest then goes on as before.
         """
         ...
 
@@ -182,6 +204,18 @@ class Runtime(Protocol):
         """A new guest from a snapshot: `warm` ones carry the warmed interpreter, others only the agent.
 
         Raises GuestFailed (naming the step) or NoSpace; nothing is left behind then.
+        """
+        ...
+
+    def needs(self, snapshot: Snapshot) -> dict[str, str]:
+        """What `Saved.needs` would say of a guest that was made from this snapshot here and now."""
+        ...
+
+    async def restore(self, snapshot: Snapshot, saved: Path, request: GuestRequest) -> Guest:
+        """A new guest that goes on where one was saved by `Guest.save`; several may be made of the same files.
+
+        It gets another host name, machine id, clock and randomness before anything in it runs, and the limits of
+        `request`. The files may be removed once this returns. Raises Unsupported, GuestFailed or NoSpace.
         """
         ...
 

@@ -16,11 +16,12 @@ from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.model.sandbox import Resources, Stats
 from tartarus.runtimes.cgroups import Cgroup
 from tartarus.runtimes.nursery import Clone, step_failed
+from tartarus.runtimes.unsaved import UnsavableGuest
 
 _REMOVE_ATTEMPTS = 200
 
 
-class HostGuest:
+class HostGuest(UnsavableGuest):
     """Holds a guest's first process (by pidfd), its channel and its cgroup; gives all back when it ends."""
 
     def __init__(

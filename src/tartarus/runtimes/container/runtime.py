@@ -28,6 +28,7 @@ from tartarus.runtimes.nursery import (
     nursery_limits,
     warm_command,
 )
+from tartarus.runtimes.unsaved import UnsavableRuntime
 
 _PROGRAM_CACHE = 64
 
@@ -120,7 +121,7 @@ def _upper(storage: int | None, on_disk: Path | None) -> Path | None:
     return None if storage is None else Path(f"/proc/{os.getpid()}/fd/{storage}") / UPPER
 
 
-class ContainerRuntime:
+class ContainerRuntime(UnsavableRuntime):
     """Makes container-level guests. As root, guests' ids are mapped to ids nobody on the host has."""
 
     isolation = Isolation.CONTAINER

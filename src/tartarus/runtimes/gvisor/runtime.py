@@ -19,8 +19,8 @@ from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, lacking, remove_soon, weaker_limits
 from tartarus.runtimes.container import mounts
-from tartarus.runtimes.container.layout import CLONE_NEWNS, inodes_for, unshare_program
-from tartarus.runtimes.container.storage import UPPER, directory, tmpfs
+from tartarus.runtimes.container.layout import CLONE_NEWNS, unshare_program
+from tartarus.runtimes.container.storage import UPPER, directory, inodes_for, tmpfs
 from tartarus.runtimes.gvisor import layout, spec
 from tartarus.runtimes.gvisor.guest import RunscGuest, RunscLog
 from tartarus.runtimes.gvisor.limits import with_overhead
@@ -34,6 +34,7 @@ from tartarus.runtimes.nursery import (
     exhausted_or_failed,
     warm_command,
 )
+from tartarus.runtimes.unsaved import UnsavableRuntime
 
 IMAGE_BYTES = 4 * 1024**3
 CHECKPOINT_TIMEOUT_S = 60.0
@@ -164,7 +165,7 @@ class GvisorSnapshot:
             await remove_soon(self._cgroup)
 
 
-class GvisorRuntime:
+class GvisorRuntime(UnsavableRuntime):
     """Makes gVisor guests, as root. Guests' ids are mapped to ids nobody on the host has."""
 
     isolation = Isolation.GVISOR

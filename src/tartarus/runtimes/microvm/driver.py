@@ -37,9 +37,10 @@ class Parts(msgspec.Struct, frozen=True):
 
 
 class Machine(Protocol):
-    """A running machine. `ended` completes when its monitor is gone."""
+    """A running machine. When its monitor is gone, `pidfd` is -1 and `ended` completes."""
 
     pid: int
+    pidfd: int
     channel: socket.socket
     ended: asyncio.Future[None]
 

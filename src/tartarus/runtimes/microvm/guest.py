@@ -16,6 +16,7 @@ from tartarus.model.errors import GuestFailed
 from tartarus.model.sandbox import Resources, Stats
 from tartarus.runtimes.cgroups import Cgroup, remove_soon
 from tartarus.runtimes.microvm.driver import Machine
+from tartarus.runtimes.unsaved import UnsavableGuest
 
 MONITOR_BYTES = 160 * 1024 * 1024
 """Memory that a monitor may need beside its machine's: QEMU's own (26 MB measured) and 64 MB of translated code."""
@@ -23,7 +24,7 @@ MONITOR_TASKS = 64
 _ENTROPY = 64
 
 
-class MachineGuest:
+class MachineGuest(UnsavableGuest):
     """Holds a machine, its channel, its cgroup and its scratch disk; gives all back when it ends."""
 
     warm = False
@@ -42,6 +43,11 @@ class MachineGuest:
         self._final: Stats | None = None
         self._renewed: asyncio.Task[None] | None = None
         self._cleanup = asyncio.create_task(self._clean_up())
+
+    @property
+    def pidfd(self) -> int:
+        """Its monitor; -1 when that is gone."""
+        return self._machine.pidfd
 
     async def open(self) -> None:
         """Greet its agent, and make it another machine than the one it was cloned from before it does anything."""

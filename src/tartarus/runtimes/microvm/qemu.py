@@ -42,9 +42,9 @@ class QemuMachine:
         self.pid = born.pid
         self.channel = channel
         self._loop = asyncio.get_running_loop()
-        self._pidfd = born.pidfd
+        self.pidfd = born.pidfd
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(self._pidfd, self._gone)
+        self._loop.add_reader(self.pidfd, self._gone)
         self.qmp = Qmp(control)
 
     async def pause(self) -> None:
@@ -77,9 +77,9 @@ class QemuMachine:
 
     def kill(self) -> None:
         """End the process at once."""
-        if self._pidfd >= 0:
+        if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     async def _migrated(self) -> None:
         while True:
@@ -95,9 +95,9 @@ class QemuMachine:
         return str((await self.qmp.call("query-migrate")).get("error-desc", "the monitor does not say"))
 
     def _gone(self) -> None:
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = -1
+        self._loop.remove_reader(self.pidfd)
+        os.close(self.pidfd)
+        self.pidfd = -1
         self.qmp.close()
         if not self.ended.done():
             self.ended.set_result(None)

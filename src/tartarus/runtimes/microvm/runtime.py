@@ -22,6 +22,7 @@ from tartarus.runtimes.microvm.guest import MachineGuest, renewal, with_monitor
 from tartarus.runtimes.microvm.initramfs import initramfs
 from tartarus.runtimes.microvm.launcher import Launcher
 from tartarus.runtimes.microvm.qemu import Qemu
+from tartarus.runtimes.unsaved import UnsavableRuntime
 
 MIN_MEMORY = 128 * 1024 * 1024
 """What a distribution's kernel needs to boot."""
@@ -110,7 +111,7 @@ class MachineSnapshot:
         os.close(self.image)
 
 
-class MicrovmRuntime:
+class MicrovmRuntime(UnsavableRuntime):
     """Makes microVM guests."""
 
     isolation = Isolation.MICROVM

@@ -27,6 +27,7 @@ from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import PRIVILEGED_BASE, SPAN
 from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, exhausted_or_failed, nursery_limits, warm_command
 from tartarus.runtimes.process import paths, warmup
+from tartarus.runtimes.unsaved import UnsavableRuntime
 
 _FIRST_UID = PRIVILEGED_BASE + SPAN
 _UIDS = 32768
@@ -58,7 +59,7 @@ class ProcessSnapshot(WarmNursery):
         await asyncio.to_thread(trees.remove_tree, self._scratch)
 
 
-class ProcessRuntime:
+class ProcessRuntime(UnsavableRuntime):
     """Makes process-level guests; needs no privilege."""
 
     isolation = Isolation.PROCESS
