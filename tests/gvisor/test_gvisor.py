@@ -20,7 +20,8 @@ from tartarus.node.sandbox import Sandbox
 from tartarus.node.service import Node
 from tartarus.runtimes.base import GuestRequest, RootFs
 from tartarus.runtimes.gvisor.ready import ReadyRunsc
-from tartarus.runtimes.gvisor.runtime import GvisorRuntime, GvisorSnapshot
+from tartarus.runtimes.gvisor.runtime import GvisorRuntime
+from tartarus.runtimes.gvisor.snapshot import GvisorSnapshot
 from tartarus.runtimes.idmap import IdMap, host_id_map
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs("root", "cgroups", "runsc")]
