@@ -17,9 +17,9 @@ import pytest
 from tests.cli.kit import OnTerminal, refused, start, tartarus, text
 from tests.library_service import Served, served
 
-from tartarus.cli.making import arguments
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.library import DockerfileSource, ImageSource, TemplateBase, UploadSource
+from tartarus.sdk.shorthand import environment
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +265,6 @@ def test_running_does_not_import_what_templates_need():
 
 
 def test_build_arguments():
-    assert arguments(["A=1", "B", "C=", "D"], {"B": "own"}) == {"A": "1", "B": "own", "C": ""}
+    assert environment(["A=1", "B", "C=", "D"], {"B": "own"}, "build argument") == {"A": "1", "B": "own", "C": ""}
     with pytest.raises(InvalidRequest):
-        arguments(["=x"], {})
+        environment(["=x"], {}, "build argument")

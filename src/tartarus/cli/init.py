@@ -6,7 +6,7 @@ import os
 
 import click
 
-from tartarus.cli.making import JSON, REPLACE, arguments, build_options, ignore_of, logins_of, make
+from tartarus.cli.making import JSON, REPLACE, build_options, ignore_of, logins_of, make
 
 
 @click.group()
@@ -30,10 +30,12 @@ def init_template(
     with one, a template's YAML, a root file system, an OCI layout, or what docker save wrote.
     """
     from tartarus.sdk.plans import build_source, plan
+    from tartarus.sdk.shorthand import environment
 
     directory = base if os.path.isdir(base) else os.path.dirname(base) or "."
     made = plan(
-        base, name=name, build=build_source(arguments(build_args, os.environ), target, no_cache=no_cache),
+        base, name=name,
+        build=build_source(environment(build_args, os.environ, "build argument"), target, no_cache=no_cache),
         ignore=ignore_of(directory), network=network or "", ca_bundle=ca_bundle, replace=replace,
     )  # fmt: skip
     return make(logins_of(made), what=base, as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,17 +133,3 @@ def ignore_of(context: str) -> Ignore | None:
         return None
     rules = Rules(text)
     return lambda path: path != ".dockerignore" and rules.ignores(path)
-
-
-def arguments(words: Iterable[str], own: Mapping[str, str]) -> dict[str, str]:
-    """Build arguments from NAME=VALUE words; NAME alone takes our own variable, and nothing when there is none."""
-    found = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not name:
-            raise InvalidRequest(f"{word!r} is not a build argument", fix="write it like NAME=value")
-        if equals:
-            found[name] = value
-        elif name in own:
-            found[name] = own[name]
-    return found

@@ -10,7 +10,7 @@ import click
 from tartarus.cli import output
 from tartarus.cli.complete import templates
 from tartarus.cli.each import for_each
-from tartarus.cli.making import JSON, REPLACE, arguments, build_options, ignore_of, login, logins_of, make
+from tartarus.cli.making import JSON, REPLACE, build_options, ignore_of, login, logins_of, make
 from tartarus.cli.show import print_json, print_table
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.library import TemplateInfo
@@ -117,6 +117,7 @@ def build(
     """
     from tartarus.model.shipped import NAMES, place_of
     from tartarus.sdk.plans import build_plan, build_source, is_yaml, plan
+    from tartarus.sdk.shorthand import environment
 
     if not context:
         context = (os.path.dirname(file) if is_yaml(file) else "") or "."
@@ -128,7 +129,7 @@ def build(
                 fix=f"give the build's context, and the Dockerfile with -f; or one of {', '.join(NAMES)}",
             )
         context, file = str(shipped), file or str(shipped / "template.yaml")
-    settings = build_source(arguments(build_args, os.environ), target, no_cache=no_cache)
+    settings = build_source(environment(build_args, os.environ, "build argument"), target, no_cache=no_cache)
     if is_yaml(file):
         path = file if file.startswith((".", "/")) else f"./{file}"
         made = plan(

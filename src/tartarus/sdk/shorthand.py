@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from tartarus.model.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
-def environment(words: Sequence[str], own: Mapping[str, str]) -> dict[str, str]:
-    """Variables from NAME=VALUE words; NAME alone takes our own value, and nothing when we have none."""
+def environment(words: Iterable[str], own: Mapping[str, str], what: str = "variable") -> dict[str, str]:
+    """From NAME=VALUE words; NAME alone takes our own value, nothing if we have none. `what`: what they are, for errors."""
     found = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not name:
-            raise InvalidRequest(f"{word!r} is not a variable", fix="write it like NAME=value, or NAME for yours")
+            raise InvalidRequest(f"{word!r} is not a {what}", fix="write it like NAME=value, or NAME for yours")
         if equals:
             found[name] = value
         elif name in own:
