@@ -60,6 +60,7 @@ class Offers:
         self._levels = levels
         self._rootfs: dict[tuple[str, str], RootFs] = {}
         self._preparing: dict[tuple[str, str], asyncio.Lock] = {}
+        self._layers: dict[str, LayerStore] = {}
 
     @property
     def uid_base(self) -> int | None:
@@ -90,9 +91,12 @@ class Offers:
 
     def layers(self, tenant: str) -> LayerStore:
         """The tenant's own layer store. Nobody else on the host may look into it: layers hold set-id programs."""
-        place = self._settings.cache_dir / "tenants" / tenant
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return LayerStore(place / "layers", remove=self.remover)
+        store = self._layers.get(tenant)
+        if store is None:
+            place = self._settings.cache_dir / "tenants" / tenant
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            store = self._layers[tenant] = LayerStore(place / "layers", remove=self.remover)
+        return store
 
     async def find(self, tenant: str, template: str, snapshot: str = "") -> Offer:
         """What the caller asked for; a snapshot brings its own template.
