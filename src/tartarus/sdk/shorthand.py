@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def environment(words: Iterable[str], own: Mapping[str, str], what: str = "variable") -> dict[str, str]:
-    """From NAME=VALUE words; NAME alone takes our own value, nothing if we have none. `what`: what they are, for errors."""
+    """From NAME=VALUE words; NAME alone takes our own value, if we have one. `what`: what they are, for errors."""
     found = {}
     for word in words:
         name, equals, value = word.partition("=")
