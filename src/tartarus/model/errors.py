@@ -80,6 +80,13 @@ class SnapshotNotFound(TartarusError):
     http_status = 404
 
 
+class SnapshotRefused(TartarusError):
+    """The memory snapshot is damaged, foreign, or can't go on here; nothing of it was started."""
+
+    code = "snapshot_refused"
+    http_status = 422
+
+
 class UploadNotFound(TartarusError):
     """No upload of yours has that id; each is used once, and removed after an hour."""
 
