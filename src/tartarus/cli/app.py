@@ -30,6 +30,7 @@ COMMANDS = {
     "init": ("init", "Create something of your own: a template."),
     "template": ("templates", "Make and manage what sandboxes are made from."),
     "snapshot": ("snapshots", "Keep what sandboxes have changed in their files."),
+    "kernel": ("kernel", "Install and choose the kernels of microVMs."),
     "up": ("daemon", "Start the daemon."),
     "down": ("daemon", "Stop the daemon and its sandboxes."),
     "doctor": ("doctor", "Find out what this host can give."),

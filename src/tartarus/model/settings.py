@@ -94,3 +94,8 @@ class Settings(msgspec.Struct, frozen=True):
     def cache_dir(self) -> Path:
         """What can be made again: prepared templates."""
         return self.state_dir / "cache"
+
+    @property
+    def kernels(self) -> Path:
+        """Guest kernels of the microVM level (`tartarus kernel install`)."""
+        return self.state_dir / "kernels"
