@@ -22,6 +22,15 @@ def test_auto_prefers_a_quick_start_and_says_so() -> None:
     assert "gvisor is given when asked for" in why
 
 
+def test_the_stricter_floor_holds_and_is_named() -> None:
+    for template, host in ((Isolation.GVISOR, Isolation.PROCESS), (Isolation.PROCESS, Isolation.GVISOR)):
+        assert choose(SandboxSpec(), {}, template, host)[0] is Isolation.GVISOR
+    with pytest.raises(Unsupported, match="this host takes the container level or a stronger one, not process"):
+        choose(SandboxSpec(isolation=Isolation.PROCESS), {}, host_floor=Isolation.CONTAINER)
+    with pytest.raises(IsolationUnavailable, match="strong enough for its administrator"):
+        choose(SandboxSpec(), {Isolation.GVISOR: "no runsc"}, host_floor=Isolation.GVISOR)
+
+
 def test_a_floor_of_gvisor_gives_gvisor_or_nothing() -> None:
     assert choose(SandboxSpec(), {}, Isolation.GVISOR)[0] is Isolation.GVISOR
     with pytest.raises(IsolationUnavailable, match="strong enough"):

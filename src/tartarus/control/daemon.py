@@ -20,6 +20,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from tartarus.control.configuring import read_configuration
 from tartarus.control.instance import AlreadyRunning, Background, InstanceLock
 from tartarus.model.errors import TartarusError
 from tartarus.model.settings import Settings
@@ -42,10 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     background = Background()
     try:
         settings = Settings.from_environment(os.environ, os.geteuid())
-        if options.state_dir is not None:
-            settings = Settings.at(options.state_dir, options.socket)
-        elif options.socket is not None:
-            settings = Settings.at(settings.state_dir, options.socket)
+        if options.state_dir is not None or options.socket is not None:
+            asked = Settings.at(options.state_dir or settings.state_dir, options.socket)
+            # The file goes with the state directory: somebody else's must not govern this one.
+            same = asked.state_dir == settings.state_dir
+            settings = msgspec.structs.replace(asked, config_file=settings.config_file) if same else asked
+        settings = read_configuration(settings)
         if not options.foreground:
             background.enter()
         lock = InstanceLock(settings)

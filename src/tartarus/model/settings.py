@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tartarus.model.errors import InvalidRequest
+from tartarus.model.sandbox import Isolation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SOCKET_NAME = "tartarus.sock"
+CONFIG_NAME = "config.yaml"
 # sockaddr_un.sun_path is 108 bytes with its closing NUL; see unix(7).
 MAX_SOCKET_PATH_BYTES = 107
 
@@ -26,6 +28,7 @@ class Settings(msgspec.Struct, frozen=True):
     `ended_kept_s`: how long the records and logs of ended sandboxes are kept.
     `upload_bytes`: the largest file that a client may send ahead of making a template.
     `stop_grace_s`: how long a graceful stop waits for sandboxes and open requests.
+    `isolation_floor`: the weakest level that any sandbox here may have. `config_file`: where the rest is said.
     """
 
     state_dir: Path
@@ -36,6 +39,8 @@ class Settings(msgspec.Struct, frozen=True):
     ended_kept_s: float = 7 * 86400.0
     upload_bytes: int = 16 * 1024**3
     stop_grace_s: float = 10.0
+    isolation_floor: Isolation = Isolation.AUTO
+    config_file: Path | None = None
 
     @classmethod
     def at(cls, state_dir: Path, socket: Path | None = None) -> Settings:
@@ -49,26 +54,30 @@ class Settings(msgspec.Struct, frozen=True):
                 why=f"Unix sockets take at most {MAX_SOCKET_PATH_BYTES}",
                 fix="choose a shorter TARTARUS_HOME or --socket",
             )
-        return cls(state_dir=state_dir, socket=socket)
+        return cls(state_dir=state_dir, socket=socket, config_file=state_dir / CONFIG_NAME)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], uid: int) -> Settings:
         """The settings of the daemon that user `uid`'s commands talk to.
 
-        `TARTARUS_HOME` holds everything when it is set. Otherwise root has /var/lib/tartarus and
-        /run/tartarus, and a user the XDG state and runtime directories.
+        `TARTARUS_HOME` holds everything when it is set. Otherwise root has /var/lib/tartarus, /run/tartarus and
+        /etc/tartarus, and a user the XDG state, runtime and configuration directories.
         """
         home = environ.get("TARTARUS_HOME", "")
         if home:
             return cls.at(Path(home).expanduser())
         if uid == 0:
-            return cls.at(Path("/var/lib/tartarus"), Path("/run/tartarus") / SOCKET_NAME)
+            settings = cls.at(Path("/var/lib/tartarus"), Path("/run/tartarus") / SOCKET_NAME)
+            return msgspec.structs.replace(settings, config_file=Path("/etc/tartarus") / CONFIG_NAME)
         state_home = environ.get("XDG_STATE_HOME", "")
         # The XDG specification: a relative path is to be ignored.
         base = Path(state_home) if state_home.startswith("/") else Path(environ.get("HOME", "/")) / ".local" / "state"
         state_dir = base / "tartarus"
         runtime = environ.get("XDG_RUNTIME_DIR", "")
-        return cls.at(state_dir, Path(runtime) / "tartarus" / SOCKET_NAME if runtime.startswith("/") else None)
+        config_home = environ.get("XDG_CONFIG_HOME", "")
+        config = Path(config_home) if config_home.startswith("/") else Path(environ.get("HOME", "/")) / ".config"
+        settings = cls.at(state_dir, Path(runtime) / "tartarus" / SOCKET_NAME if runtime.startswith("/") else None)
+        return msgspec.structs.replace(settings, config_file=config / "tartarus" / CONFIG_NAME)
 
     @property
     def database(self) -> Path:

@@ -63,6 +63,11 @@ class Offers:
         self._layers: dict[str, LayerStore] = {}
 
     @property
+    def host_floor(self) -> Isolation:
+        """The weakest level that the administrator allows here."""
+        return self._settings.isolation_floor
+
+    @property
     def uid_base(self) -> int | None:
         """The host id that is a sandbox's root, where ids are mapped by a daemon that has root."""
         return self._levels.id_map.base if self._levels.id_map.privileged else None

@@ -47,7 +47,7 @@ class Prover:
         """
         rootfs = await self._offers.prepared(tenant, offer, lambda _line: None)
         try:
-            level, _ = choose(SandboxSpec(), self._levels.unavailable, offer.floor)
+            level, _ = choose(SandboxSpec(), self._levels.unavailable, offer.floor, self._offers.host_floor)
         except IsolationUnavailable as error:
             raise TemplateFailed(
                 "no level of this host can start the template", why=error.why, fix=error.fix

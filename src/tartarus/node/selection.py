@@ -15,19 +15,30 @@ that starts as fast."""
 
 
 def choose(
-    spec: SandboxSpec, unavailable: Mapping[Isolation, str], floor: Isolation = Isolation.AUTO
+    spec: SandboxSpec,
+    unavailable: Mapping[Isolation, str],
+    floor: Isolation = Isolation.AUTO,
+    host_floor: Isolation = Isolation.AUTO,
 ) -> tuple[Isolation, str]:
-    """The level and the reason. `unavailable` says why this host can't give a level; `floor` is the template's.
+    """The level and the reason. `unavailable` says why this host can't give a level.
+
+    `floor` is the template's and `host_floor` the administrator's; the stricter of them holds.
 
     A level that was asked for is given or refused, never replaced. Raises IsolationUnavailable or Unsupported.
     """
-    accepted = STRONGEST_FIRST[: STRONGEST_FIRST.index(floor) + 1] if floor in STRONGEST_FIRST else STRONGEST_FIRST
+    of_template, of_host = _at_least(floor), _at_least(host_floor)
+    by_host = len(of_host) < len(of_template)
+    accepted = of_host if by_host else of_template
     if spec.isolation is not Isolation.AUTO:
         if spec.isolation not in accepted:
+            least = accepted[-1].value
             raise Unsupported(
-                f"this template runs at the {floor.value} level or a stronger one, not at {spec.isolation.value}",
-                why="it brings its own root file system, or its author set that floor",
-                fix=f"leave --isolation out, or use --isolation {floor.value}",
+                f"this {'host' if by_host else 'template'} takes the {least} level or a stronger one, "
+                f"not {spec.isolation.value}",
+                why="its administrator set that floor"
+                if by_host
+                else "it brings its own root file system, or its author set that floor",
+                fix=f"leave --isolation out, or use --isolation {least}",
             )
         why = unavailable.get(spec.isolation)
         if why is not None:
@@ -55,5 +66,10 @@ def choose(
         return level, "; ".join([what, *passed_over])
     what = "this host can give no isolation"
     if len(accepted) < len(STRONGEST_FIRST):
-        what += " that is strong enough for this template"
+        what += f" that is strong enough for {'its administrator' if by_host else 'this template'}"
     raise IsolationUnavailable(what, why="; ".join(passed_over), fix="run tartarus doctor")
+
+
+def _at_least(floor: Isolation) -> tuple[Isolation, ...]:
+    """That level and the stronger ones, the strongest first; all of them for `auto`."""
+    return STRONGEST_FIRST[: STRONGEST_FIRST.index(floor) + 1] if floor in STRONGEST_FIRST else STRONGEST_FIRST

@@ -146,7 +146,9 @@ class Node:
     async def _choose_level(self, tenant: str, spec: SandboxSpec, offer: Offer) -> tuple[Isolation, str]:
         """Decide; a level that `auto` takes for the first time is first proved by starting its nursery."""
         while True:
-            isolation, why = selection.choose(spec, self._levels.unavailable, offer.floor)
+            isolation, why = selection.choose(
+                spec, self._levels.unavailable, offer.floor, self._settings.isolation_floor
+            )
             if spec.isolation is not Isolation.AUTO or isolation in self._levels.proved:
                 return isolation, why
             try:
