@@ -1,0 +1,236 @@
+"""Policy documents (Themis): what the sandboxes of a host, of a tenant, of a template may ask for and get.
+
+The keys are those of the roadmap. A document without `tenants` holds for everybody; one with them holds for those,
+over it. Within a document, what it says of a template goes over what it says of all. What nobody says is not limited.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from tartarus.model.errors import InvalidRequest
+from tartarus.model.sandbox import Isolation
+from tartarus.model.structured_yaml import StructReader
+from tartarus.model.units import parse_duration, parse_size
+
+_MIB = 1024**2
+_MAX_PORT = 65535
+_DURATIONS = ("max_duration", "default_timeout")
+_SEE = "see docs/policies.md for every key"
+
+
+class OnViolation(str, Enum):
+    """What happens to a sandbox that breaks a limit. Strength grows downwards."""
+
+    WARN = "warn"
+    THROTTLE = "throttle"
+    KILL = "kill"
+    QUARANTINE = "quarantine"
+
+
+class TemplatePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One template's part. `allowed_callers`: users or roles; without them, everybody."""
+
+    id: str
+    allowed_callers: tuple[str, ...] | None = None
+    max_instances: int | None = None
+    default_timeout: str | float | None = None
+    isolation: Isolation | None = None
+
+
+class NetworkPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What contracts may open, at most. Ports and networks in lists; domains with ``*.`` for all below."""
+
+    allow: bool | None = None
+    deny_private: bool | None = None
+    deny_metadata: bool | None = None
+    deny_dns: bool | None = None
+    allowed_egress_ports: tuple[int, ...] | None = None
+    allowed_cidrs: tuple[str, ...] | None = None
+    denied_cidrs: tuple[str, ...] | None = None
+    allowed_domains: tuple[str, ...] | None = None
+    max_connections: int | None = None
+
+
+class ResourcePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The most that one sandbox may ask for, and a tenant may have at once."""
+
+    max_cpu_cores: float | None = None
+    max_memory_mb: int | None = None
+    max_disk_mb: int | None = None
+    max_pids: int | None = None
+    max_duration: str | float | None = None
+    default_timeout: str | float | None = None
+    max_instances: int | None = None
+    max_total_cpu_cores: float | None = None
+    max_total_memory_mb: int | None = None
+    max_launches_per_minute: int | None = None
+
+
+class EnforcementPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What happens when a limit is broken."""
+
+    on_timeout: OnViolation | None = None
+    on_resource_violation: OnViolation | None = None
+    on_network_violation: OnViolation | None = None
+    max_output: str | int | None = None
+
+
+class PolicyDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One document. `version` is its author's; the store counts its own."""
+
+    id: str
+    name: str = ""
+    version: int = 1
+    tenants: tuple[str, ...] = ()
+    templates: tuple[TemplatePolicy, ...] = ()
+    network: NetworkPolicy = NetworkPolicy()
+    resources: ResourcePolicy = ResourcePolicy()
+    enforcement: EnforcementPolicy = EnforcementPolicy()
+    isolation: Isolation | None = None
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What holds for one tenant and template, in the units of the rest: bytes, thousandths of a CPU, seconds."""
+
+    memory_bytes: int | None = None
+    cpu_milli: int | None = None
+    disk_bytes: int | None = None
+    pids: int | None = None
+    duration_s: float | None = None
+    default_timeout_s: float | None = None
+    instances: int | None = None
+    tenant_instances: int | None = None
+    tenant_cpu_milli: int | None = None
+    tenant_memory_bytes: int | None = None
+    launches_per_minute: int | None = None
+    callers: tuple[str, ...] | None = None
+    floor: Isolation = Isolation.AUTO
+    network: NetworkPolicy = NetworkPolicy()
+    on_timeout: OnViolation = OnViolation.KILL
+    on_resources: OnViolation = OnViolation.KILL
+    on_network: OnViolation = OnViolation.WARN
+    output_bytes: int | None = None
+    documents: tuple[str, ...] = ()
+
+
+def read_policy(text: bytes | str, source: str = "the policy") -> PolicyDocument:
+    """Read one document. Raises InvalidRequest with the line; nothing of such a file is in force."""
+    reader = StructReader(source, PolicyDocument, see=_SEE, holds="one policy")
+    document = reader.read(text)
+    for place, what, fix in _wrongs(document):
+        raise reader.refused(place, f"{place}: {what}", fix=fix)
+    return document
+
+
+def _wrongs(document: PolicyDocument) -> Iterable[tuple[str, str, str]]:
+    if not document.id.strip():
+        yield "id", "it is empty", "give the policy a name"
+    for place, value, check in _values(document):
+        try:
+            check(value)
+        except InvalidRequest as error:
+            yield place, error.what, error.fix
+    ids = [template.id for template in document.templates]
+    for index, name in enumerate(ids):
+        if name in ids[:index]:
+            yield f"templates[{index}].id", f"the template {name!r} is there twice", "remove one"
+
+
+def _values(document: PolicyDocument) -> Iterable[tuple[str, Any, Callable[[Any], object]]]:
+    """Each value that may be out of range, and what checks it."""
+    resources, network, enforcement = document.resources, document.network, document.enforcement
+    for name, value in msgspec.structs.asdict(resources).items():
+        if value is not None:
+            yield f"resources.{name}", value, parse_duration if name in _DURATIONS else _above_zero
+    for port in network.allowed_egress_ports or ():
+        yield "network.allowed_egress_ports", port, _port
+    for text in (*(network.allowed_cidrs or ()), *(network.denied_cidrs or ())):
+        yield "network", text, _cidr
+    if network.max_connections is not None:
+        yield "network.max_connections", network.max_connections, _above_zero
+    if enforcement.max_output is not None:
+        yield "enforcement.max_output", enforcement.max_output, parse_size
+    for index, template in enumerate(document.templates):
+        if template.default_timeout is not None:
+            yield f"templates[{index}].default_timeout", template.default_timeout, parse_duration
+        if template.max_instances is not None:
+            yield f"templates[{index}].max_instances", template.max_instances, _above_zero
+
+
+def _above_zero(value: float) -> None:
+    if value <= 0:
+        raise InvalidRequest("it is not above 0", fix="give more than 0, or leave it out")
+
+
+def _port(value: int) -> None:
+    if not 0 < value <= _MAX_PORT:
+        raise InvalidRequest(f"{value} is no port", fix="use 1 to 65535")
+
+
+def _cidr(text: str) -> None:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise InvalidRequest(str(error), fix="write it like 10.0.0.0/8 or 2001:db8::/32") from None
+
+
+def limits_of(documents: Iterable[PolicyDocument], tenant: str, template: str) -> Limits:
+    """What the documents that are in force say of a tenant's sandboxes of a template.
+
+    A tenant's own documents go over the general ones, and within each the template's part over the rest; documents
+    of the same kind in the order of their ids. A floor only ever rises, and a list of callers only ever shrinks.
+    """
+    applying = sorted(
+        (document for document in documents if not document.tenants or tenant in document.tenants),
+        key=lambda document: (bool(document.tenants), document.id),
+    )
+    found: dict[str, Any] = {}
+    network: dict[str, Any] = {}
+    for document in applying:
+        resources, enforcement = document.resources, document.enforcement
+        _put(found, "memory_bytes", resources.max_memory_mb, lambda value: value * _MIB)
+        _put(found, "cpu_milli", resources.max_cpu_cores, lambda value: round(value * 1000))
+        _put(found, "disk_bytes", resources.max_disk_mb, lambda value: value * _MIB)
+        _put(found, "pids", resources.max_pids)
+        _put(found, "duration_s", resources.max_duration, parse_duration)
+        _put(found, "default_timeout_s", resources.default_timeout, parse_duration)
+        _put(found, "tenant_instances", resources.max_instances)
+        _put(found, "tenant_cpu_milli", resources.max_total_cpu_cores, lambda value: round(value * 1000))
+        _put(found, "tenant_memory_bytes", resources.max_total_memory_mb, lambda value: value * _MIB)
+        _put(found, "launches_per_minute", resources.max_launches_per_minute)
+        _put(found, "on_timeout", enforcement.on_timeout)
+        _put(found, "on_resources", enforcement.on_resource_violation)
+        _put(found, "on_network", enforcement.on_network_violation)
+        _put(found, "output_bytes", enforcement.max_output, parse_size)
+        network |= {
+            name: value for name, value in msgspec.structs.asdict(document.network).items() if value is not None
+        }
+        _raise_floor(found, document.isolation)
+        for part in document.templates:
+            if part.id == template:
+                _put(found, "instances", part.max_instances)
+                _put(found, "default_timeout_s", part.default_timeout, parse_duration)
+                _raise_floor(found, part.isolation)
+                if part.allowed_callers is not None:
+                    before = found.get("callers")
+                    found["callers"] = tuple(one for one in part.allowed_callers if before is None or one in before)
+    return Limits(**found, network=NetworkPolicy(**network), documents=tuple(document.id for document in applying))
+
+
+_ORDER = (Isolation.AUTO, Isolation.PROCESS, Isolation.CONTAINER, Isolation.GVISOR, Isolation.MICROVM)
+
+
+def _raise_floor(found: dict[str, Any], floor: Isolation | None) -> None:
+    if floor in _ORDER and _ORDER.index(floor) > _ORDER.index(found.get("floor", Isolation.AUTO)):
+        found["floor"] = floor
+
+
+def _put(found: dict[str, Any], name: str, value: Any, convert: Any = None) -> None:
+    if value is not None:
+        found[name] = value if convert is None else convert(value)
