@@ -191,7 +191,7 @@ class Court:
 
     def _heard(self, judge: Judge, request: Admission) -> Ruling:
         try:
-            ruling = judge.pre_admit(request)
+            ruling: object = judge.pre_admit(request)
         except Exception as error:  # noqa: BLE001 - whatever it is, the request is not let through
             _log.exception("judge_broke", judge=judge.name)
             return Ruling(Verdict.REJECT, judge.name, f"the judge broke: {type(error).__name__}: {error}")
