@@ -6,6 +6,7 @@
 #include "fixup.h"
 #include "forward.h"
 #include "kill.h"
+#include "listen.h"
 #include "runner.h"
 #include "signals.h"
 
@@ -235,6 +236,8 @@ static void read_channel(struct session *session)
 		session->channel_readable = false;
 		return;
 	}
+	if (n <= 0 && listen_lost(session))
+		return;
 	/* A machine's port says so while no host has it open; the next one greets anew. */
 	if (n == 0 && session->config.machine) {
 		session->channel_readable = false;
@@ -341,13 +344,21 @@ static void close_range_of(unsigned first, unsigned last)
 
 static void close_others(const struct agent_config *config)
 {
-	unsigned keep[2] = {(unsigned)config->channel_fd, (unsigned)config->channel_fd};
+	const int keep[] = {config->channel_fd, config->runner_fd, config->listen_fd};
+	unsigned first = 3;
 
-	if (config->runner_fd >= 0)
-		keep[config->runner_fd > config->channel_fd] = (unsigned)config->runner_fd;
-	close_range_of(3, keep[0] - 1);
-	close_range_of(keep[0] + 1, keep[1] - 1);
-	close_range_of(keep[1] + 1, ~0U);
+	for (;;) {
+		unsigned next = ~0U;
+
+		for (size_t i = 0; i < sizeof keep / sizeof keep[0]; i++)
+			if (keep[i] >= 0 && (unsigned)keep[i] >= first && (unsigned)keep[i] < next)
+				next = (unsigned)keep[i];
+		if (next == ~0U)
+			break;
+		close_range_of(first, next - 1);
+		first = next + 1;
+	}
+	close_range_of(first, ~0U);
 }
 
 /* Descriptors 0 to 2 must be taken, or a pipe could land there and be mistaken for a standard stream. */
@@ -384,16 +395,19 @@ static bool set_up(struct session *session)
 	fill_standard_fds();
 	close_others(&session->config);
 	session->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (session->epoll_fd < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) != 0 || fcntl(fd, F_SETFL, O_NONBLOCK) != 0)
+	if (session->epoll_fd < 0)
+		return false;
+	if (fd >= 0 && (fcntl(fd, F_SETFD, FD_CLOEXEC) != 0 || fcntl(fd, F_SETFL, O_NONBLOCK) != 0))
 		return false;
 	(void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
 	session->channel_source.ready = channel_ready;
-	session->channel_readable = true;
+	session->channel_readable = fd >= 0;
 	session->child_ended = true;
 	session->out.splice_pipe = -1;
 	session->out.cannot_splice = session->config.machine;
-	return session_watch(session, fd, &session->channel_source, EPOLLIN | EPOLLOUT | EPOLLRDHUP) &&
-	       take_signals(session) && runner_attach(session);
+	if (fd >= 0 && !session_watch(session, fd, &session->channel_source, EPOLLIN | EPOLLOUT | EPOLLRDHUP))
+		return false;
+	return listen_attach(session) && take_signals(session) && runner_attach(session);
 }
 
 int agent_main(const struct agent_config *config)

@@ -62,6 +62,7 @@ struct session {
 	int signal_fd;
 	struct source channel_source;
 	struct source signal_source;
+	struct source listen_source;
 	bool channel_readable;
 	bool child_ended;
 	bool childless;
