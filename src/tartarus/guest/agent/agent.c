@@ -7,6 +7,7 @@
 #include "forward.h"
 #include "kill.h"
 #include "listen.h"
+#include "quiet.h"
 #include "runner.h"
 #include "signals.h"
 
@@ -30,7 +31,7 @@
 #endif
 
 enum { EXIT_SETUP = 125, EVENTS = 32, FEATURE_RUNNER = 1, FEATURE_OWN_PIDS = 2, SOCKET_BUFFER = 1 << 20,
-       FDS_WITHOUT_CLOSE_RANGE = 4096, PING_MAX = 16 << 10 };
+       FDS_WITHOUT_CLOSE_RANGE = 4096, PING_MAX = 16 << 10, HELLO_RESUME = 1 };
 
 int64_t monotonic_ms(void)
 {
@@ -60,6 +61,7 @@ void stream_add(struct session *session, struct stream *stream, const struct str
 {
 	stream->kind = kind;
 	stream->id = id;
+	stream->opened_by = session->opening;
 	stream->next = session->streams;
 	session->streams = stream;
 	session->n_streams++;
@@ -102,30 +104,50 @@ static void sweep_streams(struct session *session, bool all)
 	}
 }
 
-static int on_hello(struct session *session, struct cursor *payload)
+static void say_ready(struct session *session)
 {
 	uint8_t ready[12];
-	uint32_t version = get_u32(payload);
 
-	/* A second time where the guest was restored from a snapshot: another host end begins anew. */
-	if (!cursor_done(payload) || version != PROTOCOL_VERSION)
-		return -EPROTO;
-	if (session->n_streams > 0 && !session->config.machine)
-		return -EPROTO;
-	/* A restored machine meets a new host, which knows nothing of what was under way. */
-	if (session->greeted) {
-		sweep_streams(session, true);
-		session->last_stream = 0;
-		session->deadline_ms = 0;
-		session->out.head = session->out.tail = 0;
-	}
-	session->greeted = true;
-	session->last_stream = 0;
 	put_u32(ready, PROTOCOL_VERSION);
 	put_u32(ready + 4, (uint32_t)getpid());
 	put_u32(ready + 8, (runner_present(session) ? FEATURE_RUNNER : 0) |
 				   (session->config.own_pid_namespace ? FEATURE_OWN_PIDS : 0));
 	out_frame(session, F_READY, 0, ready, sizeof ready);
+}
+
+static int on_hello(struct session *session, struct cursor *payload)
+{
+	uint32_t version = get_u32(payload);
+	uint32_t flags = 0, last_stream = 0;
+
+	if (!cursor_done(payload)) {
+		flags = get_u32(payload);
+		last_stream = get_u32(payload);
+	}
+	if (!cursor_done(payload) || version != PROTOCOL_VERSION || (flags & ~(uint32_t)HELLO_RESUME) != 0)
+		return -EPROTO;
+	if ((flags & HELLO_RESUME) != 0) {
+		int status = quiet_resume(session, last_stream);
+
+		if (status == 0) {
+			say_ready(session);
+			quiet_report(session, 0);
+		}
+		return status;
+	}
+	/* A second time where the guest was restored from a snapshot: another host end begins anew. */
+	if (session->n_streams > 0 && !session->config.machine)
+		return -EPROTO;
+	/* A restored machine meets a new host, which knows nothing of what was under way. */
+	if (session->greeted) {
+		sweep_streams(session, true);
+		session->deadline_ms = 0;
+		session->out.head = session->out.tail = 0;
+		session->quiet = false;
+	}
+	session->greeted = true;
+	session->last_stream = 0;
+	say_ready(session);
 	return 0;
 }
 
@@ -139,6 +161,7 @@ static int on_shutdown(struct session *session, struct cursor *payload)
 		session->over = true;
 		return 0;
 	}
+	session->quiet = false;
 	signal_everybody(session, SIGTERM);
 	session->deadline_ms = monotonic_ms() + grace_ms;
 	session->child_ended = true; /* perhaps nobody is there to wait for */
@@ -157,6 +180,10 @@ static int session_frame(struct session *session, const struct frame *frame, con
 			return -EPROTO;
 		out_frame(session, F_PONG, 0, bytes, frame->length);
 		return 0;
+	case F_QUIESCE:
+		return quiet_begin(session, payload);
+	case F_GO_ON:
+		return quiet_end(session, payload);
 	default:
 		return -EPROTO;
 	}
@@ -181,6 +208,7 @@ static int open_stream(struct session *session, const struct frame *frame, const
 	if (frame->stream <= session->last_stream)
 		return -EPROTO;
 	session->last_stream = frame->stream;
+	session->opening = frame->type;
 	if (session->n_streams >= STREAMS_MAX) {
 		out_error(session, frame->stream, EMFILE, "streams");
 		return 0;
@@ -201,6 +229,8 @@ static int on_control(void *context, const struct frame *frame, const uint8_t *b
 		return -EPROTO;
 	if (frame->stream == 0)
 		return session_frame(session, frame, bytes, &payload);
+	if (session->quiet && frame->type != F_FIXUP)
+		return -EPROTO;
 	if (opens_stream(frame->type))
 		return open_stream(session, frame, bytes, &payload);
 	struct stream *stream = stream_find(session, frame->stream);
@@ -219,6 +249,8 @@ static int on_data(void *context, const struct frame *frame, const uint8_t *byte
 	struct session *session = context;
 	struct stream *stream = stream_find(session, frame->stream);
 
+	if (session->quiet)
+		return -EPROTO;
 	if (stream == NULL)
 		return session->greeted && frame->stream <= session->last_stream ? 0 : -EPROTO;
 	return stream->kind->data == NULL ? -EPROTO : stream->kind->data(session, stream, frame->type, bytes, size);
@@ -241,6 +273,7 @@ static void read_channel(struct session *session)
 	/* A machine's port says so while no host has it open; the next one greets anew. */
 	if (n == 0 && session->config.machine) {
 		session->channel_readable = false;
+		decoder_free(&session->decoder); /* half a frame of one host is no beginning of another's */
 		return;
 	}
 	if (n <= 0 || decoder_feed(&session->decoder, bytes, (size_t)n, &sink, session) != 0)
@@ -319,11 +352,13 @@ static void serve(struct session *session)
 		}
 		if (session->channel_readable && !out_busy(session))
 			read_channel(session);
-		runner_pump(session);
-		if (session->child_ended)
-			reap(session);
+		if (!session->quiet) {
+			runner_pump(session);
+			if (session->child_ended)
+				reap(session);
+		}
 		bool was_busy = out_busy(session);
-		more = pump_streams(session);
+		more = !session->quiet && pump_streams(session);
 		was_busy |= out_busy(session);
 		/* Before the answers leave: what a stream held is given back when the host learns of its end. */
 		sweep_streams(session, false);
