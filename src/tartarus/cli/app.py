@@ -33,6 +33,7 @@ COMMANDS = {
     "kernel": ("kernel", "Install and choose the kernels of microVMs."),
     "up": ("daemon", "Start the daemon."),
     "down": ("daemon", "Stop the daemon and its sandboxes."),
+    "config": ("config", "Show and check the daemon's configuration."),
     "doctor": ("doctor", "Find out what this host can give."),
     "bench": ("bench", "Measure this host beside other sandboxes."),
     "completion": ("completion", "Print the completion script of a shell."),
