@@ -31,6 +31,7 @@ COMMANDS = {
     "template": ("templates", "Make and manage what sandboxes are made from."),
     "snapshot": ("snapshots", "Keep what sandboxes have changed in their files."),
     "kernel": ("kernel", "Install and choose the kernels of microVMs."),
+    "migrate": ("migrate", "Leave Docker, Podman or containerd: containers become templates."),
     "up": ("daemon", "Start the daemon."),
     "down": ("daemon", "Stop the daemon and its sandboxes."),
     "config": ("config", "Show and check the daemon's configuration."),
