@@ -45,10 +45,12 @@ WORKDIR = Option("workdir", ("-w", "--workdir"), "Directory the command starts i
 
 RUN = (
     Option("template", ("--template",), "What to make the sandbox from.", metavar="NAME", default="host"),
+    Option("request", ("--request",), "A saved request (JSON or YAML) to start from, as tartarus migrate writes "
+           "them; other options and a command come over it.", metavar="FILE"),
     Option("snapshot", ("--snapshot",), "A snapshot to go on from; it brings its own template.", metavar="ID"),
     Option(
         "isolation", ("--isolation",), "How strongly to hold it; auto takes the strongest this host can give.",
-        choices=("auto", "process", "container"), default="auto",
+        choices=("auto", "process", "container", "gvisor", "microvm"), default="auto",
     ),
     Option("memory", ("--memory",), "Memory limit, such as 512MiB.", metavar="SIZE"),
     Option("cpus", ("--cpus",), "CPU limit, such as 2, 0.5 or 250m.", metavar="N"),

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 def run_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
     """The SandboxSpec that the options of `run` ask for, as JSON."""
+    if values["request"]:
+        from tartarus.cli.saved_request import over
+
+        return over(str(values["request"]), values, words)
+    return given_spec(values, words)
+
+
+def given_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
+    """The same from the options alone, without a saved request."""
     spec: dict[str, Any] = {
         "template": values["template"],
         "isolation": values["isolation"],

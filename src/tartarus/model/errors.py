@@ -238,6 +238,27 @@ class GuestFailed(TartarusError):
     http_status = 502
 
 
+class ContainerNotFound(TartarusError):
+    """The other engine has no such container or image."""
+
+    code = "container_not_found"
+    http_status = 404
+
+
+class EngineFailed(TartarusError):
+    """Another container engine could not be reached, refused, or did not answer as it should."""
+
+    code = "engine_failed"
+    http_status = 502
+
+
+class MigrationRefused(TartarusError):
+    """The container holds what no sandbox is given, or what was to be made is there already; nothing was made."""
+
+    code = "migration_refused"
+    http_status = 422
+
+
 def registry() -> dict[str, type[TartarusError]]:
     """Every error class by its code. One that only narrows another's meaning keeps its code, and is not here."""
     found: dict[str, type[TartarusError]] = {TartarusError.code: TartarusError}
