@@ -1,0 +1,350 @@
+"""The audit log: what is written can be proved, and every change that we know of is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import rfc8785
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tartarus.model.errors import DaemonUnavailable
+from tartarus.store.audit import log as log_module
+from tartarus.store.audit import merkle, reading
+from tartarus.store.audit.entries import AuditEntry, hash_of, line_of, place, read_line
+from tartarus.store.audit.log import AuditLog, file_witness
+from tartarus.store.audit.notes import Checkpoint, Verifier
+
+pytestmark = pytest.mark.anyio
+# RFC 6962's reference tree, as Certificate Transparency's own tests have it: the leaves, and the root over the first n.
+LEAVES = [bytes.fromhex(text) for text in (
+    "", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f",
+)]  # fmt: skip
+ROOTS = [
+    "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+    "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
+    "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77",
+    "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+    "4e3bbb1f7b478dcfe71fb631631519a3bca12c9aefca1612bfce4c13a86264d4",
+    "76e67dadbcdf1e10e1b74ddc608abd2f98dfb16fbce75277b5232a127f2087ef",
+    "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c",
+    "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
+]
+
+
+def entry(number: int = 0) -> AuditEntry:
+    return AuditEntry(actor="ada", tenant="acme", action="sandbox.create", target=f"sbx-{number}", decision="allow")
+
+
+async def write(root: Path, count: int, start: int = 0) -> None:
+    log = await AuditLog.open(root, "tartarus.test/log")
+    for number in range(start, start + count):
+        await log.append(entry(number), durable=number == start + count - 1)
+    await log.close()
+
+
+def test_the_tree_is_that_of_the_rfc() -> None:
+    tree = merkle.Tree()
+    assert tree.root() == hashlib.sha256(b"").digest()
+    hashes = [merkle.leaf_hash(leaf) for leaf in LEAVES]
+    for leaf, root in zip(hashes, ROOTS, strict=True):
+        tree.add(leaf)
+        assert tree.root().hex() == root
+    proof = merkle.inclusion_proof(hashes.__getitem__, 5, 8)
+    assert [part.hex()[:16] for part in proof] == ["bc1a0643b12e4d2d", "ca854ea128ed050b", "d37ee418976dd957"]
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 70), st.data())
+def test_proofs_hold_for_what_is_so_and_nothing_else(size: int, data: st.DataObject) -> None:
+    hashes = [merkle.leaf_hash(bytes([number])) for number in range(size)]
+    root = merkle.range_root(hashes.__getitem__, 0, size)
+    index, old = data.draw(st.integers(0, size - 1)), data.draw(st.integers(1, size))
+    proof = merkle.inclusion_proof(hashes.__getitem__, index, size)
+    assert merkle.verify_inclusion(hashes[index], index, size, proof, root)
+    assert not merkle.verify_inclusion(hashes[index][::-1], index, size, proof, root)
+    if size > 1:
+        assert not merkle.verify_inclusion(hashes[index], (index + 1) % size, size, proof, root)
+        assert not merkle.verify_inclusion(hashes[index], index, size, proof[1:], root)
+    old_root = merkle.range_root(hashes.__getitem__, 0, old)
+    steps = merkle.consistency_proof(hashes.__getitem__, old, size)
+    assert merkle.verify_consistency(old, old_root, size, root, steps)
+    assert not merkle.verify_consistency(old, old_root[::-1], size, root, steps)
+
+
+texts = st.text(max_size=40)
+
+
+@given(
+    st.builds(
+        AuditEntry,
+        actor=texts,
+        tenant=texts,
+        action=texts,
+        reason=texts,
+        summary=texts,
+        duration_us=st.integers(0, 2**53),
+    )
+)
+def test_the_canonical_form_is_that_of_rfc_8785(given_entry: AuditEntry) -> None:
+    written = place(given_entry, 3, 1_700_000_000_000, "ab" * 32)
+    values = json.loads(line_of(written))
+    assert rfc8785.dumps(values) + b"\n" == line_of(written)
+    claimed = values.pop("hash")
+    assert hashlib.sha256(rfc8785.dumps(values)).hexdigest() == claimed == hash_of(written)
+    assert read_line(line_of(written)) == written
+
+
+def test_what_has_no_form_in_utf_8_is_written_all_the_same() -> None:
+    written = place(AuditEntry(actor="a\ud800", tenant="t" * 5000, action="x"), 0, 0, "0" * 64)
+    assert (written.actor, len(written.tenant)) == ("a?", 1024)
+    assert read_line(line_of(written)) == written
+
+
+async def test_written_read_verified_and_proved_to_a_stranger(tmp_path: Path) -> None:
+    await write(tmp_path, 50)
+    await write(tmp_path, 30, start=50)
+    assert [one.target for one in reading.entries(tmp_path)] == [f"sbx-{number}" for number in range(80)]
+    assert reading.verify(tmp_path) == []
+    key = (tmp_path / "key.pub").read_text()
+    for sequence in (0, 1, 49, 50, 79):
+        proof = reading.prove(tmp_path, sequence)
+        assert proof.entry.sequence == sequence
+        carried = msgspec.json.decode(msgspec.json.encode(proof), type=reading.Proof)
+        assert reading.check_proof(carried, key)
+        forged = msgspec.structs.replace(proof.entry, decision="deny")
+        rehashed = msgspec.structs.replace(forged, hash=hash_of(forged))
+        for lie in (forged, rehashed):
+            assert not reading.check_proof(msgspec.structs.replace(proof, entry=lie), key)
+    with pytest.raises(ValueError, match="no checkpoint covers"):
+        reading.prove(tmp_path, 80)
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+
+
+def segment(root: Path) -> Path:
+    (found,) = reading.segments(root / "log")
+    return found
+
+
+def edit(root: Path) -> None:
+    path = segment(root)
+    path.write_bytes(path.read_bytes().replace(b'sbx-7"', b'sbx-8"', 1))
+
+
+def lines(root: Path, change: Callable[[list[bytes]], list[bytes]]) -> None:
+    path = segment(root)
+    path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+
+
+def rehash(root: Path, keep: Callable[[int], bool] = lambda _: True) -> None:
+    """Someone who can write everything but has no key: all hashes made anew, the file of hashes too."""
+    made: list[bytes] = []
+    previous = "0" * 64
+    for written in list(reading.entries(root)):
+        if keep(written.sequence):
+            bare = AuditEntry(**{name: getattr(written, name) for name in AuditEntry.__struct_fields__})
+            again = place(bare, len(made), written.time_ms, previous)
+            made.append(line_of(again))
+            previous = again.hash
+    segment(root).write_bytes(b"".join(made))
+    (root / "log" / "leaves").write_bytes(b"".join(merkle.leaf_hash(line[:-1]) for line in made))
+
+
+def forge_index(root: Path) -> None:
+    path = root / "log" / "leaves"
+    content = bytearray(path.read_bytes())
+    content[32 * 5] ^= 1
+    path.write_bytes(content)
+
+
+def cut_tail(root: Path) -> None:
+    lines(root, lambda found: found[:-3])
+    os.truncate(root / "log" / "leaves", 32 * 37)
+
+
+ATTACKS: dict[str, Callable[[Path], None]] = {
+    "edit": edit,
+    "insert": lambda root: lines(root, lambda found: [*found[:5], found[5], *found[5:]]),
+    "delete": lambda root: lines(root, lambda found: [*found[:5], *found[6:]]),
+    "cut the tail": cut_tail,
+    "swap two": lambda root: lines(root, lambda found: [*found[:5], found[6], found[5], *found[7:]]),
+    "hash all anew": lambda root: rehash(root, lambda number: number != 5),
+    "forge the hashes": forge_index,
+    "not canonical": lambda root: lines(root, lambda found: [found[0].replace(b",", b", ", 1), *found[1:]]),
+    "everything gone": lambda root: segment(root).unlink(),
+    "an empty file": lambda root: os.truncate(segment(root), 0),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+async def test_every_change_is_noticed(tmp_path: Path, attack: str) -> None:
+    await write(tmp_path, 40)
+    ATTACKS[attack](tmp_path)
+    assert reading.verify(tmp_path) != []
+
+
+async def test_a_log_rolled_back_as_a_whole_is_noticed_by_its_witness(tmp_path: Path) -> None:
+    root, witness = tmp_path / "audit", tmp_path / "elsewhere"
+    log = await AuditLog.open(root, "tartarus.test/log", witness=file_witness(witness))
+    await log.append(entry(), durable=True)
+    await log.close()
+    early = {path: path.read_bytes() for path in (root / "log").iterdir()}
+    log = await AuditLog.open(root, "tartarus.test/log", witness=file_witness(witness))
+    await log.append(entry(1), durable=True)
+    await log.close()
+    taken = reading._notes(witness)
+    assert (len(taken), reading.verify(root, taken)) == (2, [])
+    for path, content in early.items():
+        path.write_bytes(content)
+    assert reading.verify(root) == []  # it holds together; only who looked from outside knows better
+    assert [one.what for one in reading.verify(root, taken)] == ["entries 1 to 1 were signed and are gone"]
+
+
+@pytest.mark.parametrize(
+    "attack", ["edit", "delete", "cut the tail", "hash all anew", "everything gone", "an empty file"]
+)
+async def test_a_broken_log_is_set_aside_said_and_a_new_one_begun(tmp_path: Path, attack: str) -> None:
+    await write(tmp_path, 40)
+    ATTACKS[attack](tmp_path)
+    log = await AuditLog.open(tmp_path, "tartarus.test/log")
+    await log.append(entry(1), durable=True)
+    await log.close()
+    first, second = reading.entries(tmp_path)
+    assert (first.action, first.decision, second.target) == ("audit.break", "error", "sbx-1")
+    assert reading.verify(tmp_path) == []
+    assert len(list(tmp_path.glob("broken-*/leaves"))) == 1
+
+
+async def test_a_torn_last_line_is_cut_off_and_lost_hashes_are_made_anew(tmp_path: Path) -> None:
+    log = await AuditLog.open(tmp_path, "tartarus.test/log")
+    for number in range(10):
+        await log.append(entry(number), durable=True)
+    # As a crash leaves it: no checkpoint yet, half a line, hashes behind the entries.
+    content = segment(tmp_path).read_bytes()
+    await log.close()
+    (tmp_path / "log" / "checkpoints").unlink()
+    segment(tmp_path).write_bytes(content + b'{"action":"half')
+    os.truncate(tmp_path / "log" / "leaves", 32 * 7 + 5)
+    await write(tmp_path, 1, start=10)
+    assert [one.target for one in reading.entries(tmp_path)] == [f"sbx-{number}" for number in range(11)]
+    assert reading.verify(tmp_path) == []
+
+
+async def test_segments_are_packed_and_let_go_and_the_rest_still_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "SEGMENT_BYTES", 2500)
+    for start in range(0, 60, 10):
+        await write(tmp_path, 10, start)
+    found = reading.segments(tmp_path / "log")
+    assert [path.suffix for path in found] == [".zst"] * (len(found) - 1) + [".jsonl"]
+    assert len(found) > 3
+    assert reading.verify(tmp_path) == []
+    early = reading.prove(tmp_path, 2)
+    monkeypatch.setattr(log_module, "RETENTION_BYTES", 1500)
+    for start in range(60, 90, 10):
+        await write(tmp_path, 10, start)
+    assert len(reading.segments(tmp_path / "log")) < len(found)
+    assert reading.verify(tmp_path) == []
+    assert any(one.action == "audit.retention" for one in reading.entries(tmp_path))
+    assert reading.check_proof(early, (tmp_path / "key.pub").read_text())
+    with pytest.raises(ValueError, match="was let go"):
+        reading.prove(tmp_path, 2)
+
+
+async def test_only_one_process_writes(tmp_path: Path) -> None:
+    log = await AuditLog.open(tmp_path, "tartarus.test/log")
+    with pytest.raises(DaemonUnavailable):
+        await AuditLog.open(tmp_path, "tartarus.test/log")
+    await log.close()
+    with pytest.raises(DaemonUnavailable):
+        await log.append(entry())
+
+
+async def test_a_full_disk_refuses_what_must_be_durable_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await AuditLog.open(tmp_path, "tartarus.test/log")
+    await log.append(entry(0), durable=True)
+    real, full = os.write, True
+
+    def write_or_fail(fd: int, content: bytes) -> int:
+        if full and fd in {log._segment, log._leaves}:
+            # Half of it gets there, as on a real disk.
+            real(fd, bytes(content[: len(content) // 2]))
+            raise OSError(28, "No space left on device")
+        return real(fd, content)
+
+    monkeypatch.setattr(os, "write", write_or_fail)
+    await log.append(entry(1))
+    with pytest.raises(DaemonUnavailable, match="No space left"):
+        await log.append(entry(2), durable=True)
+    full = False
+    await log.append(entry(3), durable=True)
+    await log.close()
+    assert [one.target for one in reading.entries(tmp_path)] == ["sbx-0", "sbx-1", "sbx-2", "sbx-3"]
+    assert reading.verify(tmp_path) == []
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from tartarus.store.audit.entries import AuditEntry
+from tartarus.store.audit.log import AuditLog
+async def main():
+    log = await AuditLog.open(Path(sys.argv[1]), "tartarus.test/log")
+    number = 0
+    while True:
+        await log.append(AuditEntry(actor="a", tenant="t", action="x", target=str(number)), durable=True)
+        print(number, flush=True)
+        number += 1
+asyncio.run(main())
+"""
+
+
+async def test_what_was_durable_survives_sigkill(tmp_path: Path) -> None:
+    kept: list[str] = []
+    for _ in range(5):
+        writer = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", WRITER, str(tmp_path), stdout=subprocess.PIPE
+        )
+        assert writer.stdout is not None
+        said = [await writer.stdout.readline() for _ in range(random.randint(1, 200))]
+        writer.send_signal(signal.SIGKILL)
+        rest, _ = await writer.communicate()
+        kept += [line.decode() for line in b"".join([*said, rest]).splitlines()]
+        found = [one.target for one in reading.entries(tmp_path)]
+        # Each writer counts from 0; one entry more than it said may be there.
+        assert len(kept) <= len(found) <= len(kept) + 1
+        kept = found
+    assert reading.verify(tmp_path) == []
+
+
+def test_notes_of_others_are_refused() -> None:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from tartarus.store.audit.notes import Signer
+
+    ours, theirs = (Signer("tartarus.test/log", Ed25519PrivateKey.generate()) for _ in range(2))
+    verifier = Verifier(ours.verifier_text)
+    checkpoint = Checkpoint("tartarus.test/log", 5, b"r" * 32)
+    note = ours.sign(checkpoint)
+    assert verifier.open(note) == checkpoint
+    for bad in (theirs.sign(checkpoint), note.replace(b"\n5\n", b"\n6\n"), note[:-10], b"", note.split(b"\n\n")[0]):
+        with pytest.raises(ValueError):
+            verifier.open(bad)
+    other = Signer("other", Ed25519PrivateKey.generate())
+    for bad_key in ("", "a+b+c", other.verifier_text.replace("other", "tartarus.test/log")):
+        with pytest.raises(ValueError):
+            Verifier(bad_key)
