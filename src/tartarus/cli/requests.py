@@ -45,6 +45,8 @@ def given_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
         spec["resources"] = resources
     if values["timeout"]:
         spec["timeout_s"] = _duration(values["timeout"])
+    if values["fuel"] is not None:
+        spec["wasm"] = {"fuel": values["fuel"]}
     if values["mount"]:
         spec["mounts"] = [mount_fields(text) for text in _texts(values["mount"])]
     return spec

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from tartarus.model.library import (
     CreateSnapshot,
     CreateTemplate,
+    ModuleInfo,
     Progress,
     PushRequest,
     ScanRequest,
@@ -77,6 +78,16 @@ class Watch(Protocol):
 
     async def aclose(self) -> None:
         """Stop watching."""
+
+
+class Modules(Protocol):
+    """The tenant's WebAssembly modules."""
+
+    async def add(self, tenant: str, upload: str) -> ModuleInfo:
+        """Compile one that was uploaded."""
+
+    async def find(self, tenant: str, digest: str) -> ModuleInfo:
+        """One that is compiled. Raises ModuleNotFound."""
 
 
 class Files(Protocol):

@@ -164,6 +164,10 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"{package!r} is not a package with a version",
                     fix="write it like numpy, pandas>=2 or uvicorn[standard]==0.30.0",
                 )
+        if self.isolation is Isolation.WASM:
+            raise DefinitionRefused(
+                "isolation", "wasm is for modules, and no floor", fix="use container: its walls hold modules, too"
+            )
         self._check("env", lambda: check_env(self.env))
         self._check("labels", lambda: check_labels(self.labels))
         for key in ("ready_check", "entrypoint"):

@@ -19,18 +19,20 @@ from tartarus.model.ids import check_name
 from tartarus.model.states import State
 
 MAX_BYTES = 2**60
+MAX_FUEL = 2**63
 # What the terminal's own structure (struct winsize) can hold.
 MAX_TERMINAL_SIZE = 65535
 
 
 class Isolation(str, Enum):
-    """How strongly a sandbox is held. `auto` takes the strongest level this host can give."""
+    """How strongly a sandbox is held. `auto` takes the strongest level this host can give; `wasm` is for modules."""
 
     AUTO = "auto"
     PROCESS = "process"
     CONTAINER = "container"
     GVISOR = "gvisor"
     MICROVM = "microvm"
+    WASM = "wasm"
 
 
 class Network(str, Enum):
@@ -119,6 +121,22 @@ class ExecSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             require(0 < size <= MAX_TERMINAL_SIZE, f"{what} is out of range", f"use 1 to {MAX_TERMINAL_SIZE}")
 
 
+class Wasm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a WASM-level sandbox runs. `module`: the sha256 of a module or component that was sent to the daemon.
+
+    With it, commands are that module's command lines, unless their first word is an absolute path; that, and without
+    it any path, is a module's file in the sandbox. `fuel`: how many instructions, about, each command may execute.
+    """
+
+    module: str = ""
+    fuel: int | None = None
+
+    def __post_init__(self) -> None:
+        digest = not self.module or (len(self.module) == 64 and not set(self.module) - set("0123456789abcdef"))
+        require(digest, "wasm.module is no sha256", "give 64 small hexadecimal digits, of a module that was sent")
+        require(self.fuel is None or 0 < self.fuel < MAX_FUEL, "wasm.fuel is out of range", "use 1 to 2^63")
+
+
 class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that a caller may ask of a new sandbox.
 
@@ -137,6 +155,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workdir: str = ""
     mounts: tuple[Mount, ...] = ()
     network: Network = Network.NONE
+    wasm: Wasm | None = None
     name: str = ""
     labels: dict[str, str] = {}
 

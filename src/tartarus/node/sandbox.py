@@ -15,6 +15,7 @@ from tartarus.guest.channel import GuestChannel, GuestExec, GuestProcess
 from tartarus.guest.command_lines import CONTEXT
 from tartarus.guest.contexts import CodeContext, ContextProcess
 from tartarus.guest.parked import HandedOver, Parked, park
+from tartarus.guest.wasm import command_line
 from tartarus.model.errors import (
     ContextNotFound,
     GuestFailed,
@@ -22,9 +23,10 @@ from tartarus.model.errors import (
     NoSpace,
     SandboxNotFound,
     TartarusError,
+    Unsupported,
 )
 from tartarus.model.ids import new_id
-from tartarus.model.sandbox import ExecSpec, ExitStatus, Reason, SandboxRecord, Stats
+from tartarus.model.sandbox import ExecSpec, ExitStatus, Isolation, Reason, SandboxRecord, Stats, Wasm
 from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node.offers import Offer
@@ -238,6 +240,8 @@ class Sandbox:
         return self.guest.channel.exec(request) if taken is None else taken
 
     def _guest_exec(self, spec: ExecSpec, *, once: bool) -> GuestExec:
+        if self.record.isolation is Isolation.WASM:
+            return self._module_exec(spec)
         warm_up = self.template.warm_up
         warm = self.guest.warm and warm_up is not None and spec.argv[0] in (*warm_up.argv0, CONTEXT)
         argv = spec.argv
@@ -251,12 +255,35 @@ class Sandbox:
                 self._places.localize("/opt/tartarus/runner.py"),
                 "context",
             )
+        return self._guest_command(spec, argv, command_environment(self.template, self._places), warm=warm, once=once)
+
+    def _module_exec(self, spec: ExecSpec) -> GuestExec:
+        """A module's command line. Of the template's variables it gets HOME: the others are for native programs."""
+        if spec.argv[0] == CONTEXT:
+            raise Unsupported(
+                "the wasm level runs no code contexts", why="it has no interpreter",
+                fix="use another level, or a module that is one",
+            )  # fmt: skip
+        sandbox = self.record.spec
+        wasm = sandbox.wasm or Wasm()
+        limits = sandbox.resources.over(self.template.resources)
+        argv = command_line(
+            spec.argv, loaded=bool(wasm.module) and not spec.argv[0].startswith("/"),
+            memory_bytes=limits.memory_bytes, fuel=wasm.fuel,
+            directories=(self._places.workdir, "/tmp", *(mount.target for mount in sandbox.mounts)),  # noqa: S108
+            deadline_s=spec.timeout_s,
+        )  # fmt: skip
+        return self._guest_command(spec, argv, {"HOME": self._places.workdir}, warm=True, once=False)
+
+    def _guest_command(
+        self, spec: ExecSpec, argv: tuple[str, ...], env: dict[str, str], *, warm: bool, once: bool
+    ) -> GuestExec:
         sandbox = self.record.spec
         terminal = {"TERM": "xterm-256color"} if spec.tty else {}
-        env = terminal | command_environment(self.template, self._places) | sandbox.env | spec.env
         return GuestExec(
-            argv=argv, env=env, cwd=spec.workdir or sandbox.workdir or self._places.workdir, stdin=spec.stdin,
-            tty=spec.tty, rows=spec.rows, cols=spec.cols, warm=warm, once=once and self.record.spec.command is not None,
+            argv=argv, env=terminal | env | sandbox.env | spec.env,
+            cwd=spec.workdir or sandbox.workdir or self._places.workdir, stdin=spec.stdin,
+            tty=spec.tty, rows=spec.rows, cols=spec.cols, warm=warm, once=once and sandbox.command is not None,
         )  # fmt: skip
 
     def _require(self, state: State, doing: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 
@@ -12,7 +13,7 @@ from tartarus.model.errors import TimeLimit
 from tartarus.model.library import CreateSnapshot
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
 from tartarus.model.states import TERMINAL, State
-from tartarus.sdk import calls, library_calls
+from tartarus.sdk import calls, library_calls, modules
 from tartarus.sdk.async_client import AsyncClient
 from tartarus.sdk.async_contexts import AsyncCodeContext, run_cell
 from tartarus.sdk.async_files import AsyncFiles
@@ -61,6 +62,8 @@ class AsyncSandbox:
         name: str = "",
         labels: Mapping[str, str] | None = None,
         snapshot: str = "",
+        module: str | os.PathLike[str] | bytes | None = None,
+        fuel: int | None = None,
         client: AsyncClient | None = None,
     ) -> Opening[AsyncSandbox]:
         """Make a sandbox; limits that are not given are the template's.
@@ -69,7 +72,7 @@ class AsyncSandbox:
 
         Args:
             template: what it is made from; `Client().templates()` lists them.
-            isolation: ``process``, ``container``, or ``auto`` for the strongest this host can give.
+            isolation: ``process``, ``container``, ``gvisor``, ``wasm``, or ``auto``: the strongest this host can give.
             command: its main command; the sandbox then ends with it. Read its output with `attach` or `logs`.
             timeout_s: how long it may live, in seconds or as in ``"10m"``; for ever if not given.
             memory: bytes, or as in ``"512MiB"``.
@@ -83,22 +86,30 @@ class AsyncSandbox:
             name: a name to find it by; no other live sandbox of yours may have it.
             labels: your own keys and values, to find it by.
             snapshot: the id or name of a `Snapshot` to go on from; it brings its own template.
+            module: a WebAssembly module or component to run, as a file's path or as bytes. Commands are then its
+                command lines, and the level is ``wasm``.
+            fuel: how many instructions, about, each of its commands may execute.
             client: which daemon; the one of your environment if not given.
 
         Raises:
             InvalidRequest, TemplateNotFound, IsolationUnavailable, NameTaken, NoSpace, and other TartarusErrors;
             nothing is left behind then.
         """
+        code = b"" if module is None else modules.read(module)
         spec = sandbox_spec(
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
-            snapshot=snapshot,
+            snapshot=snapshot, module="" if module is None else modules.digest_of(code), fuel=fuel,
         )  # fmt: skip
-        return Opening(cls._made(calls.create(spec), client, owned=True))
+        return Opening(cls._made(calls.create(spec), client, owned=True, code=None if module is None else code))
 
     @classmethod
-    async def _made(cls, call: Call[SandboxRecord], client: AsyncClient | None, *, owned: bool) -> AsyncSandbox:
+    async def _made(
+        cls, call: Call[SandboxRecord], client: AsyncClient | None, *, owned: bool, code: bytes | None = None
+    ) -> AsyncSandbox:
         client = client or AsyncClient()
+        if code is not None:
+            await modules.ensure_async(client.transport, code)
         return cls(await client.transport.call(call), client, owned=owned)
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
@@ -10,7 +11,7 @@ from tartarus.model.errors import TimeLimit
 from tartarus.model.library import CreateSnapshot
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
 from tartarus.model.states import TERMINAL, State
-from tartarus.sdk import calls, library_calls
+from tartarus.sdk import calls, library_calls, modules
 from tartarus.sdk.client import Client
 from tartarus.sdk.contexts import MAX_OUTPUT_BYTES, CodeContext, OnOutput, run_cell
 from tartarus.sdk.decoding import LogDecoder
@@ -56,13 +57,15 @@ class Sandbox:
         name: str = "",
         labels: Mapping[str, str] | None = None,
         snapshot: str = "",
+        module: str | os.PathLike[str] | bytes | None = None,
+        fuel: int | None = None,
         client: Client | None = None,
     ) -> Sandbox:
         """Make a sandbox; limits that are not given are the template's.
 
         Args:
             template: what it is made from; `Client().templates()` lists them.
-            isolation: ``process``, ``container``, or ``auto`` for the strongest this host can give.
+            isolation: ``process``, ``container``, ``gvisor``, ``wasm``, or ``auto``: the strongest this host can give.
             command: its main command; the sandbox then ends with it. Read its output with `attach` or `logs`.
             timeout_s: how long it may live, in seconds or as in ``"10m"``; for ever if not given.
             memory: bytes, or as in ``"512MiB"``.
@@ -76,18 +79,24 @@ class Sandbox:
             name: a name to find it by; no other live sandbox of yours may have it.
             labels: your own keys and values, to find it by.
             snapshot: the id or name of a `Snapshot` to go on from; it brings its own template.
+            module: a WebAssembly module or component to run, as a file's path or as bytes. Commands are then its
+                command lines, and the level is ``wasm``.
+            fuel: how many instructions, about, each of its commands may execute.
             client: which daemon; the one of your environment if not given.
 
         Raises:
             InvalidRequest, TemplateNotFound, IsolationUnavailable, NameTaken, NoSpace, and other TartarusErrors;
             nothing is left behind then.
         """
+        code = b"" if module is None else modules.read(module)
         spec = sandbox_spec(
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
-            snapshot=snapshot,
+            snapshot=snapshot, module="" if module is None else modules.digest_of(code), fuel=fuel,
         )  # fmt: skip
         client = client or Client()
+        if module is not None:
+            modules.ensure(client.transport, code)
         return cls(client.transport.call(calls.create(spec)), client, owned=True)
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from tartarus.model.errors import InvalidRequest
-from tartarus.model.sandbox import ExecSpec, Isolation, Mount, Network, ResourceRequest, SandboxSpec
+from tartarus.model.sandbox import ExecSpec, Isolation, Mount, Network, ResourceRequest, SandboxSpec, Wasm
 from tartarus.model.units import parse_cpus, parse_duration, parse_size
 from tartarus.sdk.shorthand import mount_fields
 
@@ -32,6 +32,8 @@ def sandbox_spec(
     name: str = "",
     labels: Mapping[str, str] | None = None,
     snapshot: str = "",
+    module: str = "",
+    fuel: int | None = None,
 ) -> SandboxSpec:
     """A whole spec. Raises InvalidRequest, naming what is wrong, before anything is asked of the daemon."""
     return SandboxSpec(
@@ -52,6 +54,7 @@ def sandbox_spec(
         name=name,
         labels=dict(labels or {}),
         snapshot=snapshot,
+        wasm=Wasm(module=module, fuel=fuel) if module or fuel is not None else None,
     )
 
 

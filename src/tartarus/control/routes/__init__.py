@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from tartarus.control.routes import code, files, logs, sandboxes, snapshots, streams, system, templates, uploads
+from tartarus.control.routes import (
+    code,
+    files,
+    logs,
+    modules,
+    sandboxes,
+    snapshots,
+    streams,
+    system,
+    templates,
+    uploads,
+)
 
 ROUTES = [
     *system.ROUTES,
@@ -14,4 +25,5 @@ ROUTES = [
     *templates.ROUTES,
     *snapshots.ROUTES,
     *uploads.ROUTES,
+    *modules.ROUTES,
 ]
