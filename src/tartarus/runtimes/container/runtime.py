@@ -43,7 +43,6 @@ class ContainerSnapshot(WarmNursery):
         user_namespaces: UserNamespaces,
         cgroup: Cgroup | None,
         own_mounts: Sequence[Mount],
-        rules: Sequence[landlock.PathRule],
     ) -> None:
         argv, env = warm_command(rootfs.template)
         super().__init__(nursery, argv, env, layout.zygote_program())
@@ -51,7 +50,6 @@ class ContainerSnapshot(WarmNursery):
         self.user_namespaces = user_namespaces
         self._cgroup = cgroup
         self._own_mounts = bool(own_mounts)
-        self._rules = rules
         self._programs: dict[Resources, tuple[bytes, list[str]]] = {}
         nursery.control.closed.add_done_callback(self._end_guests)
 
@@ -87,7 +85,6 @@ class ContainerSnapshot(WarmNursery):
                 storage=storage,
                 staged_mounts=self._own_mounts,
                 build=request.build,
-                rules=self._rules,
             )
             cached = (program.encode(), program.steps)
             if usual:
@@ -128,8 +125,6 @@ class ContainerRuntime(UnsavableRuntime):
     """Makes container-level guests. As root, guests' ids are mapped to ids nobody on the host has."""
 
     isolation = Isolation.CONTAINER
-    rules: Sequence[landlock.PathRule] = layout.LANDLOCK_RULES
-    """What guests may do with the files that they see."""
 
     def __init__(self, state_dir: Path, hierarchy: Hierarchy | None, id_map: IdMap) -> None:
         self._stage = state_dir / "stage"
@@ -180,8 +175,7 @@ class ContainerRuntime(UnsavableRuntime):
             if self._hierarchy is not None:
                 self._nursery_count += 1
                 cgroup = self._hierarchy.create(
-                    f"nursery-{rootfs.template.id}-{self.isolation.value}-{os.getpid()}-{self._nursery_count}",
-                    nursery_limits(),
+                    f"nursery-{rootfs.template.id}-{os.getpid()}-{self._nursery_count}", nursery_limits()
                 )
                 cgroup.attach(nursery.pid)
             await self._build(nursery, rootfs, own_mounts, storage)
@@ -195,7 +189,7 @@ class ContainerRuntime(UnsavableRuntime):
             if isinstance(error, GuestFailed):
                 raise IsolationUnavailable(error.what, why=error.why, fix=error.fix) from error
             raise
-        return ContainerSnapshot(rootfs, nursery, user_namespaces, cgroup, own_mounts, self.rules)
+        return ContainerSnapshot(rootfs, nursery, user_namespaces, cgroup, own_mounts)
 
     async def _build(self, nursery: Nursery, rootfs: RootFs, own_mounts: Sequence[Mount], storage: Path | None) -> None:
         rootless = not self._id_map.privileged

@@ -1,1 +1,0 @@
-"""The WASM level: modules run by wasmtime, inside the container level's walls."""
