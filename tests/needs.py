@@ -177,6 +177,9 @@ NEEDS: dict[str, Need] = {
     "rpm": Need(_program("rpm"), in_ci=True),
     "java": Need(_program("java"), in_ci=False),
     "docker": Need(lambda: _runs(["docker", "version"]), in_ci=False),
+    "dockerd": Need(_program("dockerd"), in_ci=True),
+    "podman": Need(_program("podman"), in_ci=True),
+    "containerd": Need(_program("containerd"), in_ci=True),
     "runsc": Need(lambda: _runs(["runsc", "--version"]), in_ci=True),
     "kvm": Need(_kvm, in_ci=False),
 }

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.project.test_project import ROOT
 
 from tartarus.control.configuring import read_configuration
-from tartarus.model.configuration import configured
+from tartarus.model.configuration import KEYS, Configuration, configured, in_force
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import Isolation
 from tartarus.model.settings import Settings
@@ -37,8 +38,8 @@ def test_what_is_said_holds_and_the_rest_stays() -> None:
         ("isolation:\n  floor: gviser", "line 2: isolation.floor: 'gviser' is none of the values (did you mean 'gvisor'?)"),
         ("upload: much", "line 1: upload: 'much' is not a size"),
         ("ended_kept: 3 weeks", "line 1: ended_kept: '3 weeks' is not a duration"),
-        ("log: {files: 0}", "line 1: log.files is out of range"),
-        ("node_name: ' '", "line 1: node_name is empty"),
+        ("log: {files: 0}", "line 1: log.files: 0 is out of range"),
+        ("node_name: ' '", "line 1: node_name: it is empty"),
         ("log: 3", "line 1"),
         ("- a", "has no keys"),
     ],
@@ -48,6 +49,20 @@ def test_a_wrong_file_is_refused_with_its_line(text: str, says: str) -> None:
         configured(SETTINGS, text, "c.yaml")
     assert says in str(caught.value)
     assert str(caught.value).startswith("c.yaml")
+
+
+def test_the_keys_are_those_of_the_file_and_of_the_page() -> None:
+    def paths(kind: type[msgspec.Struct], before: str = "") -> list[str]:
+        found = []
+        for field in msgspec.structs.fields(kind):
+            nested = isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)
+            found += paths(field.type, f"{before}{field.name}.") if nested else [before + field.name]
+        return found
+
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert sorted(KEYS) == sorted(paths(Configuration))
+    assert [path for path in KEYS if f"`{path}`" not in page] == []
+    assert in_force(SETTINGS)["upload"] == "16GiB"
 
 
 def test_where_it_lies(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tartarus.guest.protocol import (
     U16_U16,
     U32,
     U32_U32,
+    U32_U32_U32,
     ToGuest,
     ToHost,
     connect_payload,
@@ -87,6 +88,7 @@ def test_whole_payloads_are_answered(wire: socket.socket, kind: ToGuest) -> None
 
 
 SETTLED = hello() + frame(ToGuest.EXEC, 1, SLEEP)
+QUIET = SETTLED + frame(ToGuest.QUIESCE, 0, U32.pack(1))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,25 @@ SETTLED = hello() + frame(ToGuest.EXEC, 1, SLEEP)
         SETTLED + frame(ToGuest.SHUTDOWN, 1, U32.pack(0)),
         SETTLED + HEADER.pack(INPUT_WINDOW + 1, ToGuest.STDIN, 0, 0, 1),
         SETTLED + HEADER.pack(0xFFFFFFFF, ToGuest.EXEC, 0, 0, 2),
+        SETTLED + frame(ToGuest.QUIESCE, 0),
+        SETTLED + frame(ToGuest.QUIESCE, 1, U32.pack(1)),
+        QUIET + frame(ToGuest.QUIESCE, 0, U32.pack(2)),
+        QUIET + hello(),
+        QUIET + frame(ToGuest.STDIN, 1, b"x"),
+        QUIET + frame(ToGuest.SIGNAL, 1, U32_U32.pack(9, 0)),
+        QUIET + frame(ToGuest.EXEC, 2, SLEEP),
+        QUIET + frame(ToGuest.GO_ON, 0, U32.pack(0)),
+        QUIET + frame(ToGuest.GO_ON, 0, U32_U32.pack(3, 0)),
+        QUIET + frame(ToGuest.GO_ON, 0, U32_U32.pack(0, 1)),
+        QUIET + frame(ToGuest.GO_ON, 0, U32_U32.pack(1, 0xFFFFFFFF)),
+        QUIET + frame(ToGuest.GO_ON, 0, U32_U32.pack(1, 1) + U32.pack(2)),
+        QUIET + frame(ToGuest.GO_ON, 0, U32_U32.pack(1, 2) + U32_U32.pack(1, 1)),
+        QUIET + frame(ToGuest.GO_ON, 0, U32_U32.pack(0, 0)) * 2,
+        SETTLED + frame(ToGuest.GO_ON, 0, U32_U32.pack(0, 0)),
+        SETTLED + frame(ToGuest.HELLO, 0, U32_U32_U32.pack(1, 1, 1)),
+        QUIET + frame(ToGuest.HELLO, 0, U32_U32_U32.pack(1, 1, 2)),
+        QUIET + frame(ToGuest.HELLO, 0, U32_U32_U32.pack(1, 2, 1)),
+        frame(ToGuest.HELLO, 0, U32_U32_U32.pack(1, 1, 0)),
         SETTLED + HEADER.pack(0, ToGuest.PING, 1, 0, 0),
         SETTLED + HEADER.pack(0, ToGuest.PING, 0, 1, 0),
         SETTLED + HEADER.pack(0, 0x7F, 0, 0, 2),
@@ -121,7 +142,7 @@ SETTLED = hello() + frame(ToGuest.EXEC, 1, SLEEP)
 )
 def test_nonsense_ends_the_session(wire: socket.socket, agent: Agent, nonsense: bytes) -> None:
     wire.sendall(nonsense)
-    assert set(answers(wire)) <= {ToHost.READY, ToHost.STARTED}
+    assert set(answers(wire)) <= {ToHost.READY, ToHost.STARTED, ToHost.QUIESCED}
     assert agent.process.wait(timeout=30) == 0
     assert agent.descendants() == set()
 

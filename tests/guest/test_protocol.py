@@ -25,10 +25,10 @@ from tartarus.guest.protocol import (
     texts,
 )
 
-SESSION = {ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.STOPPED}
+SESSION = {ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED}
 SIZES = {
     ToHost.READY: 12, ToHost.BOOT_FAILED: 8, ToHost.STARTED: 8, ToHost.EXIT: 32, ToHost.STDIN_CREDIT: 4,
-    ToHost.FORWARD_EOF: 0, ToHost.STOPPED: 4,
+    ToHost.FORWARD_EOF: 0,
 }  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def frames(draw: st.DrawFn) -> bytes:
     """A frame as a well-behaved guest would send it."""
     kind = draw(st.sampled_from(ToHost))
     size = SIZES.get(kind)
-    low = 8 if kind in {ToHost.ERROR, ToHost.EVENT} else 0
+    low = 8 if kind in {ToHost.ERROR, ToHost.EVENT, ToHost.QUIESCED} else 0
     payload = draw(st.binary(min_size=low if size is None else size, max_size=100 if size is None else size))
     return raw(kind, 0 if kind in SESSION else draw(st.integers(1, 2**32 - 1)), payload)
 

@@ -13,7 +13,7 @@ from .conftest import SOURCES
 
 pytestmark = pytest.mark.needs("cc", "make", "sanitizers")
 HERE = Path(__file__).parent
-MODULES = ("exec", "files", "hostile_host", "ports", "surroundings", "warm")
+MODULES = ("exec", "files", "hostile_host", "ports", "sessions", "surroundings", "warm")
 
 
 def test_unit_tests(tmp_path: Path) -> None:

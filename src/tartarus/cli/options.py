@@ -45,20 +45,20 @@ WORKDIR = Option("workdir", ("-w", "--workdir"), "Directory the command starts i
 
 RUN = (
     Option("template", ("--template",), "What to make the sandbox from.", metavar="NAME", default="host"),
+    Option("request", ("--request",), "A saved request (JSON or YAML) to start from, as tartarus migrate writes "
+           "them; other options and a command come over it.", metavar="FILE"),
     Option("snapshot", ("--snapshot",), "A snapshot to go on from; it brings its own template.", metavar="ID"),
     Option(
         "isolation", ("--isolation",), "How strongly to hold it; auto takes the strongest this host can give.",
-        choices=("auto", "process", "container"), default="auto",
+        choices=("auto", "process", "container", "gvisor", "microvm", "wasm"), default="auto",
     ),
     Option("memory", ("--memory",), "Memory limit, such as 512MiB.", metavar="SIZE"),
     Option("cpus", ("--cpus",), "CPU limit, such as 2, 0.5 or 250m.", metavar="N"),
     Option("pids", ("--pids",), "Limit of processes and threads.", kind=NUMBER, metavar="N"),
     Option("disk", ("--disk",), "How much it may write, such as 1GiB.", metavar="SIZE"),
+    Option("fuel", ("--fuel",), "For a WebAssembly module: end it after about so many instructions.", kind=NUMBER,
+           metavar="N"),
     Option("timeout", ("--timeout",), "End the sandbox after this long, such as 30s or 10m (exit status 124).",
-           metavar="DURATION"),
-    Option("stop_signal", ("--stop-signal",), "What asks it to end: a name or number; the template's, or TERM.",
-           metavar="SIGNAL"),
-    Option("stop_grace", ("--stop-grace",), "How long it then has, such as 30s; the last part of --timeout, too.",
            metavar="DURATION"),
     ENV,
     WORKDIR,

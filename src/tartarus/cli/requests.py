@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 def run_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
     """The SandboxSpec that the options of `run` ask for, as JSON."""
+    if values["request"]:
+        from tartarus.cli.saved_request import over
+
+        return over(str(values["request"]), values, words)
+    return given_spec(values, words)
+
+
+def given_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
+    """The same from the options alone, without a saved request."""
     spec: dict[str, Any] = {
         "template": values["template"],
         "isolation": values["isolation"],
@@ -36,10 +45,8 @@ def run_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
         spec["resources"] = resources
     if values["timeout"]:
         spec["timeout_s"] = _duration(values["timeout"])
-    if values["stop_signal"]:
-        spec["stop_signal"] = values["stop_signal"]
-    if values["stop_grace"]:
-        spec["stop_grace_s"] = 0.0 if values["stop_grace"] == "0" else _duration(values["stop_grace"])
+    if values["fuel"] is not None:
+        spec["wasm"] = {"fuel": values["fuel"]}
     if values["mount"]:
         spec["mounts"] = [mount_fields(text) for text in _texts(values["mount"])]
     return spec

@@ -26,9 +26,12 @@ from tartarus.guest.protocol import (
     connect_payload,
     fixup_payload,
 )
+from tartarus.guest.session import SessionState
 from tartarus.model.errors import GuestFailed
 
-__all__ = ["BootFailed", "GuestChannel", "GuestExec", "GuestPort", "GuestProcess", "Ready", "channel_pair"]
+__all__ = [
+    "BootFailed", "GuestChannel", "GuestExec", "GuestPort", "GuestProcess", "Ready", "SessionState", "channel_pair",
+]  # fmt: skip
 
 _SOCKET_BYTES = 1024 * 1024
 _SO_SNDBUFFORCE = 32
@@ -69,17 +72,26 @@ class GuestChannel(FileCalls):
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
         self._ready: asyncio.Future[Ready] = self.loop.create_future()
+        self._same_guest: asyncio.Future[None] | None = None
         self._pings: deque[tuple[bytes, asyncio.Future[None]]] = deque()
-        self._stops: deque[asyncio.Future[bool]] = deque()
 
-    async def open(self) -> None:
-        """Attach to the running loop and greet the guest. Does not wait for its answer."""
+    async def open(self, state: SessionState | None = None) -> None:
+        """Attach to the running loop and greet the guest. Does not wait for its answer.
+
+        With the `state` that a guest's session had when it was saved, go on with that session, quiet until `go_on`.
+        """
         self.attach()
-        self.send(ToGuest.HELLO, 0, U32.pack(VERSION))
+        if state is None:
+            self.send(ToGuest.HELLO, 0, U32.pack(VERSION))
+        else:
+            self._same_guest = self.resume_at(state)
 
     async def ready(self) -> Ready:
         """The guest's greeting. Raises BootFailed when its set-up failed, GuestFailed when it went away."""
-        return await asyncio.shield(self._ready)
+        ready = await asyncio.shield(self._ready)
+        if self._same_guest is not None:
+            await asyncio.shield(self._same_guest)
+        return ready
 
     def exec(self, spec: GuestExec) -> GuestProcess:
         """Send a command at once, even before the guest is ready."""
@@ -122,20 +134,9 @@ class GuestChannel(FileCalls):
         (done,) = U32.unpack(await self.ask(Answer(self, "fix up", "the clock", 4), ToGuest.FIXUP, payload))
         return FixedUp(done & ALL_FIXED_UP)
 
-    async def stop(self, signal: int, grace_s: float) -> bool:
-        """Signal every process and wait until none is left (True), at most `grace_s` seconds; the guest lives on.
-
-        The guest keeps the time: who does not trust it sets a limit of their own. Raises GuestFailed when it goes away.
-        """
-        stopped: asyncio.Future[bool] = self.loop.create_future()
-        if self.closed.done():
-            raise self._reason()
-        self._stops.append(stopped)
-        self.send(ToGuest.STOP, 0, U32_U32.pack(min(round(grace_s * 1000), 0xFFFF_FFFF), signal))
-        return await stopped
-
     async def shutdown(self, grace_s: float) -> None:
         """Ask every process to end, wait up to `grace_s` seconds, then end the guest. Returns when it is gone."""
+        self.go_on()
         self.send(ToGuest.SHUTDOWN, 0, U32.pack(min(round(grace_s * 1000), 0xFFFF_FFFF)))
         try:
             await asyncio.wait_for(asyncio.shield(self.closed), grace_s + _SHUTDOWN_SLACK_S)
@@ -162,17 +163,12 @@ class GuestChannel(FileCalls):
             if not self._pings or self._pings[0][0] != payload:
                 raise BadFrame("an answer to no ping")
             settle(self._pings.popleft()[1], None)
-        elif kind == ToHost.STOPPED:
-            if not self._stops:
-                raise BadFrame("an answer to no stop")
-            settle(self._stops.popleft(), bool(U32.unpack(payload)[0]))
         else:
             super().on_session_frame(kind, payload)
 
     def on_closed(self, error: GuestFailed) -> None:
         """Fail what waits on no stream."""
+        super().on_closed(error)
         fail(self._ready, error)
         while self._pings:
             fail(self._pings.popleft()[1], error)
-        while self._stops:
-            fail(self._stops.popleft(), error)

@@ -38,11 +38,12 @@ _scratch = _Scratch()
 class Stream:
     """One conversation. Gets `on_frame` for each checked piece, `on_lost` when the connection dies."""
 
-    __slots__ = ("connection", "id")
+    __slots__ = ("connection", "id", "opened_by")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.id = 0
+        self.opened_by = 0
 
     def on_frame(self, kind: int, flags: int, payload: bytes) -> None:
         """Take one piece. BadFrame closes the connection."""
@@ -50,6 +51,10 @@ class Stream:
 
     def on_lost(self, error: TartarusError) -> None:
         """The connection is gone; nothing more will come."""
+
+    def allowances(self) -> tuple[int, int]:
+        """(bytes that the guest may still send, bytes that the host may) before the other end grants more."""
+        return 0, 0
 
 
 def settle(future: asyncio.Future[Any], value: object) -> None:
@@ -96,16 +101,23 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         self.loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[GuestFailed | None] = self.loop.create_future()
-        self._sock = sock
+        self._sock: socket.socket | None = sock
         self._decoder = Decoder()
         self._streams: dict[int, Stream] = {}
         self._last_stream = 0
         self._unsent = bytearray()
         self._broken = False
         self._draining: list[asyncio.Future[None]] = []
+        # While the session is quiet: what may be sent all the same, and what waits until it goes on.
+        self._passing: frozenset[ToGuest] | None = None
+        self._held: list[tuple[ToGuest, int, bytes]] = []
+        self._held_bytes = 0
+        # Frames for streams up to this one are looked at twice: a quiet guest has nothing to say for them.
+        self._quiet_to = -1
 
     def attach(self) -> None:
         """Begin to read."""
+        assert self._sock is not None
         self._sock.setblocking(False)
         self.loop.add_reader(self._sock.fileno(), self._readable)
 
@@ -113,6 +125,7 @@ class Connection:
         """Give a stream its id and send its first frame."""
         self._last_stream += 1
         stream.id = self._last_stream
+        stream.opened_by = kind
         if self.closed.done():
             stream.on_lost(self._reason())
             return
@@ -132,6 +145,10 @@ class Connection:
         """Send one frame, now or as soon as the guest takes it."""
         if self._broken or self.closed.done():
             return
+        if self._passing is not None and kind not in self._passing:
+            self._hold(kind, stream, bytes(payload))
+            return
+        assert self._sock is not None
         header = HEADER.pack(len(payload), kind, 0, 0, stream)
         if self._unsent:
             self._keep(header, payload)
@@ -153,7 +170,7 @@ class Connection:
 
     async def drained(self) -> None:
         """Wait until little of what was sent is still here."""
-        if len(self._unsent) > _UNSENT_HIGH:
+        if len(self._unsent) + self._held_bytes > _UNSENT_HIGH:
             waiter: asyncio.Future[None] = self.loop.create_future()
             self._draining.append(waiter)
             await waiter
@@ -167,6 +184,9 @@ class Connection:
         self._end(GuestFailed("the sandbox's guest broke its protocol", why=str(error)))
         return self._reason()
 
+    def check_quiet(self, number: int) -> None:
+        """Raise BadFrame unless a quiet guest may speak on this stream."""
+
     def on_session_frame(self, kind: int, payload: bytes) -> None:
         """Take a frame that belongs to no stream."""
         raise BadFrame(f"frame type {kind:#x} ({len(payload)} bytes) on no stream")
@@ -177,10 +197,19 @@ class Connection:
     def _keep(self, *parts: bytes | memoryview) -> None:
         for part in parts:
             self._unsent += part
-        if len(self._unsent) > _UNSENT_MAX:
+        self._bound()
+
+    def _hold(self, kind: ToGuest, stream: int, payload: bytes) -> None:
+        self._held.append((kind, stream, payload))
+        self._held_bytes += HEADER.size + len(payload)
+        self._bound()
+
+    def _bound(self) -> None:
+        if len(self._unsent) + self._held_bytes > _UNSENT_MAX:
             self._end(GuestFailed("the sandbox's guest agent does not read its channel"))
 
     def _writable(self) -> None:
+        assert self._sock is not None
         try:
             sent = self._sock.send(self._unsent)
         except (BlockingIOError, InterruptedError):
@@ -199,6 +228,7 @@ class Connection:
             settle(waiter, None)
 
     def _readable(self) -> None:
+        assert self._sock is not None
         view = _scratch.view
         try:
             size = self._sock.recv_into(view)
@@ -219,6 +249,8 @@ class Connection:
             self.breach(BadFrame(f"a frame that can't be read: {error}"))
 
     def _dispatch(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        if number <= self._quiet_to:
+            self.check_quiet(number)
         stream = self._streams.get(number)
         if stream is not None:
             stream.on_frame(kind, flags, payload)
@@ -233,11 +265,15 @@ class Connection:
     def _end(self, error: GuestFailed | None) -> None:
         if self.closed.done():
             return
-        if self._sock.fileno() >= 0:
-            self.loop.remove_reader(self._sock.fileno())
-            self.loop.remove_writer(self._sock.fileno())
-        self._sock.close()
+        if self._sock is not None:
+            if self._sock.fileno() >= 0:
+                self.loop.remove_reader(self._sock.fileno())
+                self.loop.remove_writer(self._sock.fileno())
+            self._sock.close()
         self._unsent.clear()
+        self._held.clear()
+        self._held_bytes = 0
+        self._passing = None
         self.closed.set_result(error)
         self.on_closed(self._reason())
         streams, self._streams = self._streams, {}

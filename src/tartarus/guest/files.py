@@ -25,6 +25,7 @@ from tartarus.guest.protocol import (
     text,
     write_payload,
 )
+from tartarus.guest.session import Session
 from tartarus.guest.watch import FileWatch
 from tartarus.model.errors import FileFailed, TartarusError
 from tartarus.model.sandbox import FileInfo
@@ -133,10 +134,11 @@ class _Listing(Answer):
 class _Reading(Stream):
     """A file on its way here; unread, it costs at most READ_WINDOW bytes."""
 
-    __slots__ = ("_allowed", "_consumed", "_end", "_more", "_path", "_pieces")
+    __slots__ = ("_allowed", "_consumed", "_end", "_more", "_path", "_pieces", "_session")
 
-    def __init__(self, connection: Connection, path: str) -> None:
+    def __init__(self, connection: Session, path: str) -> None:
         super().__init__(connection)
+        self._session = connection
         self._path = path
         self._pieces: deque[bytes] = deque()
         self._more = Signal(connection.loop)
@@ -146,7 +148,10 @@ class _Reading(Stream):
 
     async def read(self) -> bytes | None:
         """The next piece, None at the end."""
-        while not self._pieces:
+        while not self._pieces or self._session.is_quiet:
+            if self._session.is_quiet:
+                await self._session.flowing()
+                continue
             if isinstance(self._end, TartarusError):
                 raise self._end
             if self._end:
@@ -178,6 +183,9 @@ class _Reading(Stream):
     def on_lost(self, error: TartarusError) -> None:
         self._finish(error)
 
+    def allowances(self) -> tuple[int, int]:
+        return self._allowed, 0
+
     def _finish(self, end: TartarusError | bool) -> None:
         self.connection.forget(self)
         self._end = end
@@ -189,7 +197,7 @@ def _cut(data: bytes) -> Iterator[memoryview]:
     return (view[at : at + MAX_DATA] for at in range(0, len(view), MAX_DATA))
 
 
-class FileCalls(Connection):
+class FileCalls(Session):
     """The file operations of a channel. Paths are absolute in the sandbox; all raise FileFailed."""
 
     async def ask(self, answer: Answer, kind: ToGuest, payload: bytes) -> bytes:

@@ -6,8 +6,9 @@ import asyncio
 import os
 from collections import deque
 
-from tartarus.guest.connection import Connection, Signal, Stream, fail, settle
+from tartarus.guest.connection import Signal, Stream, fail, settle
 from tartarus.guest.protocol import INPUT_WINDOW, MAX_DATA, U32, BadFrame, Reader, ToGuest, ToHost
+from tartarus.guest.session import Session
 from tartarus.model.errors import InvalidState, TartarusError
 
 
@@ -26,11 +27,13 @@ class GuestPort(Stream):
         "_port",
         "_room",
         "_sendable",
+        "_session",
         "_write_closed",
     )
 
-    def __init__(self, connection: Connection, port: int) -> None:
+    def __init__(self, connection: Session, port: int) -> None:
         super().__init__(connection)
+        self._session = connection
         self._port = port
         self._connected: asyncio.Future[None] = connection.loop.create_future()
         self._pieces: deque[bytes] = deque()
@@ -47,7 +50,10 @@ class GuestPort(Stream):
 
     async def read(self) -> bytes:
         """The next bytes; b"" when the sandbox's side has ended."""
-        while not self._pieces:
+        while not self._pieces or self._session.is_quiet:
+            if self._session.is_quiet:
+                await self._session.flowing()
+                continue
             if self._lost is not None:
                 raise self._lost
             if self._ended:
@@ -69,6 +75,9 @@ class GuestPort(Stream):
         while view and not self._over:
             if not self._sendable:
                 await self._room.wait()
+                continue
+            if self._session.is_quiet:
+                await self._session.flowing()
                 continue
             piece = view[: min(self._sendable, MAX_DATA)]
             self._sendable -= len(piece)
@@ -126,6 +135,10 @@ class GuestPort(Stream):
         """The guest is gone."""
         fail(self._connected, error)
         self._finish(error)
+
+    def allowances(self) -> tuple[int, int]:
+        """Where its flow control stands."""
+        return self._allowed, self._sendable
 
     def _finish(self, error: TartarusError | None) -> None:
         self.connection.forget(self)

@@ -9,7 +9,7 @@ from collections import deque
 
 import msgspec
 
-from tartarus.guest.connection import Connection, Signal, Stream, fail, settle
+from tartarus.guest.connection import Signal, Stream, fail, settle
 from tartarus.guest.protocol import (
     EXIT,
     INPUT_WINDOW,
@@ -24,10 +24,12 @@ from tartarus.guest.protocol import (
     ToHost,
     exec_payload,
 )
+from tartarus.guest.session import MOST_U32, Session
 from tartarus.model.errors import (
     CommandNotFound,
     GuestFailed,
     InvalidRequest,
+    InvalidState,
     NoSpace,
     NotExecutable,
     TartarusError,
@@ -84,6 +86,34 @@ def start_error(spec: GuestExec, number: int, what: str) -> TartarusError:
     return NotExecutable(f"{name!r} can't be executed", why=why)
 
 
+class ProcessState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A command of a quiet session, for a new channel. `unread`: output that nobody has read yet.
+
+    `pid` is 0 while it has not started. `consumed`: bytes read and not yet granted again.
+    """
+
+    stream: int
+    name: str
+    window: int
+    allowed: int
+    sendable: int
+    pid: int = 0
+    warm: bool = False
+    stdin: bool = False
+    tty: bool = False
+    input_ended: bool = True
+    consumed: int = 0
+    unread: tuple[tuple[int, bytes], ...] = ()
+
+    def __post_init__(self) -> None:
+        unread = sum(len(data) for _, data in self.unread)
+        numbers = (self.stream, self.window, self.allowed, self.sendable, self.pid, self.consumed)
+        if not all(0 <= number <= MOST_U32 for number in numbers) or self.sendable > INPUT_WINDOW:
+            raise ValueError("a command's numbers are out of range")
+        if self.allowed + self.consumed + unread != self.window or any(kind not in (1, 2) for kind, _ in self.unread):
+            raise ValueError("a command's unread output does not fit its window")
+
+
 class GuestProcess(Stream):
     """Returned by `GuestChannel.exec` at once; the command may not have started yet."""
 
@@ -97,11 +127,13 @@ class GuestProcess(Stream):
         "_room",
         "_sendable",
         "_started",
+        "session",
         "spec",
     )
 
-    def __init__(self, connection: Connection, spec: GuestExec) -> None:
+    def __init__(self, connection: Session, spec: GuestExec) -> None:
         super().__init__(connection)
+        self.session = connection
         self.spec = spec
         loop = connection.loop
         self._started: asyncio.Future[tuple[int, bool]] = loop.create_future()
@@ -113,6 +145,39 @@ class GuestProcess(Stream):
         self._sendable = INPUT_WINDOW
         self._room = Signal(loop)
         self._input_ended = not (spec.stdin or spec.tty)
+
+    @classmethod
+    def restored(cls, connection: Session, state: ProcessState) -> GuestProcess:
+        """The command that was saved as `state`, on a channel that resumes its session. Raises ValueError."""
+        spec = GuestExec(argv=(state.name,), stdin=state.stdin, tty=state.tty, window=state.window)
+        process = cls(connection, spec)
+        process._allowed = state.allowed
+        process._sendable = state.sendable
+        process._consumed = state.consumed
+        process._input_ended = state.input_ended
+        process._output.extend(state.unread)
+        if state.pid:
+            settle(process._started, (state.pid, state.warm))
+        connection.restore_stream(process, state.stream)
+        if process.opened_by != ToGuest.EXEC:
+            raise ValueError(f"stream {state.stream} is no command")
+        return process
+
+    def state(self) -> ProcessState:
+        """What a new channel must know to go on with it. Raises InvalidState unless its session is quiet."""
+        if self._exit.done() or not self.session.is_quiet:
+            raise InvalidState("this command ended, or its session is not at a stand")
+        pid, warm = self._started.result() if self._started.done() else (0, False)
+        ended = self._input_ended and not self.session.is_held(ToGuest.STDIN_EOF, self.id)
+        return ProcessState(
+            stream=self.id, name=self.spec.argv[0], window=self.spec.window, allowed=self._allowed,
+            sendable=self._sendable, pid=pid, warm=warm, stdin=self.spec.stdin, tty=self.spec.tty,
+            input_ended=ended, consumed=self._consumed, unread=tuple(self._output),
+        )  # fmt: skip
+
+    def allowances(self) -> tuple[int, int]:
+        """Where its flow control stands."""
+        return self._allowed, self._sendable
 
     async def started(self) -> tuple[int, bool]:
         """(pid in the sandbox, whether the warm runner runs it). Raises what kept it from starting.
@@ -127,7 +192,11 @@ class GuestProcess(Stream):
         One reader at a time. What is read is granted to the process again; what is not is held back
         there, so that unread output costs at most `spec.window` bytes here.
         """
-        while not self._output:
+        # What the host holds of a quiet session is saved with it, so nobody takes from that meanwhile.
+        while not self._output or self.session.is_quiet:
+            if self.session.is_quiet:
+                await self.session.flowing()
+                continue
             if self._exit.done():
                 error = self._exit.exception()
                 if error is not None:
@@ -152,6 +221,9 @@ class GuestProcess(Stream):
                 )
             if not self._sendable:
                 await self._room.wait()
+                continue
+            if self.session.is_quiet:
+                await self.session.flowing()
                 continue
             piece = view[: min(self._sendable, MAX_DATA)]
             self._sendable -= len(piece)

@@ -22,6 +22,10 @@ INPUT_WINDOW = 256 * 1024
 """Bytes of stdin, or of forwarded data, that may be sent before the guest grants more."""
 MORE = 1
 """Flag of RESULT: another RESULT of the same answer follows."""
+MAX_STREAMS = 1024
+"""Streams that a guest serves at once."""
+RESUME = 1
+"""Flag of HELLO: the guest goes on with the streams that were open when it was saved."""
 
 
 class BadFrame(ValueError):
@@ -55,7 +59,8 @@ class ToGuest(IntEnum):
     FIXUP = 0x40
     SHUTDOWN = 0x42
     PING = 0x43
-    STOP = 0x44
+    QUIESCE = 0x44
+    GO_ON = 0x45
 
 
 class ToHost(IntEnum):
@@ -64,7 +69,7 @@ class ToHost(IntEnum):
     READY = 0x81
     BOOT_FAILED = 0x82
     PONG = 0x83
-    STOPPED = 0x84
+    QUIESCED = 0x84
     STARTED = 0x90
     STDOUT = 0x91
     STDERR = 0x92
@@ -100,7 +105,7 @@ _LENGTHS: dict[int, tuple[int, int]] = {
     ToHost.READY: (12, 12),
     ToHost.BOOT_FAILED: (8, 8),
     ToHost.PONG: (0, MAX_TEXT),
-    ToHost.STOPPED: (4, 4),
+    ToHost.QUIESCED: (8, 8 + 16 * MAX_STREAMS),
     ToHost.STARTED: (8, 8),
     ToHost.STDOUT: (0, MAX_DATA),
     ToHost.STDERR: (0, MAX_DATA),
@@ -113,7 +118,7 @@ _LENGTHS: dict[int, tuple[int, int]] = {
     ToHost.FORWARD_DATA: (0, MAX_DATA),
     ToHost.FORWARD_EOF: (0, 0),
 }
-_SESSION_ONLY = frozenset({ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.STOPPED})
+_SESSION_ONLY = frozenset({ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED})
 
 Piece = tuple[int, int, int, bytes]
 """(type, flags, stream, payload); of a data frame, the payload's next part."""
@@ -209,6 +214,8 @@ class Reader:
 U16_U16 = struct.Struct("<HH")
 U32 = struct.Struct("<I")
 U32_U32 = struct.Struct("<II")
+U32_U32_U32 = struct.Struct("<III")
+OPEN_STREAM = struct.Struct("<IIII")
 READY = struct.Struct("<III")
 EXIT = struct.Struct("<IIQQQ")
 ENTRY = struct.Struct("<IIIQq")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
+from typing import Protocol
 
-from tartarus.images.blobs import Draft
 from tartarus.images.manifests import MAX_IMAGE_BYTES
 from tartarus.model.errors import ImageRefused
 
@@ -19,7 +19,18 @@ _WHITEOUT = ".wh."
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def pack(fd: int, draft: Draft, max_bytes: int = MAX_IMAGE_BYTES) -> None:
+class Sink(Protocol):
+    """Where an archive goes: a draft of a blob, or a stream."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has taken."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take more."""
+
+
+def pack(fd: int, draft: Sink, max_bytes: int = MAX_IMAGE_BYTES) -> None:
     """Write the directory that is open as `fd` into `draft`, as a pax archive; blocks, for a thread.
 
     The same tree gives the same bytes. Links are kept and never followed; other file systems that are mounted in it
@@ -31,7 +42,7 @@ def pack(fd: int, draft: Draft, max_bytes: int = MAX_IMAGE_BYTES) -> None:
 
 
 class _Packer:
-    def __init__(self, draft: Draft, device: int, max_bytes: int) -> None:
+    def __init__(self, draft: Sink, device: int, max_bytes: int) -> None:
         self._draft = draft
         self._device = device
         self._max_bytes = max_bytes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -10,7 +12,9 @@ from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import Isolation
 from tartarus.model.settings import Settings
 from tartarus.model.structured_yaml import StructReader
-from tartarus.model.units import parse_duration, parse_size
+from tartarus.model.units import format_size, parse_duration, parse_size
+
+MOST_LOG_FILES = 1000
 
 
 class IsolationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,6 +41,51 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     isolation: IsolationSection = IsolationSection()
 
 
+class Key(NamedTuple):
+    """One key of the file: the field of `Settings` that it sets, how its text is read, and how a value is written."""
+
+    field: str
+    read: Callable[[Any], Any]
+    write: Callable[[Any], str]
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise InvalidRequest("it is empty", fix="give a name, or leave it out")
+    return text
+
+
+def _files(count: int) -> int:
+    if not 1 <= count <= MOST_LOG_FILES:
+        raise InvalidRequest(f"{count} is out of range", fix=f"use 1 to {MOST_LOG_FILES}")
+    return count
+
+
+def _floor(level: Isolation) -> Isolation:
+    if level is Isolation.WASM:
+        raise InvalidRequest("wasm is for modules, and no floor", fix="use container: its walls hold modules, too")
+    return level
+
+
+def _seconds(value: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if value >= length and not value % length:
+            return f"{value / length:g}{unit}"
+    return f"{value:g}s"
+
+
+KEYS: dict[str, Key] = {
+    "node_name": Key("node_name", _name, str),
+    "ended_kept": Key("ended_kept_s", parse_duration, _seconds),
+    "upload": Key("upload_bytes", parse_size, format_size),
+    "stop_grace": Key("stop_grace_s", parse_duration, _seconds),
+    "log.size": Key("log_bytes", parse_size, format_size),
+    "log.files": Key("log_files", _files, str),
+    "isolation.floor": Key("isolation_floor", _floor, lambda level: str(level.value)),
+}
+"""Every key, by the path that it has in the file."""
+
+
 def configured(settings: Settings, text: bytes | str, source: str = "config.yaml") -> Settings:
     """`settings` with what the file says. An empty file says nothing.
 
@@ -46,25 +95,19 @@ def configured(settings: Settings, text: bytes | str, source: str = "config.yaml
     if not text.strip():
         return settings
     reader = StructReader(source, Configuration, see="see docs/configuration.md for every key", holds="a configuration")
-    found = reader.read(text)
-
-    def read(place: str, parse: Any, value: object) -> Any:
+    file = reader.read(text)
+    changes = {}
+    for path, key in KEYS.items():
+        value = operator.attrgetter(path)(file)
+        if not reader.line(path):
+            continue  # left out: what `settings` has stands
         try:
-            return parse(value)
+            changes[key.field] = key.read(value)
         except InvalidRequest as error:
-            raise reader.refused(place, f"{place}: {error.what}", why=error.why, fix=error.fix) from None
+            raise reader.refused(path, f"{path}: {error.what}", why=error.why, fix=error.fix) from None
+    return msgspec.structs.replace(settings, **changes)
 
-    if not found.node_name.strip():
-        raise reader.refused("node_name", "node_name is empty", fix="give a name, or leave it out")
-    if not 1 <= found.log.files <= 1000:
-        raise reader.refused("log.files", "log.files is out of range", fix="use 1 to 1000")
-    return msgspec.structs.replace(
-        settings,
-        node_name=found.node_name,
-        ended_kept_s=read("ended_kept", parse_duration, found.ended_kept),
-        upload_bytes=read("upload", parse_size, found.upload),
-        stop_grace_s=read("stop_grace", parse_duration, found.stop_grace),
-        log_bytes=read("log.size", parse_size, found.log.size),
-        log_files=found.log.files,
-        isolation_floor=found.isolation.floor,
-    )
+
+def in_force(settings: Settings) -> dict[str, str]:
+    """Each key with the value that `settings` have, written as in the file."""
+    return {path: key.write(getattr(settings, key.field)) for path, key in KEYS.items()}

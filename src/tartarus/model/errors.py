@@ -94,6 +94,20 @@ class UploadNotFound(TartarusError):
     http_status = 404
 
 
+class ModuleNotFound(TartarusError):
+    """No WebAssembly module of yours has that digest."""
+
+    code = "module_not_found"
+    http_status = 404
+
+
+class ModuleRefused(TartarusError):
+    """It is no WebAssembly module or component that can be compiled here."""
+
+    code = "module_refused"
+    http_status = 422
+
+
 class ImageNotFound(TartarusError):
     """The registry or archive has no such image."""
 
@@ -236,6 +250,27 @@ class GuestFailed(TartarusError):
 
     code = "guest_failed"
     http_status = 502
+
+
+class ContainerNotFound(TartarusError):
+    """The other engine has no such container or image."""
+
+    code = "container_not_found"
+    http_status = 404
+
+
+class EngineFailed(TartarusError):
+    """Another container engine could not be reached, refused, or did not answer as it should."""
+
+    code = "engine_failed"
+    http_status = 502
+
+
+class MigrationRefused(TartarusError):
+    """The container holds what no sandbox is given, or what was to be made is there already; nothing was made."""
+
+    code = "migration_refused"
+    http_status = 422
 
 
 def registry() -> dict[str, type[TartarusError]]:

@@ -17,6 +17,7 @@ from tartarus.runtimes.container.runtime import ContainerRuntime
 from tartarus.runtimes.gvisor.runtime import GvisorRuntime
 from tartarus.runtimes.idmap import IdMap, host_id_map
 from tartarus.runtimes.process.runtime import ProcessRuntime
+from tartarus.runtimes.wasm.runtime import WasmRuntime
 
 _log = structlog.get_logger("tartarus.node.levels")
 
@@ -56,6 +57,7 @@ class Levels:
             Isolation.GVISOR: lambda: GvisorRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
             Isolation.CONTAINER: lambda: ContainerRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
             Isolation.PROCESS: lambda: ProcessRuntime(self._settings.state_dir, self.hierarchy),
+            Isolation.WASM: lambda: WasmRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
         }
         for isolation, make in makers.items():
             try:
@@ -63,10 +65,20 @@ class Levels:
             except TartarusError as error:
                 self.unavailable[isolation] = str(error)
 
+    def require(self, isolation: Isolation) -> Runtime:
+        """The runtime of a level. Raises IsolationUnavailable with why there is none."""
+        runtime = self.runtimes.get(isolation)
+        if runtime is None:
+            raise IsolationUnavailable(
+                f"this host can't give isolation {isolation.value!r}", why=self.unavailable.get(isolation, ""),
+                fix="tartarus doctor shows how to get it",
+            )  # fmt: skip
+        return runtime
+
     async def prove(self, start_one: Callable[[Isolation], Awaitable[None]]) -> list[LevelReport]:
         """Start a guest at each level and say how it went."""
         reports = []
-        for isolation in (Isolation.PROCESS, Isolation.CONTAINER, Isolation.GVISOR):
+        for isolation in (Isolation.PROCESS, Isolation.CONTAINER, Isolation.GVISOR, Isolation.WASM):
             began = time.perf_counter()
             runtime = self.runtimes.get(isolation)
             capabilities = runtime.capabilities() if runtime is not None else None

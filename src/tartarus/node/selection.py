@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tartarus.model.errors import IsolationUnavailable, Unsupported
 from tartarus.model.sandbox import Isolation, SandboxSpec
+from tartarus.node import selection_wasm
 
 STRONGEST_FIRST = (Isolation.GVISOR, Isolation.CONTAINER, Isolation.PROCESS)
 AUTO_ORDER = (Isolation.CONTAINER, Isolation.GVISOR, Isolation.PROCESS)
@@ -26,6 +27,8 @@ def choose(
 
     A level that was asked for is given or refused, never replaced. Raises IsolationUnavailable or Unsupported.
     """
+    if selection_wasm.runs_module(spec):
+        return selection_wasm.choose(spec, unavailable, {"host": host_floor, "template": floor})
     of_template, of_host = _at_least(floor), _at_least(host_floor)
     by_host = len(of_host) < len(of_template)
     accepted = of_host if by_host else of_template

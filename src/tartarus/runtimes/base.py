@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from tartarus.guest.channel import GuestChannel
+from tartarus.guest.channel import GuestChannel, SessionState
 from tartarus.model.sandbox import Isolation, Mount, Resources, Stats
 from tartarus.model.template import Template
 
@@ -44,6 +44,8 @@ class RootFs(msgspec.Struct, frozen=True):
 class GuestRequest(msgspec.Struct, frozen=True):
     """What the node asks a runtime to make. `hostname` is also the cgroup's and log's name.
 
+    `session`: of a guest that is restored, where its session stood; its channel is opened with it, and stays quiet.
+
     `storage`: an empty host directory for what the sandbox writes, instead of memory. `build`: its root may give
     files to other users and become them, as installing packages takes; never with a warm interpreter.
     """
@@ -54,6 +56,7 @@ class GuestRequest(msgspec.Struct, frozen=True):
     mounts: tuple[Mount, ...] = ()
     storage: Path | None = None
     build: bool = False
+    session: SessionState | None = None
 
 
 class Places(msgspec.Struct, frozen=True):
@@ -215,7 +218,8 @@ class Runtime(Protocol):
         """A new guest that goes on where one was saved by `Guest.save`; several may be made of the same files.
 
         It gets another host name, machine id, clock and randomness before anything in it runs, and the limits of
-        `request`. The files may be removed once this returns. Raises Unsupported, GuestFailed or NoSpace.
+        `request`, with whose session its channel is opened. The files may be removed once this returns. Raises
+        Unsupported, GuestFailed or NoSpace.
         """
         ...
 

@@ -10,7 +10,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 from tartarus.model.errors import FileFailed
 from tartarus.model.library import Step, StepProgress, StepState
@@ -18,6 +18,17 @@ from tartarus.model.library import Step, StepProgress, StepState
 CHUNK_BYTES = 256 * 1024
 Ignore = Callable[[str], bool]
 """Whether a path below the directory, such as ``src/a.py``, is to be left out."""
+
+
+class Parts(Protocol):
+    """What an upload sends: its bytes, and perhaps a path, by which its size is found out."""
+
+    @property
+    def path(self) -> str:
+        """A file's path, or nothing."""
+
+    def parts(self) -> Iterator[bytes]:
+        """The bytes. What it raises ends the upload, of which nothing stays."""
 
 
 class Payload(NamedTuple):
@@ -48,7 +59,7 @@ class Sending:
 
     _EVERY_BYTES = 1024**2
 
-    def __init__(self, payload: Payload, tell: Callable[[StepProgress], object] | None) -> None:
+    def __init__(self, payload: Parts, tell: Callable[[StepProgress], object] | None) -> None:
         self._tell = tell
         self._sent = self._told = 0
         self._total: int | None = None

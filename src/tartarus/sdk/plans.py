@@ -26,7 +26,7 @@ from tartarus.model.library import (
     TemplateSource,
     UploadSource,
 )
-from tartarus.sdk.packing import Ignore, Payload
+from tartarus.sdk.packing import Ignore, Parts, Payload
 
 _YAML = (".yaml", ".yml")
 _EMPTY = DockerfileSource(dockerfile="")
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     name: str
     definition: Definition
     source: TemplateSource
-    payload: Payload | None = None
+    payload: Parts | None = None
     ask: str = ""
     network: BuildNetwork = BuildNetwork.NONE
     ca_bundle: bool = False

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tartarus.control.routes import (
     code,
-    endings,
     files,
     logs,
+    modules,
     sandboxes,
     snapshots,
     streams,
@@ -18,7 +18,6 @@ from tartarus.control.routes import (
 ROUTES = [
     *system.ROUTES,
     *sandboxes.ROUTES,
-    *endings.ROUTES,
     *logs.ROUTES,
     *code.ROUTES,
     *files.ROUTES,
@@ -26,4 +25,5 @@ ROUTES = [
     *templates.ROUTES,
     *snapshots.ROUTES,
     *uploads.ROUTES,
+    *modules.ROUTES,
 ]

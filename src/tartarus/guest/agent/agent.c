@@ -6,6 +6,8 @@
 #include "fixup.h"
 #include "forward.h"
 #include "kill.h"
+#include "listen.h"
+#include "quiet.h"
 #include "runner.h"
 #include "signals.h"
 
@@ -29,7 +31,7 @@
 #endif
 
 enum { EXIT_SETUP = 125, EVENTS = 32, FEATURE_RUNNER = 1, FEATURE_OWN_PIDS = 2, SOCKET_BUFFER = 1 << 20,
-       FDS_WITHOUT_CLOSE_RANGE = 4096, PING_MAX = 16 << 10 };
+       FDS_WITHOUT_CLOSE_RANGE = 4096, PING_MAX = 16 << 10, HELLO_RESUME = 1 };
 
 int64_t monotonic_ms(void)
 {
@@ -59,6 +61,7 @@ void stream_add(struct session *session, struct stream *stream, const struct str
 {
 	stream->kind = kind;
 	stream->id = id;
+	stream->opened_by = session->opening;
 	stream->next = session->streams;
 	session->streams = stream;
 	session->n_streams++;
@@ -101,30 +104,50 @@ static void sweep_streams(struct session *session, bool all)
 	}
 }
 
-static int on_hello(struct session *session, struct cursor *payload)
+static void say_ready(struct session *session)
 {
 	uint8_t ready[12];
-	uint32_t version = get_u32(payload);
 
-	/* A second time where the guest was restored from a snapshot: another host end begins anew. */
-	if (!cursor_done(payload) || version != PROTOCOL_VERSION)
-		return -EPROTO;
-	if (session->n_streams > 0 && !session->config.machine)
-		return -EPROTO;
-	/* A restored machine meets a new host, which knows nothing of what was under way. */
-	if (session->greeted) {
-		sweep_streams(session, true);
-		session->last_stream = 0;
-		session->deadline_ms = session->stop_ms = session->n_stops = 0;
-		session->out.head = session->out.tail = 0;
-	}
-	session->greeted = true;
-	session->last_stream = 0;
 	put_u32(ready, PROTOCOL_VERSION);
 	put_u32(ready + 4, (uint32_t)getpid());
 	put_u32(ready + 8, (runner_present(session) ? FEATURE_RUNNER : 0) |
 				   (session->config.own_pid_namespace ? FEATURE_OWN_PIDS : 0));
 	out_frame(session, F_READY, 0, ready, sizeof ready);
+}
+
+static int on_hello(struct session *session, struct cursor *payload)
+{
+	uint32_t version = get_u32(payload);
+	uint32_t flags = 0, last_stream = 0;
+
+	if (!cursor_done(payload)) {
+		flags = get_u32(payload);
+		last_stream = get_u32(payload);
+	}
+	if (!cursor_done(payload) || version != PROTOCOL_VERSION || (flags & ~(uint32_t)HELLO_RESUME) != 0)
+		return -EPROTO;
+	if ((flags & HELLO_RESUME) != 0) {
+		int status = quiet_resume(session, last_stream);
+
+		if (status == 0) {
+			say_ready(session);
+			quiet_report(session, 0);
+		}
+		return status;
+	}
+	/* A second time where the guest was restored from a snapshot: another host end begins anew. */
+	if (session->n_streams > 0 && !session->config.machine)
+		return -EPROTO;
+	/* A restored machine meets a new host, which knows nothing of what was under way. */
+	if (session->greeted) {
+		sweep_streams(session, true);
+		session->deadline_ms = 0;
+		session->out.head = session->out.tail = 0;
+		session->quiet = false;
+	}
+	session->greeted = true;
+	session->last_stream = 0;
+	say_ready(session);
 	return 0;
 }
 
@@ -138,23 +161,9 @@ static int on_shutdown(struct session *session, struct cursor *payload)
 		session->over = true;
 		return 0;
 	}
+	session->quiet = false;
 	signal_everybody(session, SIGTERM);
 	session->deadline_ms = monotonic_ms() + grace_ms;
-	session->child_ended = true; /* perhaps nobody is there to wait for */
-	return 0;
-}
-
-static int on_stop(struct session *session, struct cursor *payload)
-{
-	uint32_t grace_ms = get_u32(payload), signo = get_u32(payload);
-
-	if (!cursor_done(payload) || signo == 0 || signo > 64)
-		return -EPROTO;
-	signal_everybody(session, (int)signo);
-	/* Whoever stands still could not end. */
-	signal_everybody(session, SIGCONT);
-	session->stop_ms = monotonic_ms() + grace_ms;
-	session->n_stops++;
 	session->child_ended = true; /* perhaps nobody is there to wait for */
 	return 0;
 }
@@ -166,13 +175,15 @@ static int session_frame(struct session *session, const struct frame *frame, con
 	switch (frame->type) {
 	case F_SHUTDOWN:
 		return on_shutdown(session, payload);
-	case F_STOP:
-		return on_stop(session, payload);
 	case F_PING:
 		if (frame->length > PING_MAX)
 			return -EPROTO;
 		out_frame(session, F_PONG, 0, bytes, frame->length);
 		return 0;
+	case F_QUIESCE:
+		return quiet_begin(session, payload);
+	case F_GO_ON:
+		return quiet_end(session, payload);
 	default:
 		return -EPROTO;
 	}
@@ -197,6 +208,7 @@ static int open_stream(struct session *session, const struct frame *frame, const
 	if (frame->stream <= session->last_stream)
 		return -EPROTO;
 	session->last_stream = frame->stream;
+	session->opening = frame->type;
 	if (session->n_streams >= STREAMS_MAX) {
 		out_error(session, frame->stream, EMFILE, "streams");
 		return 0;
@@ -217,6 +229,8 @@ static int on_control(void *context, const struct frame *frame, const uint8_t *b
 		return -EPROTO;
 	if (frame->stream == 0)
 		return session_frame(session, frame, bytes, &payload);
+	if (session->quiet && frame->type != F_FIXUP)
+		return -EPROTO;
 	if (opens_stream(frame->type))
 		return open_stream(session, frame, bytes, &payload);
 	struct stream *stream = stream_find(session, frame->stream);
@@ -235,6 +249,8 @@ static int on_data(void *context, const struct frame *frame, const uint8_t *byte
 	struct session *session = context;
 	struct stream *stream = stream_find(session, frame->stream);
 
+	if (session->quiet)
+		return -EPROTO;
 	if (stream == NULL)
 		return session->greeted && frame->stream <= session->last_stream ? 0 : -EPROTO;
 	return stream->kind->data == NULL ? -EPROTO : stream->kind->data(session, stream, frame->type, bytes, size);
@@ -252,9 +268,12 @@ static void read_channel(struct session *session)
 		session->channel_readable = false;
 		return;
 	}
+	if (n <= 0 && listen_lost(session))
+		return;
 	/* A machine's port says so while no host has it open; the next one greets anew. */
 	if (n == 0 && session->config.machine) {
 		session->channel_readable = false;
+		decoder_free(&session->decoder); /* half a frame of one host is no beginning of another's */
 		return;
 	}
 	if (n <= 0 || decoder_feed(&session->decoder, bytes, (size_t)n, &sink, session) != 0)
@@ -307,13 +326,9 @@ static bool pump_streams(struct session *session)
 
 static int next_timeout(const struct session *session)
 {
-	int64_t first = session->deadline_ms;
-
-	if (first == 0 || (session->stop_ms != 0 && session->stop_ms < first))
-		first = session->stop_ms;
-	if (first == 0)
+	if (session->deadline_ms == 0)
 		return -1;
-	int64_t left = first - monotonic_ms();
+	int64_t left = session->deadline_ms - monotonic_ms();
 	return left < 0 ? 0 : left > 1000000 ? 1000000 : (int)left;
 }
 
@@ -321,19 +336,6 @@ static int next_timeout(const struct session *session)
 static bool all_done(const struct session *session)
 {
 	return session->childless && !exec_any(session) && !out_busy(session) && session->out.head == session->out.tail;
-}
-
-/* Nobody is left whom a STOP waits for, or its grace is over. */
-static void tell_stopped(struct session *session)
-{
-	bool ended = all_done(session);
-
-	if (session->stop_ms == 0 || (!ended && monotonic_ms() < session->stop_ms))
-		return;
-	session->stop_ms = 0;
-	for (; session->n_stops > 0; session->n_stops--)
-		out_u32(session, F_STOPPED, 0, ended);
-	out_flush(session);
 }
 
 static void serve(struct session *session)
@@ -350,17 +352,18 @@ static void serve(struct session *session)
 		}
 		if (session->channel_readable && !out_busy(session))
 			read_channel(session);
-		runner_pump(session);
-		if (session->child_ended)
-			reap(session);
+		if (!session->quiet) {
+			runner_pump(session);
+			if (session->child_ended)
+				reap(session);
+		}
 		bool was_busy = out_busy(session);
-		more = pump_streams(session);
+		more = !session->quiet && pump_streams(session);
 		was_busy |= out_busy(session);
 		/* Before the answers leave: what a stream held is given back when the host learns of its end. */
 		sweep_streams(session, false);
 		out_flush(session);
 		more = (more || was_busy || session->channel_readable) && !out_busy(session);
-		tell_stopped(session);
 		if (session->deadline_ms != 0 && (all_done(session) || monotonic_ms() >= session->deadline_ms))
 			session->over = true;
 	}
@@ -376,13 +379,21 @@ static void close_range_of(unsigned first, unsigned last)
 
 static void close_others(const struct agent_config *config)
 {
-	unsigned keep[2] = {(unsigned)config->channel_fd, (unsigned)config->channel_fd};
+	const int keep[] = {config->channel_fd, config->runner_fd, config->listen_fd};
+	unsigned first = 3;
 
-	if (config->runner_fd >= 0)
-		keep[config->runner_fd > config->channel_fd] = (unsigned)config->runner_fd;
-	close_range_of(3, keep[0] - 1);
-	close_range_of(keep[0] + 1, keep[1] - 1);
-	close_range_of(keep[1] + 1, ~0U);
+	for (;;) {
+		unsigned next = ~0U;
+
+		for (size_t i = 0; i < sizeof keep / sizeof keep[0]; i++)
+			if (keep[i] >= 0 && (unsigned)keep[i] >= first && (unsigned)keep[i] < next)
+				next = (unsigned)keep[i];
+		if (next == ~0U)
+			break;
+		close_range_of(first, next - 1);
+		first = next + 1;
+	}
+	close_range_of(first, ~0U);
 }
 
 /* Descriptors 0 to 2 must be taken, or a pipe could land there and be mistaken for a standard stream. */
@@ -419,16 +430,19 @@ static bool set_up(struct session *session)
 	fill_standard_fds();
 	close_others(&session->config);
 	session->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (session->epoll_fd < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) != 0 || fcntl(fd, F_SETFL, O_NONBLOCK) != 0)
+	if (session->epoll_fd < 0)
+		return false;
+	if (fd >= 0 && (fcntl(fd, F_SETFD, FD_CLOEXEC) != 0 || fcntl(fd, F_SETFL, O_NONBLOCK) != 0))
 		return false;
 	(void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
 	session->channel_source.ready = channel_ready;
-	session->channel_readable = true;
+	session->channel_readable = fd >= 0;
 	session->child_ended = true;
 	session->out.splice_pipe = -1;
 	session->out.cannot_splice = session->config.machine;
-	return session_watch(session, fd, &session->channel_source, EPOLLIN | EPOLLOUT | EPOLLRDHUP) &&
-	       take_signals(session) && runner_attach(session);
+	if (fd >= 0 && !session_watch(session, fd, &session->channel_source, EPOLLIN | EPOLLOUT | EPOLLRDHUP))
+		return false;
+	return listen_attach(session) && take_signals(session) && runner_attach(session);
 }
 
 int agent_main(const struct agent_config *config)

@@ -287,16 +287,23 @@ static int exec_data(struct session *session, struct stream *stream, uint8_t typ
 	return input_take(&exec->in, bytes, size);
 }
 
+static bool pump_output(struct session *session, struct exec *exec, struct output *output)
+{
+	return exec->stream.let_go ? output_discard(session, output)
+			    : output_pump(session, exec->stream.id, output, &exec->credit);
+}
+
 static bool exec_pump(struct session *session, struct stream *stream)
 {
 	struct exec *exec = exec_of(stream);
 
 	if (exec->has_input && input_pump(session, stream->id, &exec->in) && exec->in.at_end && !exec->tty)
 		session_close(session, &exec->in.fd);
-	bool more = output_pump(session, stream->id, &exec->out, &exec->credit);
-	more |= output_pump(session, stream->id, &exec->err, &exec->credit);
+	bool more = pump_output(session, exec, &exec->out);
+	more |= pump_output(session, exec, &exec->err);
 	if (exec->exited && exec->out.fd < 0 && exec->err.fd < 0) {
-		out_frame(session, F_EXIT, stream->id, exec->exit_payload, sizeof exec->exit_payload);
+		if (!exec->stream.let_go)
+			out_frame(session, F_EXIT, stream->id, exec->exit_payload, sizeof exec->exit_payload);
 		stream_end(stream);
 		return false;
 	}
@@ -315,7 +322,34 @@ static void exec_destroy(struct session *session, struct stream *stream)
 	free(exec->request);
 }
 
+static struct allowances exec_allowances(const struct stream *stream)
+{
+	const struct exec *exec = (const struct exec *)(const void *)stream;
+
+	return (struct allowances){exec->credit, exec->in.allowance};
+}
+
+void exec_let_go(struct session *session, struct stream *stream, bool and_kill)
+{
+	struct exec *exec = exec_of(stream);
+
+	stream->let_go = true;
+	exec->in.at_end = true;
+	exec->out.ready = exec->err.ready = true; /* there may be what no credit allowed to send */
+	if (!and_kill || exec->exited)
+		return;
+	if (exec->pid != 0) {
+		send_signal(session, exec, SIGKILL, SCOPE_GROUP);
+		return;
+	}
+	/* Before its start only one signal matters. */
+	exec->early_signals[0] = SIGKILL;
+	exec->early_signals[1] = SCOPE_GROUP;
+	exec->n_early = 2;
+}
+
 static const struct stream_kind exec_kind = {
+	.allowances = exec_allowances,
 	.control = exec_control,
 	.data = exec_data,
 	.pump = exec_pump,

@@ -29,6 +29,8 @@ struct exec {
 int exec_open(struct session *session, uint32_t id, const uint8_t *payload, uint32_t size);
 /* A frame for an exec. Unlike other streams, it can't be cancelled: a process ends by signals. */
 int exec_control(struct session *session, struct stream *stream, const struct frame *frame, struct cursor *payload);
+/* Nobody will hear of this exec any more. Its processes live on, unless `and_kill`. */
+void exec_let_go(struct session *session, struct stream *stream, bool and_kill);
 /* Start it as an ordinary program. It ends with an ERROR when that fails. */
 void exec_start_cold(struct session *session, struct exec *exec);
 /* It runs, as `pid`. */

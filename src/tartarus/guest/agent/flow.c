@@ -154,6 +154,32 @@ bool output_pump(struct session *session, uint32_t stream, struct output *output
 	return read_piece(session, stream, output, limit, credit);
 }
 
+bool output_discard(struct session *session, struct output *output)
+{
+	static uint8_t nowhere[SMALL_READ];
+
+	if (output->fd < 0 || !output->ready)
+		return false;
+	size_t size = sizeof nowhere;
+	if (output->draining && output->drain_left < size)
+		size = output->drain_left;
+	ssize_t n = size == 0 ? 0 : read(output->fd, nowhere, size);
+	if (n < 0 && errno == EINTR)
+		return true;
+	/* EIO: no process has the terminal open at the moment. */
+	if (n < 0 && !output->draining && (errno == EAGAIN || (errno == EIO && !output->is_pipe))) {
+		output->ready = false;
+		return false;
+	}
+	if (n <= 0) {
+		output_close(session, output);
+		return false;
+	}
+	if (output->draining)
+		output->drain_left -= (uint32_t)n;
+	return true;
+}
+
 static void input_ready(struct session *session, struct source *source, uint32_t events)
 {
 	(void)session;

@@ -21,6 +21,8 @@ struct output {
 void output_init(struct output *output, int fd, uint8_t type, bool is_pipe);
 /* Send what `*credit` allows. True when more could be sent at once. Closes the descriptor at its end. */
 bool output_pump(struct session *session, uint32_t stream, struct output *output, uint64_t *credit);
+/* Read what is there, and forget it. True when more could be read at once. Closes the descriptor at its end. */
+bool output_discard(struct session *session, struct output *output);
 /* The writer is gone: send what is in the pipe now, and don't wait for others that hold it open. */
 void output_drain(struct session *session, struct output *output);
 void output_close(struct session *session, struct output *output);

@@ -169,7 +169,15 @@ static void forward_destroy(struct session *session, struct stream *stream)
 	input_free(session, &forward->in);
 }
 
+static struct allowances forward_allowances(const struct stream *stream)
+{
+	const struct forward *forward = (const struct forward *)(const void *)stream;
+
+	return (struct allowances){forward->credit, forward->in.allowance};
+}
+
 static const struct stream_kind forward_kind = {
+	.allowances = forward_allowances,
 	.control = forward_control,
 	.data = forward_data,
 	.pump = forward_pump,

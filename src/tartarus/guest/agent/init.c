@@ -6,6 +6,8 @@
 #include "init.h"
 
 #include "agent.h"
+#include "cmdline.h"
+#include "listen.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -31,10 +33,13 @@
 
 enum { WAIT_STEPS = 20000, WAIT_STEP_NS = 500000, NAME_SIZE = 64, PATH_SIZE = 320 };
 
+static bool powers_off;
+
 static void switch_off(void)
 {
 	sync();
-	reboot(RB_AUTOBOOT); /* the machine is told to end rather than to reboot */
+	/* Most monitors are told to end rather than to reboot. */
+	reboot(powers_off ? RB_POWER_OFF : RB_AUTOBOOT);
 	for (;;)
 		pause();
 }
@@ -130,12 +135,27 @@ static void device_path(const char *directory, const char *attribute, const char
 	fail(wanted);
 }
 
+/* A disk's path: by the name that the command line has for it, since not every monitor gives disks serials. */
+static void disk_path(const char *word, const char *serial, char path[PATH_SIZE])
+{
+	const struct timespec step = {0, WAIT_STEP_NS};
+	char name[NAME_SIZE];
+
+	if (!cmdline_word(word, name, sizeof name)) {
+		device_path("/sys/block", "serial", serial, path);
+		return;
+	}
+	snprintf(path, PATH_SIZE, "/dev/%.63s", name);
+	for (int i = 0; i < WAIT_STEPS && access(path, F_OK) != 0; i++)
+		nanosleep(&step, NULL);
+}
+
 static void make_root(void)
 {
 	char disk[PATH_SIZE], scratch[PATH_SIZE];
 
-	device_path("/sys/block", "serial", ROOT_SERIAL, disk);
-	device_path("/sys/block", "serial", SCRATCH_SERIAL, scratch);
+	disk_path("tartarus.root", ROOT_SERIAL, disk);
+	disk_path("tartarus.scratch", SCRATCH_SERIAL, scratch);
 	(void)mkdir("/lower", 0755);
 	(void)mkdir("/scratch", 0700);
 	(void)mkdir("/root", 0755);
@@ -199,10 +219,33 @@ static void attach_null(void)
 		close(fd);
 }
 
+/* A port of the virtual console, or vsock where the monitor offers that. */
+static void open_channel(struct agent_config *config)
+{
+	char path[PATH_SIZE] = "vsock";
+	unsigned port = cmdline_number("tartarus.channel", "vsock");
+	int fd;
+
+	if (port != 0) {
+		fd = listen_vsock(port);
+	} else {
+		device_path("/sys/class/virtio-ports", "name", PORT_NAME, path);
+		fd = open(path, O_RDWR | O_CLOEXEC);
+	}
+	if (fd < 0)
+		fail(path);
+	int moved = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	if (moved < 0)
+		fail("the channel");
+	close(fd);
+	*(port != 0 ? &config->listen_fd : &config->channel_fd) = moved;
+}
+
 int init_main(void)
 {
-	struct agent_config config = {.channel_fd = -1, .runner_fd = -1, .own_pid_namespace = true, .machine = true};
-	char port[PATH_SIZE];
+	struct agent_config config = {
+		.channel_fd = -1, .listen_fd = -1, .runner_fd = -1, .own_pid_namespace = true, .machine = true};
+	char off[NAME_SIZE];
 
 	(void)mkdir("/proc", 0755);
 	(void)mkdir("/sys", 0755);
@@ -211,19 +254,13 @@ int init_main(void)
 	must_mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
 	if (mount("dev", "/dev", "devtmpfs", MS_NOSUID | MS_NOEXEC, "mode=755") != 0 && errno != EBUSY)
 		fail("/dev");
+	powers_off = cmdline_word("tartarus.off", off, sizeof off) && strcmp(off, "poweroff") == 0;
 	load_modules();
 	make_root();
 	furnish_root();
 	enter_root();
 	loopback_up();
-	device_path("/sys/class/virtio-ports", "name", PORT_NAME, port);
-	int fd = open(port, O_RDWR | O_CLOEXEC);
-	if (fd < 0)
-		fail(port);
-	config.channel_fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-	if (config.channel_fd < 0)
-		fail("the channel");
-	close(fd == config.channel_fd ? -1 : fd);
+	open_channel(&config);
 	attach_null();
 	(void)agent_main(&config);
 	switch_off();

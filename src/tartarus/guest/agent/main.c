@@ -48,20 +48,23 @@ static bool number_option(const char *argument, const char *name, int *out)
 
 static int run_agent(int argc, char **argv)
 {
-	struct agent_config config = {.channel_fd = -1, .runner_fd = -1, .own_pid_namespace = true};
+	struct agent_config config = {.channel_fd = -1, .listen_fd = -1, .runner_fd = -1, .own_pid_namespace = true};
 	int runner_pid = 0;
 
 	for (int i = 2; i < argc; i++) {
 		if (strcmp(argv[i], "--shared-pids") == 0)
 			config.own_pid_namespace = false;
 		else if (!number_option(argv[i], "--channel", &config.channel_fd) &&
+			 !number_option(argv[i], "--listen", &config.listen_fd) &&
 			 !number_option(argv[i], "--runner", &config.runner_fd) &&
 			 !number_option(argv[i], "--runner-pid", &runner_pid)) {
 			fprintf(stderr, "tartarus-guest: unknown option %s\n", argv[i]);
 			return EXIT_USAGE;
 		}
 	}
-	if (config.channel_fd == 1 || config.channel_fd == 2 || config.channel_fd < 0) {
+	/* Whoever connects later finds what an earlier one left, as in a machine that was saved. */
+	config.machine = config.listen_fd >= FIRST_FREE_FD;
+	if (!config.machine && (config.channel_fd == 1 || config.channel_fd == 2 || config.channel_fd < 0)) {
 		fprintf(stderr, "tartarus-guest: --channel=FD is missing, or is 1 or 2\n");
 		return EXIT_USAGE;
 	}
@@ -82,7 +85,7 @@ int main(int argc, char **argv)
 		return nursery_main(argc, argv);
 	if (argc == 2 && strcmp(argv[1], "ticks") == 0)
 		return ticks_main();
-	fprintf(stderr, "usage: tartarus-guest agent --channel=FD [--runner=FD --runner-pid=PID] [--shared-pids]\n"
+	fprintf(stderr, "usage: tartarus-guest agent --channel=FD|--listen=FD [--runner=FD --runner-pid=PID] [--shared-pids]\n"
 			"       tartarus-guest nursery …\n"
 			"       tartarus-guest ticks\n");
 	return EXIT_USAGE;

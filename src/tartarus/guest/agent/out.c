@@ -1,6 +1,8 @@
 /* The way out: frames queue in memory, and large output goes from pipe to socket inside the kernel. */
 #include "session.h"
 
+#include "listen.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -115,7 +117,7 @@ static size_t send_some(struct session *session, const uint8_t *bytes, size_t si
 		if (n < 0) {
 			session->out.blocked = true;
 			/* A closed channel also shows as end of file on the reading side, which ends the session. */
-			if (errno != EAGAIN)
+			if (errno != EAGAIN && !listen_lost(session))
 				session->over = true;
 			break;
 		}
@@ -171,7 +173,7 @@ static void flush_splice(struct session *session)
 		else if (n < 0 && errno == EAGAIN && ioctl(out->splice_pipe, FIONREAD, &available) == 0 && available > 0)
 			out->blocked = true;
 		else if (n < 0 && (errno == EPIPE || errno == ECONNRESET)) {
-			session->over = true;
+			session->over = !listen_lost(session);
 			return;
 		} else if (n >= 0 || errno != EINTR) {
 			out->cannot_splice |= n < 0 && errno != EAGAIN;

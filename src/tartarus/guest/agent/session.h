@@ -21,6 +21,12 @@ struct source {
 
 struct stream;
 
+/* Bytes that the guest may send on a stream, and that the host may, before the other end grants more. */
+struct allowances {
+	uint64_t output;
+	uint32_t input;
+};
+
 /* What one kind of stream does. Unset members: nothing. */
 struct stream_kind {
 	/* A frame for this stream. 0, or a negative errno that ends the session (malformed payload). */
@@ -31,6 +37,8 @@ struct stream_kind {
 	bool (*pump)(struct session *session, struct stream *stream);
 	/* Release what the stream holds, but not the stream itself. */
 	void (*destroy)(struct session *session, struct stream *stream);
+	/* Where its flow control stands. */
+	struct allowances (*allowances)(const struct stream *stream);
 };
 
 /* An exec, a file transfer, a watch, a port forward: anything that lives under one stream id. */
@@ -38,6 +46,8 @@ struct stream {
 	struct stream *next;
 	const struct stream_kind *kind;
 	uint32_t id;
+	uint8_t opened_by; /* the type of its first frame */
+	bool let_go;	   /* no host listens: what a program writes is read and forgotten */
 	bool ended; /* freed after the current round, so that no pending event can meet freed memory */
 };
 
@@ -62,20 +72,21 @@ struct session {
 	int signal_fd;
 	struct source channel_source;
 	struct source signal_source;
+	struct source listen_source;
 	bool channel_readable;
 	bool child_ended;
 	bool childless;
 	bool greeted;
+	bool quiet; /* nothing is taken from programs and nothing is sent, but answers on stream 0 and to FIXUP */
 	bool over;
 	struct decoder decoder;
 	struct outbox out;
 	struct stream *streams;
 	uint32_t n_streams;
 	uint32_t last_stream;
+	uint8_t opening; /* the type of the frame that opens the next stream */
 	struct runner *runner;
 	int64_t deadline_ms; /* of a SHUTDOWN, on the monotonic clock; 0: none */
-	int64_t stop_ms; /* likewise of the newest STOP, which the guest outlives */
-	uint32_t n_stops; /* that have no answer yet */
 };
 
 enum {

@@ -84,7 +84,13 @@ static void read_destroy(struct session *session, struct stream *stream)
 	close(CONTAINER_OF(stream, struct reader, stream)->fd);
 }
 
-static const struct stream_kind read_kind = {.control = read_control, .pump = read_pump, .destroy = read_destroy};
+static struct allowances read_allowances(const struct stream *stream)
+{
+	return (struct allowances){((const struct reader *)(const void *)stream)->credit, 0};
+}
+
+static const struct stream_kind read_kind = {
+	.control = read_control, .pump = read_pump, .destroy = read_destroy, .allowances = read_allowances};
 
 /* 0 when `fd` is a regular file, else -errno. */
 static int require_regular(int fd)

@@ -1,0 +1,76 @@
+"""A small process beside us that ends what we began in an engine, should we be killed: `python -m` runs it.
+
+It knows one container and one act, and waits for the end of its standard input: the kernel closes that when we end,
+however we end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from tartarus.compat.engines import LegacyRuntime
+from tartarus.compat.opening import reopen
+from tartarus.model.errors import EngineFailed, TartarusError
+
+_ACT_S = 180.0
+UNPAUSE, REMOVE = "unpause", "remove"
+
+
+@contextlib.contextmanager
+def guarded(runtime: LegacyRuntime, act: str, container: str) -> Iterator[None]:
+    """Within the block, `act` (unpause or remove) is certain to be done at the end, even after a SIGKILL.
+
+    Raises EngineFailed when it could not be done.
+    """
+    guardian = subprocess.Popen(
+        [sys.executable, "-P", "-m", "tartarus.compat.guardian", act, container, *runtime.words()],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for us; it has still to act then
+    )  # fmt: skip
+    assert guardian.stdin is not None
+    assert guardian.stdout is not None
+    with guardian.stdout:
+        if guardian.stdout.readline() != b"ready\n":
+            guardian.kill()
+            guardian.wait()
+            raise EngineFailed("the helper that watches over the container did not start")
+        try:
+            yield
+        finally:
+            guardian.stdin.close()
+            try:
+                done = guardian.wait(_ACT_S) == 0
+            except subprocess.TimeoutExpired:
+                guardian.kill()
+                guardian.wait()
+                done = False
+            if not done:
+                _act(runtime, act, container)  # it was killed itself
+
+
+def _act(runtime: LegacyRuntime, act: str, container: str) -> None:
+    if act == UNPAUSE:
+        runtime.unpause(container)
+    else:
+        runtime.remove(container)
+
+
+def main() -> int:
+    """Say that we are there, wait, and act."""
+    act, container, *words = sys.argv[1:]
+    runtime = reopen(*words)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.buffer.read()
+    try:
+        _act(runtime, act, container)
+    except TartarusError:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Leaving a real Docker engine: what a container was becomes a template and a request, and runs the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.kit import COMMAND, refused, tartarus, text
+from tests.compat.engine import Engine
+
+from tartarus.sdk import Sandbox, Template
+from tartarus.sdk.places import Places
+
+pytestmark = [pytest.mark.needs("root", "dockerd", "busybox", "cgroups"), pytest.mark.usefixtures("home")]
+LEVEL = ("--isolation", "container")
+
+
+@pytest.fixture
+def untouched(docker: Engine, place: Path) -> Iterator[Engine]:
+    """The engine, which has nothing else after the test than what the test itself made there."""
+    yield docker
+    docker.clear()
+    for template in Template.list():
+        if not template.info.builtin:
+            template.remove()
+
+
+def migrate(docker: Engine, *arguments: str) -> dict[str, Any]:
+    """A migration that must succeed, and must have left the engine as it was."""
+    before = docker.everything()
+    done = tartarus("migrate", "docker", "--socket", docker.socket, "--json", *arguments)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert docker.everything() == before
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_container_that_has_ended(untouched: Engine, place: Path) -> None:
+    untouched.run(
+        "job", "-c", "echo made >/srv/made; echo out $GREETING; echo err >&2; pwd; id -u; exit 3",
+        Entrypoint=["/bin/sh"], Env=["GREETING=hello", "API_TOKEN=s3cret"], WorkingDir="/srv", Labels={"team": "x"},
+        host={"Memory": 64 << 20, "NanoCpus": 500_000_000, "PidsLimit": 40},
+    )  # fmt: skip
+    made = migrate(untouched, *LEVEL, "job")
+    assert made["proof"]["verdict"] == "same"
+    assert (made["proof"]["exit_code"], made["proof"]["isolation"]) == (3, "container")
+    request = json.loads((place / "job.request.json").read_text())
+    assert request["resources"]["memory_bytes"] == 64 << 20
+    assert (request["resources"]["cpu_milli"], request["resources"]["pids"]) == (500, 40)
+    assert request["labels"] == {"team": "x"}
+    assert stat.S_IMODE((place / "job.request.json").stat().st_mode) == 0o600
+    # What it wrote came along; its secret did not.
+    assert text("run", "--request", "job.request.json", "--", "/bin/cat", "/srv/made") == "made\n"
+    assert "s3cret" not in text("run", "--request", "job.request.json", "--", "/bin/env")
+    assert made["plan"]["secrets"] == ["API_TOKEN"]
+    assert "s3cret" not in json.dumps(made)
+    again = tartarus("run", "--request", "job.request.json")
+    assert (again.returncode, again.stdout, again.stderr) == (3, b"out hello\n/srv\n0\n", b"err\n")
+
+
+def test_a_container_that_runs_is_checked_harmlessly(untouched: Engine) -> None:
+    untouched.run("live", "/bin/sleep", "600", ends=False, User="app", WorkingDir="/srv")
+    made = migrate(untouched, *LEVEL, "--pause", "live")
+    assert made["proof"]["verdict"] == "same"
+    assert untouched.state("live")["State"]["Status"] == "running"
+    own = migrate(untouched, *LEVEL, "--replace", "--prove", "/bin/sh -c 'id -un; exit 7'", "live")
+    assert (own["proof"]["verdict"], own["proof"]["exit_code"]) == ("same", 7)
+
+
+def test_a_difference_is_told(untouched: Engine) -> None:
+    untouched.run("clock", "/bin/cat", "/proc/1/cmdline", ends=True)
+    done = tartarus("migrate", "docker", "--socket", untouched.socket, *LEVEL, "clock")
+    assert done.returncode == 1
+    assert b"Not the same at level container: /bin/cat /proc/1/cmdline" in done.stdout
+
+
+def test_a_plan_makes_nothing(untouched: Engine, place: Path) -> None:
+    untouched.create("job", "/bin/true", Env=["A=1"])
+    said = text("migrate", "docker", "--socket", untouched.socket, "--dry-run", "job")
+    assert "environment" in said
+    assert list(place.iterdir()) == []
+    assert [template.name for template in Template.list() if not template.info.builtin] == []
+
+
+def test_secrets_go_where_their_owner_says(untouched: Engine, place: Path) -> None:
+    untouched.run("job", "/bin/sh", "-c", "echo $DB_PASSWORD", Env=["DB_PASSWORD=pw"])
+    done = tartarus("migrate", "docker", "--socket", untouched.socket, *LEVEL, "job")
+    assert done.returncode == 1
+    assert b"secrets were left out" in done.stdout
+    shown = tartarus(
+        "migrate", "docker", "--socket", untouched.socket, *LEVEL, "--replace", "--secrets", "request", "job"
+    )
+    assert shown.returncode == 0
+    assert b'"pw"' not in shown.stdout
+    assert json.loads((place / "job.request.json").read_text())["env"] == {"DB_PASSWORD": "pw"}
+    assert text("run", "--request", "job.request.json") == "pw\n"
+    migrate(untouched, *LEVEL, "--replace", "--secrets", "template", "-o", "t.yaml", "job")
+    assert text("run", "--request", "t.yaml") == "pw\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "what"),
+    [
+        ({"Privileged": True}, "privileged"),
+        ({"NetworkMode": "host"}, "the host's network namespace"),
+        ({"PidMode": "host"}, "the host's process namespace"),
+        ({"CapAdd": ["SYS_ADMIN"]}, "the capability SYS_ADMIN"),
+        ({"Devices": [{"PathOnHost": "/dev/null", "PathInContainer": "/dev/x"}]}, "devices of the host"),
+        ({"SecurityOpt": ["seccomp=unconfined"]}, "seccomp"),
+        ({"Binds": ["/proc:/host-proc"]}, "what the host stands on"),
+        ({"Binds": ["/:/host:ro"]}, "an engine's socket or files"),
+    ],
+)
+def test_powers_are_refused_or_dropped_by_name(untouched: Engine, place: Path, host: dict[str, Any], what: str) -> None:
+    untouched.create("strong", "/bin/true", host=host)
+    socket = ("--socket", untouched.socket)
+    plan = json.loads(text("migrate", "docker", *socket, "--dry-run", "--json", "strong"))
+    (finding,) = [finding for finding in plan["findings"] if finding["effect"] == "refused"]
+    assert what in finding["detail"]
+    done = tartarus("migrate", "docker", *socket, *LEVEL, "strong")
+    assert done.returncode == 125
+    assert b"error[migration_refused]" in done.stderr
+    assert list(place.iterdir()) == []
+    plan = json.loads(text("migrate", "docker", *socket, "--dry-run", "--json", "--drop-refused", "strong"))
+    assert not [finding for finding in plan["findings"] if finding["effect"] == "refused"]
+    assert any(finding["effect"] == "dropped" and what in finding["detail"] for finding in plan["findings"])
+    assert plan["request"]["mounts"] == []
+
+
+def test_the_engines_socket_is_never_given(untouched: Engine, tmp_path: Path) -> None:
+    (tmp_path / "innocent").symlink_to(untouched.socket)
+    for number, source in enumerate((untouched.socket, str(tmp_path / "innocent"), str(Path(untouched.socket).parent))):
+        untouched.create(f"holder{number}", "/bin/true", host={"Binds": [f"{source}:/s"]})
+        options = ("--socket", untouched.socket, "--dry-run", "--json", "--drop-refused")
+        plan = json.loads(text("migrate", "docker", *options, f"holder{number}"))
+        assert plan["request"]["mounts"] == []
+
+
+def test_mounts_are_carried_and_not_written_by_the_proof(untouched: Engine, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a").write_text("one")
+    untouched.run(
+        "mounted", "/bin/sh", "-c", "cat /data/a; cat /vol/x 2>/dev/null; touch /data/b 2>/dev/null; exit 0",
+        host={"Binds": [f"{data}:/data", "vol:/vol:ro"]},
+    )  # fmt: skip
+    (data / "b").unlink()
+    made = migrate(untouched, *LEVEL, "mounted")
+    assert made["proof"]["verdict"] == "same"
+    assert not (data / "b").exists()
+    mounts = made["plan"]["request"]["mounts"]
+    assert [(mount["target"], mount["read_only"]) for mount in mounts] == [("/data", False), ("/vol", True)]
+    assert (
+        migrate(untouched, *LEVEL, "--replace", "--no-mounts", "--no-prove", "mounted")["plan"]["request"]["mounts"]
+        == []
+    )
+
+
+def test_what_stands_in_the_way_is_found_before_anything_is_made(untouched: Engine, place: Path) -> None:
+    untouched.create("job", "/bin/true")
+    socket = ("--socket", untouched.socket)
+    (place / "job.request.json").write_text("mine")
+    assert "is there already" in tartarus("migrate", "docker", *socket, "job").stderr.decode()
+    assert (place / "job.request.json").read_text() == "mine"
+    assert [template.name for template in Template.list() if not template.info.builtin] == []
+    assert "error[container_not_found]" in refused("migrate", "docker", *socket, "nobody")
+    assert "not a container's name" in refused("migrate", "docker", *socket, "--", "--privileged")
+    assert "not a container's name" in refused("migrate", "docker", *socket, "a/../b")
+    late = tartarus("migrate", "docker", *socket, "-o", "x.json", "--prove", "ls", "job")
+    assert b"not running" in late.stderr
+    assert [template.name for template in Template.list() if not template.info.builtin] == []
+
+
+def test_killed_while_it_has_a_container_frozen(untouched: Engine, home: Places, place: Path) -> None:
+    """The helper thaws it, and nothing of the template is there."""
+    untouched.run("live", "/bin/sh", "-c", "dd if=/dev/zero of=/big bs=1M count=300 2>/dev/null; sleep 600", ends=False)
+    argv = ["migrate", "docker", "--socket", untouched.socket, "--pause", "live"]
+    process = subprocess.Popen([*COMMAND, *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while untouched.state("live")["State"]["Status"] != "paused":
+        assert process.poll() is None
+        assert time.monotonic() < until
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while untouched.state("live")["State"]["Status"] == "paused":
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    while list(Path(home.state_dir, "cache", "uploads").glob("*")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert list(place.iterdir()) == []
+    assert [template.name for template in Template.list() if not template.info.builtin] == []
+    assert Sandbox.list() == []
