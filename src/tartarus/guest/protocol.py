@@ -278,15 +278,20 @@ class FixedUp(IntFlag):
     MIXED = 4
     NAMED = 8
     MACHINE_ID = 16
+    LIMITED = 32
 
 
-ALL_FIXED_UP = 31
+ALL_FIXED_UP = 63
 
 
-def fixup_payload(unix_ns: int, entropy: bytes, hostname: str = "", machine_id: str = "") -> bytes:
-    """The payload of FIXUP. Without a host name and a machine id it is the form that every agent knows."""
+def fixup_payload(
+    unix_ns: int, entropy: bytes, hostname: str = "", machine_id: str = "", limits: tuple[int, int] | None = None
+) -> bytes:
+    """The payload of FIXUP. Without names and limits (tasks, bytes of memory) it is the form that every agent knows."""
     payload = U64.pack(unix_ns) + U32.pack(len(entropy)) + entropy
-    for text in (hostname, machine_id) if hostname or machine_id else ():
+    for text in (hostname, machine_id) if hostname or machine_id or limits else ():
         encoded = text.encode("ascii")
         payload += U32.pack(len(encoded)) + encoded
+    if limits is not None:
+        payload += U32.pack(limits[0]) + U64.pack(limits[1])
     return payload

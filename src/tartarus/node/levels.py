@@ -16,6 +16,7 @@ from tartarus.runtimes.cgroups import Hierarchy, open_hierarchy
 from tartarus.runtimes.container.runtime import ContainerRuntime
 from tartarus.runtimes.gvisor.runtime import GvisorRuntime
 from tartarus.runtimes.idmap import IdMap, host_id_map
+from tartarus.runtimes.microvm.runtime import MicrovmRuntime
 from tartarus.runtimes.process.runtime import ProcessRuntime
 from tartarus.runtimes.wasm.runtime import WasmRuntime
 
@@ -53,7 +54,9 @@ class Levels:
             self.hierarchy = open_hierarchy(self._settings.state_dir)
         except IsolationUnavailable as error:
             _log.warning("no_cgroups", error=str(error))
+        state, kernels = self._settings.state_dir, self._settings.kernels
         makers: dict[Isolation, Callable[[], Runtime]] = {
+            Isolation.MICROVM: lambda: MicrovmRuntime(state, kernels, self.hierarchy, self.id_map),
             Isolation.GVISOR: lambda: GvisorRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
             Isolation.CONTAINER: lambda: ContainerRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
             Isolation.PROCESS: lambda: ProcessRuntime(self._settings.state_dir, self.hierarchy),
@@ -78,12 +81,18 @@ class Levels:
     async def prove(self, start_one: Callable[[Isolation], Awaitable[None]]) -> list[LevelReport]:
         """Start a guest at each level and say how it went."""
         reports = []
-        for isolation in (Isolation.PROCESS, Isolation.CONTAINER, Isolation.GVISOR, Isolation.WASM):
+        for isolation in (Isolation.PROCESS, Isolation.CONTAINER, Isolation.GVISOR, Isolation.MICROVM, Isolation.WASM):
             began = time.perf_counter()
             runtime = self.runtimes.get(isolation)
             capabilities = runtime.capabilities() if runtime is not None else None
+            said = ""
             try:
-                await start_one(isolation)
+                if isinstance(runtime, MicrovmRuntime):
+                    # Not the default template, whose files would first have to be packed: that takes a minute.
+                    said = await runtime.prove()
+                    capabilities = runtime.capabilities()
+                else:
+                    await start_one(isolation)
             except TartarusError as error:
                 reports.append(LevelReport(isolation, False, str(error), error.fix, capabilities, None))
                 continue
@@ -93,6 +102,7 @@ class Levels:
                 if capabilities is not None and capabilities.missing
                 else "all limits enforced"
             )
+            detail = f"{said}; {detail}" if said else detail
             reports.append(LevelReport(isolation, True, detail, "", capabilities, took))
         return reports
 

@@ -7,6 +7,7 @@
 #include "forward.h"
 #include "kill.h"
 #include "listen.h"
+#include "machine.h"
 #include "quiet.h"
 #include "runner.h"
 #include "signals.h"
@@ -440,6 +441,7 @@ static bool set_up(struct session *session)
 	session->child_ended = true;
 	session->out.splice_pipe = -1;
 	session->out.cannot_splice = session->config.machine;
+	act_as_user(&session->config);
 	if (fd >= 0 && !session_watch(session, fd, &session->channel_source, EPOLLIN | EPOLLOUT | EPOLLRDHUP))
 		return false;
 	return listen_attach(session) && take_signals(session) && runner_attach(session);

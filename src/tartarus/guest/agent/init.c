@@ -8,6 +8,7 @@
 #include "agent.h"
 #include "cmdline.h"
 #include "listen.h"
+#include "machine.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -30,6 +31,7 @@
 #define PORT_NAME "tartarus.channel"
 #define ROOT_SERIAL "tartarus-root"
 #define SCRATCH_SERIAL "tartarus-scratch"
+#define BINDS "/sandbox/binds"
 
 enum { WAIT_STEPS = 20000, WAIT_STEP_NS = 500000, NAME_SIZE = 64, PATH_SIZE = 320 };
 
@@ -37,6 +39,7 @@ static bool powers_off;
 
 static void switch_off(void)
 {
+	(void)syscall(SYS_setresuid, (uid_t)-1, 0, (uid_t)-1);
 	sync();
 	/* Most monitors are told to end rather than to reboot. */
 	reboot(powers_off ? RB_POWER_OFF : RB_AUTOBOOT);
@@ -166,6 +169,26 @@ static void make_root(void)
 	must_mount("overlay", "/root", "overlay", MS_NODEV, "lowerdir=/lower,upperdir=/scratch/upper,workdir=/scratch/work");
 }
 
+/* Images beside the root's own: lines of a disk's serial number and where it belongs. */
+static void mount_binds(void)
+{
+	size_t size;
+	char *text = read_all(BINDS, &size), *rest = text, *line;
+
+	while (text != NULL && (line = strsep(&rest, "\n")) != NULL) {
+		char disk[PATH_SIZE], place[PATH_SIZE];
+		char *target = strchr(line, ' ');
+
+		if (target == NULL)
+			continue;
+		*target = '\0';
+		device_path("/sys/block", "serial", line, disk);
+		snprintf(place, sizeof place, "/root%s", target + 1);
+		must_mount(disk, place, "erofs", MS_RDONLY | MS_NODEV | MS_NOSUID, NULL);
+	}
+	free(text);
+}
+
 static void furnish_root(void)
 {
 	static const char *const places[] = {"/root/proc", "/root/sys", "/root/dev", "/root/tmp", "/root/run"};
@@ -207,6 +230,24 @@ static void loopback_up(void)
 	if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request) != 0)
 		fail("loopback");
 	close(fd);
+}
+
+/* What programs write is to reach the scratch disk soon, where the host counts it: not after half a minute. */
+static void write_back_soon(void)
+{
+	static const char *const knobs[][2] = {
+		{"/proc/sys/vm/dirty_writeback_centisecs", "100"},
+		{"/proc/sys/vm/dirty_expire_centisecs", "200"},
+	};
+
+	for (size_t i = 0; i < sizeof knobs / sizeof knobs[0]; i++) {
+		int fd = open(knobs[i][0], O_WRONLY | O_CLOEXEC);
+
+		if (fd >= 0) {
+			(void)!write(fd, knobs[i][1], strlen(knobs[i][1]));
+			close(fd);
+		}
+	}
 }
 
 static void attach_null(void)
@@ -256,11 +297,18 @@ int init_main(void)
 		fail("/dev");
 	powers_off = cmdline_word("tartarus.off", off, sizeof off) && strcmp(off, "poweroff") == 0;
 	load_modules();
+	if (!user_read(&config))
+		fail("the sandbox's user");
 	make_root();
+	mount_binds();
+	companion_read();
 	furnish_root();
 	enter_root();
+	group_make();
 	loopback_up();
+	write_back_soon();
 	open_channel(&config);
+	companion_start(&config);
 	attach_null();
 	(void)agent_main(&config);
 	switch_off();

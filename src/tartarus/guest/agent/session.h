@@ -126,6 +126,7 @@ struct launch {
 	const struct exec_request *request;
 	int fds[3];
 	bool die_with_parent;
+	const struct agent_config *machine; /* set in a virtual machine, whose agent is root */
 	int error;        /* set when it failed: errno, and what it concerns */
 	const char *what;
 };
