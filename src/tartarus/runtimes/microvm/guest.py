@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from tartarus.guest.channel import BootFailed, GuestChannel
-from tartarus.guest.session import SessionState
 from tartarus.guest.protocol import FixedUp, fixup_payload
+from tartarus.guest.session import SessionState
 from tartarus.model.errors import GuestFailed
 from tartarus.model.sandbox import Resources, Stats
 from tartarus.runtimes.base import Saved
