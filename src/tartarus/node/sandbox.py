@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import structlog
@@ -15,12 +15,12 @@ from tartarus.guest.channel import GuestChannel, GuestExec, GuestProcess
 from tartarus.guest.command_lines import CONTEXT
 from tartarus.guest.contexts import CodeContext, ContextProcess
 from tartarus.guest.parked import HandedOver, Parked, park
+from tartarus.guest.session import Others
 from tartarus.guest.wasm import command_line
 from tartarus.model.errors import (
     ContextNotFound,
     GuestFailed,
     InvalidState,
-    NoSpace,
     SandboxNotFound,
     TartarusError,
     Unsupported,
@@ -29,80 +29,23 @@ from tartarus.model.ids import new_id
 from tartarus.model.sandbox import ExecSpec, ExitStatus, Isolation, Reason, SandboxRecord, Stats, Wasm
 from tartarus.model.states import State
 from tartarus.model.template import Template
+from tartarus.node import sessions
+from tartarus.node.commands import MainProcess, Process
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.parking import parking_of
+from tartarus.node.resting import Resting
+from tartarus.node.sessions import SandboxSession
 from tartarus.runtimes.base import Guest, Places, command_environment
 from tartarus.store.sandboxes import SandboxStore
 
 _log = structlog.get_logger("tartarus.node.sandbox")
 _STORE_RETRY_S = 1.0
 _STORE_RETRY_MAX_S = 60.0
-_STARTED = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING})
+_STARTED = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.HIBERNATED, State.STOPPING})
 
 
-class Process(Protocol):
-    """A command in a sandbox, as the API streams it."""
-
-    async def started(self) -> tuple[int, bool]:
-        """Its pid in the sandbox, and whether the warm interpreter runs it."""
-        ...
-
-    async def read(self) -> tuple[int, bytes] | None:
-        """The next (1 stdout or 2 stderr, bytes), in order; None after its end."""
-        ...
-
-    async def write_stdin(self, data: bytes) -> None:
-        """Give it input; waits while it does not read."""
-        ...
-
-    def close_stdin(self) -> None:
-        """End its input."""
-        ...
-
-    def signal(self, number: int, group: bool = False) -> None:
-        """Send it a signal."""
-        ...
-
-    def resize(self, rows: int, cols: int) -> None:
-        """Tell its terminal's new size."""
-        ...
-
-    async def wait(self) -> ExitStatus:
-        """How it ended."""
-        ...
-
-
-class MainProcess:
-    """The sandbox's own command: what is read of it is logged too."""
-
-    def __init__(self, process: Process, log: OutputLog) -> None:
-        self._process = process
-        self._log = log
-        self.started = process.started
-        self.write_stdin = process.write_stdin
-        self.close_stdin = process.close_stdin
-        self.signal = process.signal
-        self.resize = process.resize
-        self.wait = process.wait
-
-    async def read(self) -> tuple[int, bytes] | None:
-        """The next piece of output, logged; None after its end or the sandbox's, whose record then says why."""
-        try:
-            piece = await self._process.read()
-        except GuestFailed:
-            piece = None
-        if piece is None:
-            self._log.end()
-            return None
-        try:
-            self._log.append(*piece)
-        except NoSpace as error:
-            _log.error("log_lost", error=str(error))
-        return piece
-
-
-class Sandbox:
+class Sandbox(Resting):
     """Made by the node when the guest is running."""
 
     def __init__(
@@ -126,11 +69,31 @@ class Sandbox:
         self._ending: Reason | None = None
         self._exit: ExitStatus | None = None
         self._done: asyncio.Future[SandboxRecord] = self._loop.create_future()
+        self.channel = guest.channel
+        self.asleep = False
+
+    @classmethod
+    async def attached(
+        cls, record: SandboxRecord, template: Template, guest: Guest, store: SandboxStore, log: OutputLog,
+        places: Places, on_end: Callable[[Sandbox], None], session: SandboxSession, *, others: Others = "kill",
+    ) -> Sandbox:  # fmt: skip
+        """A sandbox whose guest was restored with `session.channel`: its main command and code contexts go on.
+
+        `others`: what becomes of its other commands, whose clients are not here. Raises GuestFailed.
+        """
+        await guest.ready()
+        sandbox = cls(record, template, guest, store, log, places, on_end)
+        taken = sessions.take_over(session, guest.channel)
+        sandbox._contexts, sandbox._parked = taken.contexts, taken.parked
+        if taken.main is not None:
+            sandbox.main = MainProcess(taken.main, log)
+        guest.channel.go_on(others)
+        return sandbox
 
     @property
     def files(self) -> GuestChannel:
         """File operations: stat, list, read, write, mkdir, move, remove, watch."""
-        return self.guest.channel
+        return self.channel
 
     def start_command(self, spec: ExecSpec) -> MainProcess:
         """Send the main command; its output waits in the guest until read."""
@@ -139,12 +102,17 @@ class Sandbox:
 
     def supervise(self) -> None:
         """From now on, the end of the guest or of the main command ends the sandbox, and so does its deadline."""
-        self._spawn(self._watch_guest())
+        self._watch()
         if self.main is not None:
             self._spawn(self._watch_main(self.main))
         timeout_s = self.record.spec.timeout_s
         if timeout_s is not None:
-            self._deadline = self._loop.call_later(timeout_s, self._past_deadline)
+            # By the clock on the wall: it may have been asleep, and its daemon another.
+            passed_s = time.time() - (self.record.started_at or time.time())
+            self._deadline = self._loop.call_later(max(0.0, timeout_s - max(0.0, passed_s)), self._past_deadline)
+
+    def _watch(self) -> None:
+        self._spawn(self._watch_guest())
 
     def detach(self) -> None:
         """Nobody will read the main command's output: keep it in the log."""
@@ -169,7 +137,12 @@ class Sandbox:
             return
         if self._ending is None:
             self._ending = reason
-        await self.guest.destroy()
+        was_asleep, self.asleep = self.asleep, False
+        if was_asleep:
+            self.channel.close()
+            await self._finish()
+        else:
+            await self.guest.destroy()
         await self.wait()
 
     async def pause(self) -> None:
@@ -200,7 +173,7 @@ class Sandbox:
         warm_up = self.template.warm_up
         process: ContextProcess
         if warm_up is None or warm_up.is_cloned:
-            process = self.guest.channel.exec(request)
+            process = self.channel.exec(request)
         else:
             process = await self._cells_of_parked(request)
         self._contexts[context_id] = CodeContext(
@@ -214,7 +187,7 @@ class Sandbox:
         if taken is None:
             parking = parking_of(self.template, self._places, self.record.isolation)
             parking = msgspec.structs.replace(parking, env=request.env, cwd=request.cwd, cells=True)
-            taken = (await park(self.guest.channel, parking)).offer(request, _no_cold_cells)
+            taken = (await park(self.channel, parking)).offer(request, _no_cold_cells)
         if taken is None:
             raise GuestFailed("the interpreter ended before its first cell")
         return taken
@@ -236,8 +209,8 @@ class Sandbox:
         """In the interpreter that is parked here, if it can run this; else a process of its own."""
         taken = None
         if self._parked is not None:
-            taken = self._parked.offer(request, lambda: self.guest.channel.exec(request))
-        return self.guest.channel.exec(request) if taken is None else taken
+            taken = self._parked.offer(request, lambda: self.channel.exec(request))
+        return self.channel.exec(request) if taken is None else taken
 
     def _guest_exec(self, spec: ExecSpec, *, once: bool) -> GuestExec:
         if self.record.isolation is Isolation.WASM:
@@ -304,8 +277,10 @@ class Sandbox:
         await self.guest.destroy()
 
     async def _watch_guest(self) -> None:
-        await asyncio.shield(self.guest.ended)
-        await self._finish()
+        guest = self.guest
+        await asyncio.shield(guest.ended)
+        if guest is self.guest and not self.asleep:
+            await self._finish()
 
     async def _finish(self) -> None:
         if self._deadline is not None:
