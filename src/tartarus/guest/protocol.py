@@ -61,6 +61,7 @@ class ToGuest(IntEnum):
     PING = 0x43
     QUIESCE = 0x44
     GO_ON = 0x45
+    STOP = 0x46
 
 
 class ToHost(IntEnum):
@@ -70,6 +71,7 @@ class ToHost(IntEnum):
     BOOT_FAILED = 0x82
     PONG = 0x83
     QUIESCED = 0x84
+    STOPPED = 0x86
     STARTED = 0x90
     STDOUT = 0x91
     STDERR = 0x92
@@ -106,6 +108,7 @@ _LENGTHS: dict[int, tuple[int, int]] = {
     ToHost.BOOT_FAILED: (8, 8),
     ToHost.PONG: (0, MAX_TEXT),
     ToHost.QUIESCED: (8, 8 + 16 * MAX_STREAMS),
+    ToHost.STOPPED: (4, 4),
     ToHost.STARTED: (8, 8),
     ToHost.STDOUT: (0, MAX_DATA),
     ToHost.STDERR: (0, MAX_DATA),
@@ -118,7 +121,7 @@ _LENGTHS: dict[int, tuple[int, int]] = {
     ToHost.FORWARD_DATA: (0, MAX_DATA),
     ToHost.FORWARD_EOF: (0, 0),
 }
-_SESSION_ONLY = frozenset({ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED})
+_SESSION_ONLY = frozenset({ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED, ToHost.STOPPED})
 
 Piece = tuple[int, int, int, bytes]
 """(type, flags, stream, payload); of a data frame, the payload's next part."""

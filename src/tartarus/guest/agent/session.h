@@ -87,6 +87,8 @@ struct session {
 	uint8_t opening; /* the type of the frame that opens the next stream */
 	struct runner *runner;
 	int64_t deadline_ms; /* of a SHUTDOWN, on the monotonic clock; 0: none */
+	int64_t stop_ms; /* likewise of the newest STOP, which the guest outlives */
+	uint32_t n_stops; /* that have no answer yet */
 };
 
 enum {
