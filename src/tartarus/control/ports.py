@@ -17,6 +17,7 @@ from tartarus.model.library import (
     TemplateInfo,
     Upload,
 )
+from tartarus.model.lifecycle import DrainReport, DrainRequest, Stopped, StopRequest
 from tartarus.model.sandbox import ExecSpec, ExitStatus, FileEvent, FileInfo, Reason, SandboxRecord, SandboxSpec, Stats
 
 
@@ -180,14 +181,34 @@ class Sandbox(Protocol):
         """End a context."""
 
 
+class Terminator(Protocol):
+    """Graceful ends."""
+
+    async def stop(self, sandbox: Any, request: StopRequest) -> Stopped:
+        """One sandbox's; returns once it is gone."""
+
+    async def drain(self, request: DrainRequest) -> DrainReport:
+        """All of them, and no new ones from now on."""
+
+    def report(self) -> DrainReport:
+        """Whether new ones are taken, and which there are."""
+
+    def undo(self) -> None:
+        """Take new ones again."""
+
+
 class Node(Protocol):
     """The daemon of one host, as the API sees it."""
+
+    @property
+    def terminator(self) -> Terminator:
+        """Graceful ends."""
 
     async def start(self) -> None:
         """Before anything else."""
 
     async def stop(self, reason: Reason) -> None:
-        """End every sandbox."""
+        """End every sandbox gracefully."""
 
     async def create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
         """Make a sandbox; nothing is left when it raises."""

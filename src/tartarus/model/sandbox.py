@@ -11,6 +11,7 @@ from tartarus.model.checks import (
     check_env,
     check_labels,
     check_mount,
+    check_stop,
     check_time_limit,
     no_nul,
     require,
@@ -143,6 +144,10 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     With `command`, the sandbox lives as long as that command; without, until it is killed or its
     `timeout_s` (seconds, wall clock, from start) passes. In a record, `resources` are the limits that hold.
     A `snapshot`, by id or name, brings its own template, and `template` then counts for nothing.
+
+    `stop_signal` (a name or number) and `stop_grace_s` (seconds) say how it is ended gracefully; what is left out is
+    the template's, then TERM and 10 s. With a grace of its own or its template's, a time limit ends it gracefully too:
+    the signal then comes that long before the limit, which nothing outlives.
     """
 
     template: str = "host"
@@ -158,6 +163,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wasm: Wasm | None = None
     name: str = ""
     labels: dict[str, str] = {}
+    stop_signal: str = ""
+    stop_grace_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.name:
@@ -171,6 +178,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "begin it with /",
         )
         check_time_limit(self.timeout_s)
+        check_stop(self.stop_signal, self.stop_grace_s, self.timeout_s)
         check_labels(self.labels)
         for mount in self.mounts:
             check_mount(mount)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -36,13 +36,15 @@ from tartarus.node.outputlog import OutputLog
 from tartarus.node.parking import parking_of
 from tartarus.node.resting import Resting
 from tartarus.node.sessions import SandboxSession
+from tartarus.node.termination import Grace, StopOrder, outcome, own_grace_s, stop_order
 from tartarus.runtimes.base import Guest, Places, command_environment
 from tartarus.store.sandboxes import SandboxStore
 
 _log = structlog.get_logger("tartarus.node.sandbox")
 _STORE_RETRY_S = 1.0
 _STORE_RETRY_MAX_S = 60.0
-_STARTED = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.HIBERNATED, State.STOPPING})
+_STARTED = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.HIBERNATED})
+_STOPPING = frozenset({State.STOPPING})
 
 
 class Sandbox(Resting):
@@ -65,7 +67,9 @@ class Sandbox(Resting):
         self._contexts: dict[str, CodeContext] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._deadline: asyncio.TimerHandle | None = None
+        self._timers: list[asyncio.TimerHandle] = []
+        self._turn = asyncio.Lock()
+        self._grace: Grace | None = None
         self._ending: Reason | None = None
         self._exit: ExitStatus | None = None
         self._done: asyncio.Future[SandboxRecord] = self._loop.create_future()
@@ -108,8 +112,11 @@ class Sandbox(Resting):
         timeout_s = self.record.spec.timeout_s
         if timeout_s is not None:
             # By the clock on the wall: it may have been asleep, and its daemon another.
-            passed_s = time.time() - (self.record.started_at or time.time())
-            self._deadline = self._loop.call_later(max(0.0, timeout_s - max(0.0, passed_s)), self._past_deadline)
+            left_s = timeout_s - max(0.0, time.time() - (self.record.started_at or time.time()))
+            self._timers.append(self._loop.call_later(max(0.0, left_s), self._past_deadline))
+            grace_s = own_grace_s(self.record.spec, self.template)
+            if grace_s:
+                self._timers.append(self._loop.call_later(max(0.0, left_s - grace_s), self._near_deadline))
 
     def _watch(self) -> None:
         self._spawn(self._watch_guest())
@@ -145,17 +152,56 @@ class Sandbox(Resting):
             await self.guest.destroy()
         await self.wait()
 
+    async def stop(
+        self, order: StopOrder | None = None, *, reason: Reason = Reason.USER_REQUEST,
+        last: Callable[[], Awaitable[None]] | None = None,
+    ) -> SandboxRecord:  # fmt: skip
+        """End it gracefully: signal everything in it, wait as long as `order` says, then use force.
+
+        A second stop hurries the first, and `kill` cuts it short. `last` runs when its processes have ended, or their
+        time has, and its files are still there; it must not raise. Going away does not stop the stop.
+        """
+        order = order or stop_order(self.record.spec, self.template)
+        if self.asleep:  # there is nobody to ask
+            await self.kill(reason=reason)
+        elif self._ending is None:
+            self._ending = reason
+            self._grace = Grace(self.guest, order)
+            self._spawn(self._stop(self._grace, last))
+        elif self._grace is not None:
+            self._grace.hurry(order)
+        return await self.wait()
+
+    async def _stop(self, grace: Grace, last: Callable[[], Awaitable[None]] | None) -> None:
+        try:
+            async with self._turn:
+                if self.record.state is State.PAUSED:
+                    await self.guest.resume()
+                self.record = await self._store.transition(
+                    self.record.id, {State.RUNNING, State.PAUSED}, State.STOPPING
+                )
+        except TartarusError as error:  # a full disk, most likely: it ends all the same
+            _log.warning("stopping_not_stored", sandbox=self.record.id, error=str(error))
+        try:
+            await grace.run()
+            if last is not None:
+                await last()
+        finally:
+            await self.guest.destroy()
+
     async def pause(self) -> None:
         """Freeze everything in it."""
-        self._require(State.RUNNING, "pause")
-        await self.guest.pause()
-        self.record = await self._store.transition(self.record.id, {State.RUNNING}, State.PAUSED)
+        async with self._turn:
+            self._require(State.RUNNING, "pause")
+            await self.guest.pause()
+            self.record = await self._store.transition(self.record.id, {State.RUNNING}, State.PAUSED)
 
     async def resume(self) -> None:
         """Let it run again."""
-        self._require(State.PAUSED, "resume")
-        await self.guest.resume()
-        self.record = await self._store.transition(self.record.id, {State.PAUSED}, State.RUNNING)
+        async with self._turn:
+            self._require(State.PAUSED, "resume")
+            await self.guest.resume()
+            self.record = await self._store.transition(self.record.id, {State.PAUSED}, State.RUNNING)
 
     async def stats(self) -> Stats:
         """Use of resources now."""
@@ -266,6 +312,13 @@ class Sandbox(Resting):
     def _past_deadline(self) -> None:
         self._spawn(self.kill(reason=Reason.TIMEOUT))
 
+    def _near_deadline(self) -> None:
+        async def stop() -> None:
+            await self.stop(reason=Reason.TIMEOUT)
+
+        if self._ending is None:
+            self._spawn(stop())
+
     async def _watch_main(self, main: MainProcess) -> None:
         try:
             self._exit = await main.wait()
@@ -274,7 +327,9 @@ class Sandbox(Resting):
             return
         if self._ending is None:
             self._ending = Reason.COMPLETED
-        await self.guest.destroy()
+        # What else runs in it has its time to end, too.
+        if self._grace is None:
+            await self.guest.destroy()
 
     async def _watch_guest(self) -> None:
         guest = self.guest
@@ -283,10 +338,12 @@ class Sandbox(Resting):
             await self._finish()
 
     async def _finish(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        state, changes = outcome(self._ending, self._exit, self.guest.stats().oom_kills)
+        for timer in self._timers:
+            timer.cancel()
+        state, changes = outcome(self._ending, self._exit, self.guest.stats().oom_kills, asked=self._grace is not None)
         changes["ended_at"] = time.time()
+        if self._grace is not None and self._grace.forced:
+            changes.setdefault("message", "it was still running when its time to end was over")
         ended = msgspec.structs.replace(self.record, state=state, **changes)
         stored = await self._store_end(state, changes)
         self.record = stored or ended
@@ -305,6 +362,8 @@ class Sandbox(Resting):
     async def _store_end(self, state: State, changes: dict[str, Any]) -> SandboxRecord | None:
         path = (state,) if state is State.LOST else (State.STOPPING, state)
         try:
+            if self.record.state is State.STOPPING:
+                return await self._store.transition(self.record.id, _STOPPING, state, **changes)
             return await self._store.transition(self.record.id, _STARTED, *path, **changes)
         except (InvalidState, SandboxNotFound) as error:
             _log.error("ended_already", sandbox=self.record.id, error=str(error))
@@ -338,22 +397,3 @@ class Sandbox(Resting):
 
 def _no_cold_cells() -> GuestProcess:
     raise GuestFailed("the interpreter took no cells", fix="open another context")
-
-
-def outcome(ending: Reason | None, status: ExitStatus | None, oom_kills: int) -> tuple[State, dict[str, Any]]:
-    """The final state and record fields, from why it ended, how its command exited, and out-of-memory kills."""
-    changes: dict[str, Any] = {"reason": ending or Reason.LOST}
-    if status is not None:
-        changes |= {"exit_code": status.shell_status, "exit_signal": status.signal or None}
-    if ending is Reason.TIMEOUT:
-        return State.TIMED_OUT, changes | {"message": "the time limit passed"}
-    if ending is Reason.COMPLETED and status is not None:
-        if status.signal == signal.SIGKILL and oom_kills:
-            return State.FAILED, changes | {
-                "reason": Reason.RESOURCE_LIMIT,
-                "message": "killed: the memory limit was reached",
-            }
-        return (State.SUCCEEDED if status.shell_status == 0 else State.FAILED), changes
-    if ending is None:
-        return State.LOST, changes | {"message": "its guest agent ended"}
-    return State.KILLED, changes

@@ -34,6 +34,8 @@ from tartarus.node.outputlog import OutputLog, finished
 from tartarus.node.pool import SnapshotPool, host_meminfo
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.spares import Spare, SparePool, could_serve
+from tartarus.node.termination import stop_order
+from tartarus.node.terminator import Terminator
 from tartarus.runtimes.base import Guest, GuestRequest, RootFs
 from tartarus.runtimes.nursery import exhausted_or_failed
 from tartarus.store.sandboxes import SandboxStore
@@ -64,6 +66,7 @@ class Node:
         self._offers = Offers(settings, store, self._levels)
         self.library = Library(settings, store, self._levels, self._pool, self._offers, self._spares, self.live)
         self.modules = Modules(settings, self._levels, self._pool, self._offers, self.library.uploads)
+        self.terminator = Terminator(self._live.values, self._end_creations)
         self._background: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -79,15 +82,18 @@ class Node:
         self._background = asyncio.create_task(self._reconcile_forever())
 
     async def stop(self, reason: Reason) -> None:
-        """End every sandbox with `reason`, then every template's parked guest."""
+        """End every sandbox gracefully with `reason`, within the daemon's own grace; then templates' parked guests."""
         self._stopping = True
         if self._background is not None:
             self._background.cancel()
-        for creating in self._creating:
-            creating.cancel()
-        await asyncio.gather(*self._creating, return_exceptions=True)
+        await self._end_creations()
+        most_s = self._settings.stop_grace_s
         await asyncio.gather(
-            *(sandbox.kill(reason=reason) for sandbox in list(self._live.values())), return_exceptions=True
+            *(
+                sandbox.stop(stop_order(sandbox.record.spec, sandbox.template, most_s=most_s), reason=reason)
+                for sandbox in list(self._live.values())
+            ),
+            return_exceptions=True,
         )
         await self.library.close()
         await self._spares.close()
@@ -98,6 +104,7 @@ class Node:
         """Make a sandbox and start its command. When this raises, nothing is left but the record of the failure."""
         if self._stopping:
             raise InvalidState("the daemon is stopping", fix="try again in a moment")
+        self.terminator.check()
         creating = asyncio.create_task(self._create(tenant, spec))
         self._creating.add(creating)
         creating.add_done_callback(self._creating.discard)
@@ -106,7 +113,13 @@ class Node:
         except asyncio.CancelledError:
             if self._stopping:
                 raise InvalidState("the daemon is stopping", fix="try again in a moment") from None
+            self.terminator.check()
             raise
+
+    async def _end_creations(self) -> None:
+        for creating in self._creating:
+            creating.cancel()
+        await asyncio.gather(*self._creating, return_exceptions=True)
 
     async def _create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
         began = time.time()
@@ -131,8 +144,8 @@ class Node:
             return await self._start(record, offer, spare, clock)
         except asyncio.CancelledError:
             why, reason = ("the caller went away", Reason.USER_REQUEST)
-            if self._stopping:
-                why, reason = ("the daemon stopped", Reason.NODE_DRAIN)
+            if self._stopping or self.terminator.draining:
+                why, reason = ("the daemon stopped" if self._stopping else "the node is drained", Reason.NODE_DRAIN)
             await asyncio.shield(self._start_failed(record, why, reason, State.KILLED))
             raise
         except Exception as error:

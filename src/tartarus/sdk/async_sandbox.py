@@ -11,6 +11,7 @@ import anyio
 
 from tartarus.model.errors import TimeLimit
 from tartarus.model.library import CreateSnapshot
+from tartarus.model.lifecycle import Stopped, StopRequest
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
 from tartarus.model.states import TERMINAL, State
 from tartarus.sdk import calls, library_calls, modules
@@ -26,7 +27,7 @@ from tartarus.sdk.opening import Opening
 from tartarus.sdk.progress import Progress
 from tartarus.sdk.results import CodeResult, CommandResult, LogEntry
 from tartarus.sdk.sandbox import state_names
-from tartarus.sdk.specs import exec_spec, sandbox_spec
+from tartarus.sdk.specs import duration_or_none, exec_spec, sandbox_spec
 from tartarus.sdk.waiting import Deadline
 
 
@@ -64,6 +65,8 @@ class AsyncSandbox:
         snapshot: str = "",
         module: str | os.PathLike[str] | bytes | None = None,
         fuel: int | None = None,
+        stop_signal: int | str = "",
+        stop_grace: float | str | None = None,
         client: AsyncClient | None = None,
     ) -> Opening[AsyncSandbox]:
         """Make a sandbox; limits that are not given are the template's.
@@ -89,6 +92,8 @@ class AsyncSandbox:
             module: a WebAssembly module or component to run, as a file's path or as bytes. Commands are then its
                 command lines, and the level is ``wasm``.
             fuel: how many instructions, about, each of its commands may execute.
+            stop_signal: what asks it to end, by name or number; the template's (TERM if it has none) if not given.
+            stop_grace: how long it then has, in seconds or as in ``"30s"``; the last part of its time limit, too.
             client: which daemon; the one of your environment if not given.
 
         Raises:
@@ -100,6 +105,7 @@ class AsyncSandbox:
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
             snapshot=snapshot, module="" if module is None else modules.digest_of(code), fuel=fuel,
+            stop_signal=stop_signal, stop_grace=stop_grace,
         )  # fmt: skip
         return Opening(cls._made(calls.create(spec), client, owned=True, code=None if module is None else code))
 
@@ -280,6 +286,21 @@ class AsyncSandbox:
     async def signal(self, signal: int) -> None:
         """Send its main command a signal."""
         await self._client.transport.call(calls.send_signal(self.id, signal))
+
+    async def stop(self, *, signal: int | str = "", grace: float | str | None = None) -> Stopped:
+        """End it gracefully: a signal to everything in it, time to end, then force. Returns once it is gone.
+
+        Args:
+            signal: a name or number; the sandbox's own (TERM unless it says otherwise) if not given.
+            grace: how long it has, in seconds or as in ``"30s"``; the sandbox's own (10 s) if not given, 0 for none.
+
+        One that has ended is fine; a second stop hurries the first. A command that ended by itself with status 0
+        has succeeded, and one with another has failed.
+        """
+        request = StopRequest(str(signal), duration_or_none(grace))
+        stopped = await self._client.transport.call(calls.stop(self.id, request))
+        self._record = stopped.sandbox
+        return stopped
 
     async def kill(self: AsyncSandbox | str, *, client: AsyncClient | None = None) -> None:
         """End it and everything in it; one that has ended is fine.

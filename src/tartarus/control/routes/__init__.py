@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tartarus.control.routes import (
     code,
+    endings,
     files,
     logs,
     modules,
@@ -18,6 +19,7 @@ from tartarus.control.routes import (
 ROUTES = [
     *system.ROUTES,
     *sandboxes.ROUTES,
+    *endings.ROUTES,
     *logs.ROUTES,
     *code.ROUTES,
     *files.ROUTES,
