@@ -138,12 +138,13 @@ static void device_path(const char *directory, const char *attribute, const char
 	fail(wanted);
 }
 
-/* A disk's path: by the name that the command line has for it, since not every monitor gives disks serials. */
-static void disk_path(const char *word, const char *serial, char path[PATH_SIZE])
+/* A disk's path: by what `disk.SERIAL=` on the command line names it, since not every monitor gives disks serials. */
+static void disk_path(const char *serial, char path[PATH_SIZE])
 {
 	const struct timespec step = {0, WAIT_STEP_NS};
-	char name[NAME_SIZE];
+	char name[NAME_SIZE], word[2 * NAME_SIZE];
 
+	snprintf(word, sizeof word, "disk.%.63s", serial);
 	if (!cmdline_word(word, name, sizeof name)) {
 		device_path("/sys/block", "serial", serial, path);
 		return;
@@ -157,8 +158,8 @@ static void make_root(void)
 {
 	char disk[PATH_SIZE], scratch[PATH_SIZE];
 
-	disk_path("tartarus.root", ROOT_SERIAL, disk);
-	disk_path("tartarus.scratch", SCRATCH_SERIAL, scratch);
+	disk_path(ROOT_SERIAL, disk);
+	disk_path(SCRATCH_SERIAL, scratch);
 	(void)mkdir("/lower", 0755);
 	(void)mkdir("/scratch", 0700);
 	(void)mkdir("/root", 0755);
@@ -182,7 +183,7 @@ static void mount_binds(void)
 		if (target == NULL)
 			continue;
 		*target = '\0';
-		device_path("/sys/block", "serial", line, disk);
+		disk_path(line, disk);
 		snprintf(place, sizeof place, "/root%s", target + 1);
 		must_mount(disk, place, "erofs", MS_RDONLY | MS_NODEV | MS_NOSUID, NULL);
 	}
