@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tartarus.cli.copying import place
-from tartarus.cli.lifecycle import signal_number
 from tartarus.cli.logs import Stamped, json_line, utc
 from tartarus.cli.output import error_line, one_line
 from tartarus.cli.show import ago, duration, table
 from tartarus.model.errors import InvalidRequest, TemplateNotFound
+from tartarus.model.signals import signal_number
 from tartarus.sdk import LogEntry
 
 

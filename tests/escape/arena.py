@@ -22,7 +22,8 @@ from tartarus.guest.syscalls import table
 from tartarus.images import catalogue
 from tartarus.model.sandbox import ExecSpec, ExitStatus, Isolation, Reason, ResourceRequest, SandboxSpec
 from tartarus.model.settings import Settings
-from tartarus.node.sandbox import Process, Sandbox
+from tartarus.node.commands import Process
+from tartarus.node.sandbox import Sandbox
 from tartarus.node.service import Node
 from tartarus.store.sandboxes import SandboxStore
 

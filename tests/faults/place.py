@@ -32,7 +32,7 @@ LEVELS = ("container", "process")
 _tags = itertools.count(1024 + os.getpid() * 37 % 2048)
 _CGROUPS = Path("/sys/fs/cgroup")
 _DAEMONS_OWN = re.compile(
-    r"(daemon\.(lock|log|pid|err)|start\.lock|state\.db(-wal|-shm)?|run(/tartarus\.sock)?|process|stage|cache|logs"
+    r"(daemon\.(lock|log|pid|err)|start\.lock|state\.db(-wal|-shm)?|run(/tartarus\.sock)?|process|gvisor|stage|cache|logs"
     r"|cache/templates(/(rootfs|python)-[0-9a-f]+)?)$"
 )
 

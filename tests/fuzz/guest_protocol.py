@@ -54,7 +54,9 @@ def one_input(data: bytes, cut: int) -> None:
     for kind, _, stream, payload in pieces:
         assert kind in ToHost._value2member_map_
         assert len(payload) <= (MAX_DATA if kind in DATA else MAX_CONTROL)
-        assert (stream == 0) == (kind in {ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED})
+        assert (stream == 0) == (
+            kind in {ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED, ToHost.STOPPED}
+        )
         check_reader(payload)
     cut %= len(data) + 1
     again, refused_again = decode([data[:cut], data[cut:]])

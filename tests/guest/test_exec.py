@@ -377,6 +377,29 @@ class TestEnds:
         agent.process.wait(timeout=30)
         assert agent.descendants() == set()
 
+    async def test_stop_tells_when_nobody_is_left(self, guest: GuestChannel) -> None:
+        process = guest.exec(shell("trap 'echo bye; exit 4' TERM; echo ready; while :; do sleep 0.01; done"))
+        assert await process.read() == (1, b"ready\n")
+        assert await guest.stop(signal.SIGTERM, 20)
+        assert (await output_of(process))[0] == b"bye\n"
+        assert (await process.wait()).code == 4
+        assert (await output_of(guest.exec(command("echo", "alive"))))[0] == b"alive\n"
+
+    async def test_stop_reaches_those_that_stand_still_or_were_orphaned(self, guest: GuestChannel) -> None:
+        process = guest.exec(shell("(setsid sh -c 'echo up; kill -STOP $$; sleep 1000' &) ; sleep 1000"))
+        assert await process.read() == (1, b"up\n")
+        assert await guest.stop(signal.SIGTERM, 20)
+
+    async def test_stop_says_that_somebody_is_left(self, guest: GuestChannel) -> None:
+        process = guest.exec(shell("trap '' TERM INT; echo ready; while :; do sleep 0.01; done"))
+        assert await process.read() == (1, b"ready\n")
+        first = asyncio.create_task(guest.stop(signal.SIGTERM, 60))
+        await asyncio.sleep(0)
+        assert not await guest.stop(signal.SIGINT, 0.05)
+        assert not await first
+        assert await guest.stop(signal.SIGKILL, 20)
+        assert (await process.wait()).signal == signal.SIGKILL
+
     async def test_death_of_the_agent_is_noticed(self, guest: GuestChannel, agent: Agent) -> None:
         process = guest.exec(command("sleep", "1000"))
         pid, _ = await process.started()

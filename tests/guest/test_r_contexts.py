@@ -108,7 +108,7 @@ async def test_a_cell_is_interrupted(context: CodeContext) -> None:
 
 async def test_interrupts_between_cells_do_nothing(context: CodeContext) -> None:
     assert await run(context, "1") == [shown("[1] 1")]
-    context._process.signal(2)
+    context.process.signal(2)
     await asyncio.sleep(0.1)
     assert await run(context, "for (i in 1:1e5) i; 2") == [shown("[1] 2")]
 

@@ -118,7 +118,7 @@ async def test_a_new_daemon_takes_a_command_over(guest: GuestChannel) -> None:
     kept = msgspec.json.decode(msgspec.json.encode(process.state()), type=ProcessState)
     fresh = await meet_again(guest, state)
     again = GuestProcess.restored(fresh, kept)
-    fresh.go_on("let go")
+    fresh.go_on("detach")
     assert await again.started() == (pid, False)
     await again.write_stdin(b"second\n")
     out, err = await output_of(again)
@@ -128,7 +128,7 @@ async def test_a_new_daemon_takes_a_command_over(guest: GuestChannel) -> None:
     fresh.close()
 
 
-@pytest.mark.parametrize("others", ["let go", "kill"])
+@pytest.mark.parametrize("others", ["detach", "kill"])
 async def test_commands_that_nobody_names(guest: GuestChannel, tmp_path: Path, others: str) -> None:
     """Let go, they live on though nobody reads what they write; killed, they are gone with their group."""
     script = f"yes | head -c 3000000; cat; echo done > {tmp_path}/done; sleep 1000 & wait"
@@ -161,7 +161,7 @@ async def test_a_command_on_a_terminal_is_let_go(guest: GuestChannel, tmp_path: 
     process = guest.exec(shell(f"yes | head -c 300000; echo done > {tmp_path}/done", tty=True))
     await process.started()
     fresh = await meet_again(guest, await guest.quiesce())
-    fresh.go_on("let go")
+    fresh.go_on("detach")
     deadline = time.monotonic() + 20
     while not (tmp_path / "done").exists():
         assert time.monotonic() < deadline

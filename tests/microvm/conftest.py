@@ -21,7 +21,8 @@ from tartarus.runtimes.cgroups import open_hierarchy
 from tartarus.runtimes.idmap import PRIVILEGED_BASE, host_id_map
 from tartarus.runtimes.microvm import kernel
 from tartarus.runtimes.microvm.guest import MachineGuest
-from tartarus.runtimes.microvm.runtime import MachineSnapshot, MicrovmRuntime
+from tartarus.runtimes.microvm.runtime import MicrovmRuntime
+from tartarus.runtimes.microvm.snapshot import MachineSnapshot
 
 RESOURCES = Resources(memory_bytes=128 * 1024**2, disk_bytes=64 * 1024**2)
 APPLETS = ("sh", "echo", "cat", "hostname", "dd", "id", "stty", "sleep", "mount", "ls", "od", "head", "mkdir", "wc")

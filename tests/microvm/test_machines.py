@@ -14,7 +14,8 @@ from tartarus.model.sandbox import Mount
 from tartarus.runtimes.base import GuestRequest
 from tartarus.runtimes.idmap import PRIVILEGED_BASE
 from tartarus.runtimes.microvm.launcher import FIRST_UID
-from tartarus.runtimes.microvm.runtime import MachineSnapshot, MicrovmRuntime
+from tartarus.runtimes.microvm.runtime import MicrovmRuntime
+from tartarus.runtimes.microvm.snapshot import MachineSnapshot
 
 from .conftest import RESOURCES, sh, start
 
@@ -112,14 +113,13 @@ async def test_a_monitor_is_nobody(runtime: MicrovmRuntime, snapshot: MachineSna
 async def test_the_memory_that_clones_start_from_is_sealed(runtime: MicrovmRuntime, snapshot: MachineSnapshot) -> None:
     """A monitor that its guest took over holds a descriptor of it, and can do nothing with it."""
     guest = await start(runtime, snapshot, "machine-sealed")
-    for saved in snapshot.saved.values():
-        for fd in (saved.parts.memory, saved.device_state):
-            again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
-            with pytest.raises(PermissionError):
-                os.pwrite(again, b"x", 0)
-            with pytest.raises(PermissionError):
-                os.ftruncate(again, 0)
-            os.close(again)
+    for fd in snapshot.saved_memory():
+        again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+        with pytest.raises(PermissionError):
+            os.pwrite(again, b"x", 0)
+        with pytest.raises(PermissionError):
+            os.ftruncate(again, 0)
+        os.close(again)
     await guest.destroy()
 
 

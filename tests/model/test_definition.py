@@ -62,6 +62,8 @@ env: {A: "1"}
 workdir: /srv
 user: app:app
 entrypoint: [/init, --]
+stop_signal: QUIT
+stop_grace_s: 30
 labels: {team: red}
 isolation: container
 network: open
@@ -104,6 +106,8 @@ BAD = [
     ("id: ../../etc\n", 1, "is not a valid name", ""),
     ("id: a\nworkdir: work\n", 2, "'work' is not absolute", "begin it with /"),
     ("id: a\nbase_image: host\ndockerfile: x\n", 3, "base_image is given too", "one of the two"),
+    ("id: a\nstop_signal: BYE\n", 2, "stop_signal: 'BYE' is not a signal", "TERM"),
+    ("id: a\nstop_grace_s: -1\n", 2, "out of range", "use 0 to"),
     ("id: a\nenv: {'A=B': x}\n", 2, "is not a variable name", ""),
     ("id: a\nlabels: {'a=b': x}\n", 2, "is not a label's key", ""),
     ('id: a\nwarmup_script: "a\\0b"\n', 2, "NUL", ""),

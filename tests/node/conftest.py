@@ -17,6 +17,7 @@ from tartarus.node.sandbox import Sandbox
 from tartarus.node.service import Node
 from tartarus.store.sandboxes import SandboxStore
 
+from .images import guest_images
 from .making import Maker
 
 TENANT = f"uid-{os.getuid()}"
@@ -38,7 +39,8 @@ def state_dir() -> Iterator[Path]:
     """Shared by all tests of the session, so that templates are built once."""
     path = Path(tempfile.mkdtemp(prefix="tartarus-node-", dir="/var/tmp"))
     path.chmod(0o711)
-    yield path
+    with guest_images(path):
+        yield path
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -115,6 +117,7 @@ both_levels = pytest.mark.parametrize(
         Isolation.CONTAINER,
         Isolation.PROCESS,
         pytest.param(Isolation.GVISOR, marks=pytest.mark.needs("runsc")),
+        pytest.param(Isolation.MICROVM, marks=pytest.mark.needs("microvm")),
     ],
     ids=lambda level: level.value,
 )

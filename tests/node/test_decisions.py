@@ -7,8 +7,8 @@ import pytest
 from tartarus.model.errors import IsolationUnavailable, Unsupported
 from tartarus.model.sandbox import ExitStatus, Isolation, Mount, Reason, SandboxSpec
 from tartarus.model.states import State
-from tartarus.node.sandbox import outcome
 from tartarus.node.selection import choose
+from tartarus.node.termination import outcome
 
 
 def test_auto_takes_the_strongest() -> None:

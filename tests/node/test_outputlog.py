@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,18 @@ async def test_a_log_that_cant_be_written_is_reported_once(tmp_path: Path) -> No
     with pytest.raises(NoSpace):
         log.append(1, b"x")
     log.append(1, b"y")
+
+
+async def test_a_daemon_goes_on_with_the_log_of_one_that_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    first = OutputLog(path)
+    first.append(1, b"whole")
+    first.append(2, b"torn")
+    first.sync()
+    first.end()
+    os.truncate(path, path.stat().st_size - 2)
+    again = OutputLog(path)
+    again.sync()
+    again.append(1, b"more")
+    again.end()
+    assert [entry.data async for entry in again.read()] == [b"whole", b"more"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.node.conftest import TENANT, finish, leftovers
+from tests.node.test_sessions import asleep, attached, restored
 
 from tartarus.guest.contexts import CellResult
 from tartarus.images import catalogue
@@ -345,3 +346,44 @@ async def test_a_slow_warm_up_keeps_no_other_template_waiting(node: Node) -> Non
     spare = await stocked(node)
     assert spare.rootfs.template.id == "js"
     assert not ready(node)[1:]
+
+
+async def test_a_program_in_a_spare_goes_on_with_another_daemon(
+    node: Node, store: SandboxStore, tmp_path: Path
+) -> None:
+    """What it said before anybody read it, too."""
+    await stocked(node)
+    code = (
+        "console.log(1); console.error(2); process.stdin.on('data', (d) => { console.log(String(d)); process.exit(5) })"
+    )
+    command = ExecSpec(argv=("node", "-e", code), stdin=True)
+    sandbox = await node.create(TENANT, SandboxSpec(template="js", isolation=Isolation.CONTAINER, command=command))
+    assert sandbox.main is not None
+    assert sandbox.record.warm
+    await asyncio.sleep(0.3)
+    session, guest, channel = await asleep(sandbox)
+    await sandbox.kill()
+    again = await attached(sandbox, store, await restored(guest, channel, session.channel), session, tmp_path / "log")
+    again.supervise()
+    assert again.main is not None
+    assert (await again.main.started())[1]
+    await again.main.write_stdin(b"in")
+    ran = await finish(again)
+    assert (ran.out, ran.err, ran.record.exit_code) == (b"1\nin\n", b"2\n", 5)
+
+
+async def test_an_interpreter_that_still_waits_serves_after_a_restore(
+    node: Node, store: SandboxStore, tmp_path: Path
+) -> None:
+    await stocked(node)
+    sandbox = await node.create(TENANT, SandboxSpec(template="js", isolation=Isolation.CONTAINER))
+    session, guest, channel = await asleep(sandbox)
+    assert session.parked is not None
+    await sandbox.kill()
+    again = await attached(sandbox, store, await restored(guest, channel, session.channel), session, tmp_path / "log")
+    again.supervise()
+    for warm in (True, False):
+        process = await again.exec(ExecSpec(argv=("node", "-p", "6*7")))
+        assert (await process.started())[1] is warm
+        assert await process.read() == (1, b"42\n")
+    await again.kill()

@@ -29,6 +29,9 @@ _MAX_CAPTURED_BYTES = 64 * 1024**2
 def run(values: Values, words: Sequence[str]) -> int:
     """Run a command in a fresh sandbox; returns the exit status."""
     spec = requests.run_spec(values, words)
+    program = spec["command"]["argv"][0]
+    if program.endswith(".wasm") and spec["isolation"] in {"auto", "wasm"}:
+        _send_module(spec, program)
     if values["detach"]:
         return _detached(values, spec)
     return _Launch(values, "/v1/run", {"spec": spec}, spec["command"]).go()
@@ -45,6 +48,19 @@ def execute(values: Values, words: Sequence[str]) -> int:
     from urllib.parse import quote
 
     return _Launch(values, f"/v1/sandboxes/{quote(sandbox, safe='')}/exec", spec, spec).go()
+
+
+def _send_module(spec: dict[str, Any], path: str) -> None:
+    """Have the daemon take the module that the command names, if it is a file here; else it is one in the sandbox."""
+    if not os.path.isfile(path):
+        return
+    from tartarus.sdk import modules
+    from tartarus.sdk.client import Client
+
+    data = modules.read(path)
+    modules.ensure(Client().transport, data)
+    spec["command"]["argv"][0] = os.path.basename(path)  # a path would be one in the sandbox
+    spec["wasm"] = {**(spec.get("wasm") or {}), "module": modules.digest_of(data)}
 
 
 def _detached(values: Values, spec: dict[str, Any]) -> int:

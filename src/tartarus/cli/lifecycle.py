@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal as signals
-
 import click
 
 from tartarus.cli.complete import sandboxes
 from tartarus.cli.each import for_each
-from tartarus.model.errors import InvalidRequest
+from tartarus.model.signals import signal_number
 
 _names = click.argument("names", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=sandboxes)
 
@@ -35,17 +33,6 @@ def kill(names: tuple[str, ...], *, signal: str | None, quiet: bool) -> int:
                 click.echo(f"Sandbox {sandbox.id} terminated")
 
     return for_each(names, end)
-
-
-def signal_number(text: str) -> int:
-    """A signal from its number or name, with or without ``SIG``."""
-    name = text.upper().removeprefix("SIG")
-    if name.isascii() and name.isdigit():
-        if 1 <= int(name) <= signals.SIGRTMAX:
-            return int(name)
-    elif hasattr(signals.Signals, f"SIG{name}"):
-        return int(signals.Signals[f"SIG{name}"])
-    raise InvalidRequest(f"{text!r} is not a signal", fix="use a name or number, such as TERM or 15")
 
 
 @click.command()

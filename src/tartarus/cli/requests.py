@@ -45,6 +45,12 @@ def given_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
         spec["resources"] = resources
     if values["timeout"]:
         spec["timeout_s"] = _duration(values["timeout"])
+    if values["fuel"] is not None:
+        spec["wasm"] = {"fuel": values["fuel"]}
+    if values["stop_signal"]:
+        spec["stop_signal"] = values["stop_signal"]
+    if values["stop_grace"]:
+        spec["stop_grace_s"] = 0.0 if values["stop_grace"] == "0" else _duration(values["stop_grace"])
     if values["mount"]:
         spec["mounts"] = [mount_fields(text) for text in _texts(values["mount"])]
     return spec

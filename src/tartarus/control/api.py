@@ -17,7 +17,7 @@ from litestar.handlers import HTTPRouteHandler
 from tartarus.control.decode import nearest
 from tartarus.control.hangups import HangupWatcher
 from tartarus.control.peers import Peer, peer_of
-from tartarus.control.ports import Node, Sandbox, Snapshots, Templates, Uploads
+from tartarus.control.ports import Modules, Node, Sandbox, Snapshots, Templates, Uploads
 from tartarus.model.errors import InvalidRequest, InvalidState, SandboxNotFound, TartarusError
 from tartarus.model.sandbox import SandboxRecord
 from tartarus.model.settings import Settings
@@ -25,7 +25,7 @@ from tartarus.store import SandboxStore
 from tartarus.telemetry.metrics import Metrics
 
 T = TypeVar("T")
-_PATH_PARAMETERS = frozenset({"sandbox_id", "context_id", "template_id", "snapshot_id", "upload_id"})
+_PATH_PARAMETERS = frozenset({"sandbox_id", "context_id", "template_id", "snapshot_id", "upload_id", "module_id"})
 
 
 class ClientGone(TartarusError):
@@ -47,6 +47,7 @@ class Api:
         hangups: HangupWatcher,
         *,
         uploads: Uploads,
+        modules: Modules,
         templates: Templates,
         snapshots: Snapshots,
         started_at: float,
@@ -58,6 +59,7 @@ class Api:
         self.metrics = metrics
         self.hangups = hangups
         self.uploads = uploads
+        self.modules = modules
         self.templates = templates
         self.snapshots = snapshots
         self.started_at = started_at

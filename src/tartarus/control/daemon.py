@@ -139,7 +139,8 @@ async def _serve(settings: Settings, listener: PeerListener, background: Backgro
         hangups = HangupWatcher()
         stack.callback(hangups.close)
         api = Api(
-            settings, store, node, metrics, hangups, uploads=node.library.uploads, templates=node.library.templates,
+            settings, store, node, metrics, hangups, uploads=node.library.uploads, modules=node.modules,
+            templates=node.library.templates,
             snapshots=node.library.snapshots, started_at=started_at, shut_down=stop.set
         )  # fmt: skip
         server = Server(make_app(api), stop=stop, drain=drain, grace_s=settings.stop_grace_s)

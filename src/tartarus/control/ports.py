@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from tartarus.model.library import (
     CreateSnapshot,
     CreateTemplate,
+    ModuleInfo,
     Progress,
     PushRequest,
     ScanRequest,
@@ -16,6 +17,7 @@ from tartarus.model.library import (
     TemplateInfo,
     Upload,
 )
+from tartarus.model.lifecycle import DrainReport, DrainRequest, Stopped, StopRequest
 from tartarus.model.sandbox import ExecSpec, ExitStatus, FileEvent, FileInfo, Reason, SandboxRecord, SandboxSpec, Stats
 
 
@@ -77,6 +79,16 @@ class Watch(Protocol):
 
     async def aclose(self) -> None:
         """Stop watching."""
+
+
+class Modules(Protocol):
+    """The tenant's WebAssembly modules."""
+
+    async def add(self, tenant: str, upload: str) -> ModuleInfo:
+        """Compile one that was uploaded."""
+
+    async def find(self, tenant: str, digest: str) -> ModuleInfo:
+        """One that is compiled. Raises ModuleNotFound."""
 
 
 class Files(Protocol):
@@ -169,14 +181,34 @@ class Sandbox(Protocol):
         """End a context."""
 
 
+class Terminator(Protocol):
+    """Graceful ends."""
+
+    async def stop(self, sandbox: Any, request: StopRequest) -> Stopped:
+        """One sandbox's; returns once it is gone."""
+
+    async def drain(self, request: DrainRequest) -> DrainReport:
+        """All of them, and no new ones from now on."""
+
+    def report(self) -> DrainReport:
+        """Whether new ones are taken, and which there are."""
+
+    def undo(self) -> None:
+        """Take new ones again."""
+
+
 class Node(Protocol):
     """The daemon of one host, as the API sees it."""
+
+    @property
+    def terminator(self) -> Terminator:
+        """Graceful ends."""
 
     async def start(self) -> None:
         """Before anything else."""
 
     async def stop(self, reason: Reason) -> None:
-        """End every sandbox."""
+        """End every sandbox gracefully."""
 
     async def create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
         """Make a sandbox; nothing is left when it raises."""

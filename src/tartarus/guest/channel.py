@@ -74,6 +74,7 @@ class GuestChannel(FileCalls):
         self._ready: asyncio.Future[Ready] = self.loop.create_future()
         self._same_guest: asyncio.Future[None] | None = None
         self._pings: deque[tuple[bytes, asyncio.Future[None]]] = deque()
+        self._stops: deque[asyncio.Future[bool]] = deque()
 
     async def open(self, state: SessionState | None = None) -> None:
         """Attach to the running loop and greet the guest. Does not wait for its answer.
@@ -134,6 +135,18 @@ class GuestChannel(FileCalls):
         (done,) = U32.unpack(await self.ask(Answer(self, "fix up", "the clock", 4), ToGuest.FIXUP, payload))
         return FixedUp(done & ALL_FIXED_UP)
 
+    async def stop(self, signal: int, grace_s: float) -> bool:
+        """Signal every process and wait until none is left (True), at most `grace_s` seconds; the guest lives on.
+
+        The guest keeps the time: who does not trust it sets a limit of their own. Raises GuestFailed when it goes away.
+        """
+        stopped: asyncio.Future[bool] = self.loop.create_future()
+        if self.closed.done():
+            raise self._reason()
+        self._stops.append(stopped)
+        self.send(ToGuest.STOP, 0, U32_U32.pack(min(round(grace_s * 1000), 0xFFFF_FFFF), signal))
+        return await stopped
+
     async def shutdown(self, grace_s: float) -> None:
         """Ask every process to end, wait up to `grace_s` seconds, then end the guest. Returns when it is gone."""
         self.go_on()
@@ -163,6 +176,10 @@ class GuestChannel(FileCalls):
             if not self._pings or self._pings[0][0] != payload:
                 raise BadFrame("an answer to no ping")
             settle(self._pings.popleft()[1], None)
+        elif kind == ToHost.STOPPED:
+            if not self._stops:
+                raise BadFrame("an answer to no stop")
+            settle(self._stops.popleft(), bool(U32.unpack(payload)[0]))
         else:
             super().on_session_frame(kind, payload)
 
@@ -172,3 +189,5 @@ class GuestChannel(FileCalls):
         fail(self._ready, error)
         while self._pings:
             fail(self._pings.popleft()[1], error)
+        while self._stops:
+            fail(self._stops.popleft(), error)

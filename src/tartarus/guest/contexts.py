@@ -112,8 +112,8 @@ class CodeContext:
     """
 
     def __init__(self, process: ContextProcess, *, interrupted_by_host: bool = False) -> None:
-        self._process = process
-        self._interrupted_by_host = interrupted_by_host
+        self.process = process
+        self.interrupted_by_host = interrupted_by_host
         self._turn = asyncio.Lock()
         self._buffer = bytearray()
         self._searched = 0
@@ -122,6 +122,46 @@ class CodeContext:
         self._running = False
         self._failure: TartarusError | None = None
         self._abandoned: asyncio.Task[None] | None = None
+
+    @classmethod
+    def restored(
+        cls, process: ContextProcess, *, count: int, running: bool, begun: bytes, last_words: bytes,
+        interrupted_by_host: bool,
+    ) -> CodeContext:  # fmt: skip
+        """One that was saved with its guest. A cell that ran then is interrupted: nobody listens to it any more."""
+        context = cls(process, interrupted_by_host=interrupted_by_host)
+        context._count = count
+        context._buffer += begun
+        context._last_words += last_words
+        if running:
+            context._running = True
+            context._abandoned = asyncio.get_running_loop().create_task(context._abandon_first())
+        return context
+
+    @property
+    def ended(self) -> bool:
+        """Whether it can run no cell any more."""
+        return self._failure is not None
+
+    @property
+    def count(self) -> int:
+        """How many cells were begun."""
+        return self._count
+
+    @property
+    def running(self) -> bool:
+        """Whether a cell runs."""
+        return self._running
+
+    @property
+    def begun(self) -> bytes:
+        """What has come of an event that is not whole yet."""
+        return bytes(self._buffer)
+
+    @property
+    def last_words(self) -> bytes:
+        """The end of what it wrote to its standard error."""
+        return bytes(self._last_words)
 
     async def run(self, code: str, timeout_s: float | None = None) -> AsyncIterator[CellEvent]:
         """Run one cell and yield its events as they come; the last one is CellDone.
@@ -136,15 +176,15 @@ class CodeContext:
         try:
             if self._failure is not None:
                 raise self._failure
-            await self._process.started()
+            await self.process.started()
             self._count += 1
             self._running = True
             request = {"id": self._count, "code": code, "timeout_s": timeout_s}
-            await self._process.write_stdin(_encode(request) + b"\n")
+            await self.process.write_stdin(_encode(request) + b"\n")
             loop = asyncio.get_running_loop()
             limit = None if timeout_s is None else loop.time() + timeout_s + GRACE_S
-            if timeout_s is not None and self._interrupted_by_host:
-                alarm = _Alarm(loop, timeout_s, self._process)
+            if timeout_s is not None and self.interrupted_by_host:
+                alarm = _Alarm(loop, timeout_s, self.process)
             while not ended:
                 event = await self._next(limit)
                 ended = isinstance(event, CellDone)
@@ -167,39 +207,43 @@ class CodeContext:
     async def interrupt(self) -> None:
         """Interrupt the running cell, as Ctrl-C would; nothing happens between cells."""
         if self._running and self._failure is None:
-            self._process.signal(signal.SIGINT)
+            self.process.signal(signal.SIGINT)
 
     async def close(self) -> None:
         """End the context: a running cell is interrupted; what is left of it after a moment is killed."""
         if self._failure is None:
             self._failure = GuestFailed("the code context was closed")
         try:
-            self._process.signal(signal.SIGINT)
-            self._process.close_stdin()
+            self.process.signal(signal.SIGINT)
+            self.process.close_stdin()
             # Only one may read its output: after the cell that does now.
             await asyncio.wait_for(self._turn.acquire(), GRACE_S)
             try:
                 await asyncio.wait_for(self._drain(), GRACE_S)
             except TimeoutError:
-                self._process.signal(signal.SIGKILL)
+                self.process.signal(signal.SIGKILL)
                 await self._drain()
             finally:
                 self._turn.release()
         except TimeoutError:
-            self._process.signal(signal.SIGKILL)  # whoever reads that cell's events meets their end
+            self.process.signal(signal.SIGKILL)  # whoever reads that cell's events meets their end
         except TartarusError:
             pass  # its sandbox is gone, and so is it
 
     async def _drain(self) -> None:
         """Read and forget what is left; returns when the process is gone."""
-        while await self._process.read() is not None:
+        while await self.process.read() is not None:
             pass
-        await self._process.wait()
+        await self.process.wait()
+
+    async def _abandon_first(self) -> None:
+        await self._turn.acquire()  # nobody else knows of this context yet
+        await self._abandon()
 
     async def _abandon(self) -> None:
         """Interrupt a cell that nobody listens to any more, and clear the way for the next."""
         try:
-            self._process.signal(signal.SIGINT)
+            self.process.signal(signal.SIGINT)
             limit = asyncio.get_running_loop().time() + GRACE_S
             while not isinstance(await self._next(limit), CellDone):
                 pass
@@ -215,12 +259,12 @@ class CodeContext:
             async with asyncio.timeout_at(limit):
                 line = await self._line()
         except TimeoutError:
-            self._process.signal(signal.SIGKILL)
+            self.process.signal(signal.SIGKILL)
             raise self._end("the cell could not be interrupted, and its context was ended") from None
         try:
             return _decoder.decode(line)
         except msgspec.MsgspecError as error:
-            self._process.signal(signal.SIGKILL)
+            self.process.signal(signal.SIGKILL)
             raise self._end("the code context broke its protocol", why=str(error)) from None
 
     async def _line(self) -> bytes:
@@ -228,7 +272,7 @@ class CodeContext:
         while (end := self._buffer.find(b"\n", self._searched)) < 0:
             self._searched = len(self._buffer)
             if self._searched > MAX_LINE:
-                self._process.signal(signal.SIGKILL)
+                self.process.signal(signal.SIGKILL)
                 raise self._end("the code context broke its protocol", why=f"an event is over {MAX_LINE} bytes")
             piece = await self._read()
             if piece is None:
@@ -245,13 +289,13 @@ class CodeContext:
 
     async def _read(self) -> tuple[int, bytes] | None:
         try:
-            return await self._process.read()
+            return await self.process.read()
         except TartarusError as error:
             self._failure = error
             raise
 
     async def _why(self) -> str:
-        status = await self._process.wait()
+        status = await self.process.wait()
         how = f"killed by signal {status.signal}" if status.signal else f"exit status {status.code}"
         words = self._last_words.decode("utf-8", "replace").strip()
         return f"{how}: {words}" if words else how

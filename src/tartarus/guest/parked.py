@@ -28,7 +28,7 @@ import structlog
 from tartarus.guest.channel import GuestChannel, GuestExec, GuestProcess
 from tartarus.guest.command_lines import CONTEXT, Kind, NotKnown, program_of, steering_variable
 from tartarus.guest.protocol import U32_U32
-from tartarus.model.errors import GuestFailed, TemplateFailed
+from tartarus.model.errors import GuestFailed, InvalidState, TemplateFailed
 from tartarus.model.sandbox import ExitStatus
 
 _log = structlog.get_logger("tartarus.guest.parked")
@@ -120,6 +120,11 @@ class Parked:
         self._reading.add_done_callback(_look_at)
 
     @property
+    def process(self) -> GuestProcess:
+        """The interpreter."""
+        return self._process
+
+    @property
     def waits(self) -> bool:
         """Whether it still does."""
         return not self._taken and not self._reading.done()
@@ -204,7 +209,29 @@ class HandedOver:
     async def read(self) -> tuple[int, bytes] | None:
         """The next output as (1 stdout or 2 stderr, data); None after the end. One reader at a time."""
         process = await self._decided()
+        await process.session.flowing()  # what waits here, too, stays as it is while it is saved
         return self._early.popleft() if self._early else await process.read()
+
+    async def settled(self) -> None:
+        """Return once it is known who runs the program, or that nobody can."""
+        await asyncio.wait([self._deciding])
+
+    @property
+    def process(self) -> GuestProcess:
+        """Whoever runs the program. Raises InvalidState unless that is `settled`."""
+        if self._process is None:
+            raise InvalidState("this command is just being started", fix="try again in a moment")
+        return self._process
+
+    @property
+    def by_parked(self) -> bool:
+        """Whether the parked interpreter runs it."""
+        return self._process is self._parked
+
+    @property
+    def early(self) -> tuple[tuple[int, bytes], ...]:
+        """Output that came before the program was accepted, and was not read yet."""
+        return tuple(self._early)
 
     async def write_stdin(self, data: bytes) -> None:
         """Send input; returns when all of it is on its way."""

@@ -37,6 +37,8 @@ from tartarus.model.errors import (
 from tartarus.model.sandbox import ExitStatus
 
 DEFAULT_WINDOW = 1024 * 1024
+MAX_WINDOW = 16 * 1024 * 1024
+"""Bytes of unread output that a command may have which is saved with its guest."""
 _EXHAUSTED = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC})
 
 
@@ -108,7 +110,11 @@ class ProcessState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         unread = sum(len(data) for _, data in self.unread)
         numbers = (self.stream, self.window, self.allowed, self.sendable, self.pid, self.consumed)
-        if not all(0 <= number <= MOST_U32 for number in numbers) or self.sendable > INPUT_WINDOW:
+        if (
+            not all(0 <= number <= MOST_U32 for number in numbers)
+            or self.sendable > INPUT_WINDOW
+            or self.window > MAX_WINDOW
+        ):
             raise ValueError("a command's numbers are out of range")
         if self.allowed + self.consumed + unread != self.window or any(kind not in (1, 2) for kind, _ in self.unread):
             raise ValueError("a command's unread output does not fit its window")

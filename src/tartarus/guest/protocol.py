@@ -61,6 +61,7 @@ class ToGuest(IntEnum):
     PING = 0x43
     QUIESCE = 0x44
     GO_ON = 0x45
+    STOP = 0x46
 
 
 class ToHost(IntEnum):
@@ -70,6 +71,7 @@ class ToHost(IntEnum):
     BOOT_FAILED = 0x82
     PONG = 0x83
     QUIESCED = 0x84
+    STOPPED = 0x86
     STARTED = 0x90
     STDOUT = 0x91
     STDERR = 0x92
@@ -106,6 +108,7 @@ _LENGTHS: dict[int, tuple[int, int]] = {
     ToHost.BOOT_FAILED: (8, 8),
     ToHost.PONG: (0, MAX_TEXT),
     ToHost.QUIESCED: (8, 8 + 16 * MAX_STREAMS),
+    ToHost.STOPPED: (4, 4),
     ToHost.STARTED: (8, 8),
     ToHost.STDOUT: (0, MAX_DATA),
     ToHost.STDERR: (0, MAX_DATA),
@@ -118,7 +121,7 @@ _LENGTHS: dict[int, tuple[int, int]] = {
     ToHost.FORWARD_DATA: (0, MAX_DATA),
     ToHost.FORWARD_EOF: (0, 0),
 }
-_SESSION_ONLY = frozenset({ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED})
+_SESSION_ONLY = frozenset({ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED, ToHost.STOPPED})
 
 Piece = tuple[int, int, int, bytes]
 """(type, flags, stream, payload); of a data frame, the payload's next part."""
@@ -278,15 +281,20 @@ class FixedUp(IntFlag):
     MIXED = 4
     NAMED = 8
     MACHINE_ID = 16
+    LIMITED = 32
 
 
-ALL_FIXED_UP = 31
+ALL_FIXED_UP = 63
 
 
-def fixup_payload(unix_ns: int, entropy: bytes, hostname: str = "", machine_id: str = "") -> bytes:
-    """The payload of FIXUP. Without a host name and a machine id it is the form that every agent knows."""
+def fixup_payload(
+    unix_ns: int, entropy: bytes, hostname: str = "", machine_id: str = "", limits: tuple[int, int] | None = None
+) -> bytes:
+    """The payload of FIXUP. Without names and limits (tasks, bytes of memory) it is the form that every agent knows."""
     payload = U64.pack(unix_ns) + U32.pack(len(entropy)) + entropy
-    for text in (hostname, machine_id) if hostname or machine_id else ():
+    for text in (hostname, machine_id) if hostname or machine_id or limits else ():
         encoded = text.encode("ascii")
         payload += U32.pack(len(encoded)) + encoded
+    if limits is not None:
+        payload += U32.pack(limits[0]) + U64.pack(limits[1])
     return payload

@@ -594,6 +594,48 @@ def resident_main(channel: int, agent: str, imports: list[str], script: str) -> 
     resident.settle()
 
 
+class Companion(Zygote):
+    """The same beside the agent of a virtual machine, which is process 1 already, waits for it and starts nothing else.
+
+    It is told on the socket that the agent's requests come by, too.
+    """
+
+    PARKED = b"P"
+
+    def __init__(self, link: int) -> None:
+        import fcntl
+
+        self.link = fcntl.fcntl(link, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
+        os.close(link)
+        self.buffer = ctypes.create_string_buffer(MAX_REQUEST)
+        self.view = memoryview(self.buffer).cast("B")
+        self.split = Split()
+
+    def fail(self, message: str) -> NoReturn:
+        """Give up, with a reason for people."""
+        os.write(2, message.encode("utf-8", "replace")[:60000])
+        os._exit(1)
+
+    def settle(self) -> NoReturn:
+        """Say so, and serve."""
+        os.dup2(self.link, FIRST_FD, False)
+        close_fds_from(FIRST_FD + 1)
+        _signal.signal(SIGCHLD, _signal.SIG_DFL)
+        sock = _socket.socket(fileno=FIRST_FD)
+        sock.send(self.PARKED)
+        Runner(sock, self.view).serve()
+
+
+def companion_main(link: int, imports: list[str], script: str) -> NoReturn:
+    """Import, prepare, and wait for an agent's requests."""
+    companion = Companion(link)
+    try:
+        warm_up(companion, imports, script)
+    except BaseException as failure:
+        companion.fail("the warm-up failed: %s: %s" % (type(failure).__name__, failure))
+    companion.settle()
+
+
 def run_script(zygote: Zygote, path: str) -> None:
     """Run a template's warm-up script: what it imports stays loaded, its own variables do not."""
     try:
@@ -2122,15 +2164,18 @@ def main(argv: list[str]) -> NoReturn:
         sys.path.insert(0, "")
         sys.argv = [""]
         context_main(new_main("", False))
-    if argv[:1] in (["zygote"], ["resident"]):
+    if argv[:1] in (["zygote"], ["resident"], ["companion"]):
         options = dict(word.lstrip("-").split("=", 1) for word in argv[1:])
         imports = [name for name in options.get("imports", "").split(",") if name]
         if argv[0] == "resident":
             resident_main(int(options["channel"]), options["agent"], imports, options.get("script", ""))
+        if argv[0] == "companion":
+            companion_main(int(options["link"]), imports, options.get("script", ""))
         zygote_main(int(options["control"]), imports, options.get("script", ""))
     sys.exit(
         "usage: runner.py zygote --control=FD [--imports=A,B] [--script=FILE]\n"
         "       runner.py resident --channel=FD --agent=FILE [--imports=A,B] [--script=FILE]\n"
+        "       runner.py companion --link=FD [--imports=A,B] [--script=FILE]\n"
         "       runner.py context"
     )
 

@@ -34,8 +34,8 @@ QUIESCE_S = 5.0
 """How long an agent may take to stand still; it needs to send at most what is on its way already."""
 MOST_U32 = 0xFFFF_FFFF
 STATE_VERSION = 1
-Others = Literal["keep", "let go", "kill"]
-_OTHERS: dict[Others, int] = {"keep": 0, "let go": 1, "kill": 2}
+Others = Literal["keep", "detach", "kill"]
+_OTHERS: dict[Others, int] = {"keep": 0, "detach": 1, "kill": 2}
 _ONLY_GO_ON = frozenset({ToGuest.GO_ON})
 _BEFORE_GO_ON = frozenset({ToGuest.FIXUP, ToGuest.PING, ToGuest.GO_ON})
 
@@ -157,7 +157,7 @@ class Session(Connection):
         """End the stand, and send what waited; nothing when it is not quiet.
 
         `others`: what becomes of commands that this end does not know, which a new channel's are unless they were
-        `restored`: they live on unheard ("let go"), or are killed. Their other streams end.
+        `restored`: they live on unheard ("detach"), or are killed. Their other streams end.
         """
         if self._passing is None or self._sock is None:
             return

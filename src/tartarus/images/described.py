@@ -10,8 +10,9 @@ from tartarus.images.accounts import find_user
 from tartarus.images.oci import ImageConfig
 from tartarus.images.paths import SYSTEM_PATH
 from tartarus.images.stackview import StackView
+from tartarus.model.checks import check_stop
 from tartarus.model.definition import Definition
-from tartarus.model.errors import ImageRefused
+from tartarus.model.errors import ImageRefused, InvalidRequest
 from tartarus.model.template import RunAs, Template, WarmUp
 
 _INTERPRETERS: dict[Literal["python", "node", "r"], tuple[str, ...]] = {
@@ -37,7 +38,18 @@ def describe(name: str, config: ImageConfig, view: StackView, definition: Defini
         resources=definition.resources.defaults,
         warm_up=warm_up_of(view, env["PATH"], definition.warmup_language, definition.warmup_script),
         description=definition.description,
+        stop_signal=definition.stop_signal or _stop_signal(config.stop_signal),
+        stop_grace_s=definition.stop_grace_s,
     )
+
+
+def _stop_signal(text: str) -> str:
+    """The image's, if it is one: Docker, too, ends a container whose image names none as if it named TERM."""
+    try:
+        check_stop(text, None)
+    except InvalidRequest:
+        return ""
+    return text
 
 
 def _user(name: str, view: StackView) -> RunAs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tartarus.model.errors import InvalidRequest
+from tartarus.model.signals import signal_number
 
 if TYPE_CHECKING:
     from tartarus.model.sandbox import Mount
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 MAX_ARGV_BYTES = 2 * 1024 * 1024 - 4096
 MAX_ARG_BYTES = 128 * 1024 - 1
 MAX_TIMEOUT_S = 366 * 86400.0
+MAX_GRACE_S = 86400.0
 MAX_LABELS = 64
 MAX_LABEL_KEY = 128
 MAX_LABEL_VALUE = 1024
@@ -61,6 +63,20 @@ def check_time_limit(timeout_s: float | None) -> None:
     """Refuse time limits that are none."""
     in_range = timeout_s is None or 0 < timeout_s <= MAX_TIMEOUT_S
     require(in_range, "timeout is out of range", "use more than 0 and at most 366d")
+
+
+def check_stop(stop_signal: str, stop_grace_s: float | None, timeout_s: float | None = None) -> None:
+    """Refuse a signal that is none, and a grace that is none or leaves nothing of the time limit it lies within."""
+    if stop_signal:
+        signal_number(stop_signal)
+    if stop_grace_s is None:
+        return
+    require(0 <= stop_grace_s <= MAX_GRACE_S, "stop_grace_s is out of range", f"use 0 to {MAX_GRACE_S:g}")
+    require(
+        timeout_s is None or stop_grace_s < timeout_s,
+        f"a grace of {stop_grace_s:g} s leaves nothing of a time limit of {timeout_s or 0:g} s",
+        "the grace is the last part of the time limit: give a shorter one, or more time",
+    )
 
 
 def check_labels(labels: dict[str, str]) -> None:

@@ -61,8 +61,10 @@ def _files(count: int) -> int:
     return count
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
+def _floor(level: Isolation) -> Isolation:
+    if level is Isolation.WASM:
+        raise InvalidRequest("wasm is for modules, and no floor", fix="use container: its walls hold modules, too")
+    return level
 
 
 def _seconds(value: float) -> str:
@@ -79,7 +81,7 @@ KEYS: dict[str, Key] = {
     "stop_grace": Key("stop_grace_s", parse_duration, _seconds),
     "log.size": Key("log_bytes", parse_size, format_size),
     "log.files": Key("log_files", _files, str),
-    "isolation.floor": Key("isolation_floor", _as_it_is, lambda level: str(level.value)),
+    "isolation.floor": Key("isolation_floor", _floor, lambda level: str(level.value)),
 }
 """Every key, by the path that it has in the file."""
 

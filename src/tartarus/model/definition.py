@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from tartarus.model.checks import MAX_ARGV_BYTES, check_env, check_labels, no_nul
+from tartarus.model.checks import MAX_ARGV_BYTES, check_env, check_labels, check_stop, no_nul
 from tartarus.model.errors import InvalidRequest, TartarusError
 from tartarus.model.ids import check_template_name
 from tartarus.model.sandbox import Isolation, Resources
@@ -137,6 +137,12 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workdir: Annotated[str, Meta(description="The directory commands start in.")] = ""
     user: Annotated[str, Meta(description="Who commands run as: a name or number, with :group if need be.")] = ""
     entrypoint: Annotated[tuple[str, ...], Meta(description="What is put in front of every command.")] = ()
+    stop_signal: Annotated[
+        str, Meta(description="The signal that asks its sandboxes to end, such as TERM or QUIT; the image's if empty.")
+    ] = ""
+    stop_grace_s: Annotated[
+        float | None, Meta(description="How long, in seconds, they then have before they are killed.")
+    ] = None
     labels: Annotated[dict[str, str], Meta(description="Your own keys and values.")] = {}
     isolation: Annotated[
         Isolation, Meta(description="The weakest level that its sandboxes may have; auto sets no floor.")
@@ -164,6 +170,12 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"{package!r} is not a package with a version",
                     fix="write it like numpy, pandas>=2 or uvicorn[standard]==0.30.0",
                 )
+        if self.isolation is Isolation.WASM:
+            raise DefinitionRefused(
+                "isolation", "wasm is for modules, and no floor", fix="use container: its walls hold modules, too"
+            )
+        self._check("stop_signal", lambda: check_stop(self.stop_signal, None))
+        self._check("stop_grace_s", lambda: check_stop("", self.stop_grace_s))
         self._check("env", lambda: check_env(self.env))
         self._check("labels", lambda: check_labels(self.labels))
         for key in ("ready_check", "entrypoint"):

@@ -94,6 +94,20 @@ class UploadNotFound(TartarusError):
     http_status = 404
 
 
+class ModuleNotFound(TartarusError):
+    """No WebAssembly module of yours has that digest."""
+
+    code = "module_not_found"
+    http_status = 404
+
+
+class ModuleRefused(TartarusError):
+    """It is no WebAssembly module or component that can be compiled here."""
+
+    code = "module_refused"
+    http_status = 422
+
+
 class ImageNotFound(TartarusError):
     """The registry or archive has no such image."""
 

@@ -11,6 +11,7 @@ from tartarus.model.checks import (
     check_env,
     check_labels,
     check_mount,
+    check_stop,
     check_time_limit,
     no_nul,
     require,
@@ -19,18 +20,20 @@ from tartarus.model.ids import check_name
 from tartarus.model.states import State
 
 MAX_BYTES = 2**60
+MAX_FUEL = 2**63
 # What the terminal's own structure (struct winsize) can hold.
 MAX_TERMINAL_SIZE = 65535
 
 
 class Isolation(str, Enum):
-    """How strongly a sandbox is held. `auto` takes the strongest level this host can give."""
+    """How strongly a sandbox is held. `auto` takes the strongest level this host can give; `wasm` is for modules."""
 
     AUTO = "auto"
     PROCESS = "process"
     CONTAINER = "container"
     GVISOR = "gvisor"
     MICROVM = "microvm"
+    WASM = "wasm"
 
 
 class Network(str, Enum):
@@ -119,12 +122,32 @@ class ExecSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             require(0 < size <= MAX_TERMINAL_SIZE, f"{what} is out of range", f"use 1 to {MAX_TERMINAL_SIZE}")
 
 
+class Wasm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a WASM-level sandbox runs. `module`: the sha256 of a module or component that was sent to the daemon.
+
+    With it, commands are that module's command lines, unless their first word is an absolute path; that, and without
+    it any path, is a module's file in the sandbox. `fuel`: how many instructions, about, each command may execute.
+    """
+
+    module: str = ""
+    fuel: int | None = None
+
+    def __post_init__(self) -> None:
+        digest = not self.module or (len(self.module) == 64 and not set(self.module) - set("0123456789abcdef"))
+        require(digest, "wasm.module is no sha256", "give 64 small hexadecimal digits, of a module that was sent")
+        require(self.fuel is None or 0 < self.fuel < MAX_FUEL, "wasm.fuel is out of range", "use 1 to 2^63")
+
+
 class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that a caller may ask of a new sandbox.
 
     With `command`, the sandbox lives as long as that command; without, until it is killed or its
     `timeout_s` (seconds, wall clock, from start) passes. In a record, `resources` are the limits that hold.
     A `snapshot`, by id or name, brings its own template, and `template` then counts for nothing.
+
+    `stop_signal` (a name or number) and `stop_grace_s` (seconds) say how it is ended gracefully; what is left out is
+    the template's, then TERM and 10 s. With a grace of its own or its template's, a time limit ends it gracefully too:
+    the signal then comes that long before the limit, which nothing outlives.
     """
 
     template: str = "host"
@@ -137,8 +160,11 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workdir: str = ""
     mounts: tuple[Mount, ...] = ()
     network: Network = Network.NONE
+    wasm: Wasm | None = None
     name: str = ""
     labels: dict[str, str] = {}
+    stop_signal: str = ""
+    stop_grace_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.name:
@@ -152,6 +178,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "begin it with /",
         )
         check_time_limit(self.timeout_s)
+        check_stop(self.stop_signal, self.stop_grace_s, self.timeout_s)
         check_labels(self.labels)
         for mount in self.mounts:
             check_mount(mount)

@@ -48,7 +48,10 @@ class RunAs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One template. `python_packages` are installed once into a cached virtual environment."""
+    """One template. `python_packages` are installed once into a cached virtual environment.
+
+    `stop_signal` and `stop_grace_s` (seconds) are its sandboxes', as in SandboxSpec.
+    """
 
     id: str
     name: str
@@ -60,3 +63,5 @@ class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resources: Resources = Resources()
     warm_up: WarmUp | None = None
     description: str = ""
+    stop_signal: str = ""
+    stop_grace_s: float | None = None

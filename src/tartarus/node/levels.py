@@ -16,7 +16,9 @@ from tartarus.runtimes.cgroups import Hierarchy, open_hierarchy
 from tartarus.runtimes.container.runtime import ContainerRuntime
 from tartarus.runtimes.gvisor.runtime import GvisorRuntime
 from tartarus.runtimes.idmap import IdMap, host_id_map
+from tartarus.runtimes.microvm.runtime import MicrovmRuntime
 from tartarus.runtimes.process.runtime import ProcessRuntime
+from tartarus.runtimes.wasm.runtime import WasmRuntime
 
 _log = structlog.get_logger("tartarus.node.levels")
 
@@ -52,10 +54,13 @@ class Levels:
             self.hierarchy = open_hierarchy(self._settings.state_dir)
         except IsolationUnavailable as error:
             _log.warning("no_cgroups", error=str(error))
+        state, kernels = self._settings.state_dir, self._settings.kernels
         makers: dict[Isolation, Callable[[], Runtime]] = {
+            Isolation.MICROVM: lambda: MicrovmRuntime(state, kernels, self.hierarchy, self.id_map),
             Isolation.GVISOR: lambda: GvisorRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
             Isolation.CONTAINER: lambda: ContainerRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
             Isolation.PROCESS: lambda: ProcessRuntime(self._settings.state_dir, self.hierarchy),
+            Isolation.WASM: lambda: WasmRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
         }
         for isolation, make in makers.items():
             try:
@@ -63,15 +68,31 @@ class Levels:
             except TartarusError as error:
                 self.unavailable[isolation] = str(error)
 
+    def require(self, isolation: Isolation) -> Runtime:
+        """The runtime of a level. Raises IsolationUnavailable with why there is none."""
+        runtime = self.runtimes.get(isolation)
+        if runtime is None:
+            raise IsolationUnavailable(
+                f"this host can't give isolation {isolation.value!r}", why=self.unavailable.get(isolation, ""),
+                fix="tartarus doctor shows how to get it",
+            )  # fmt: skip
+        return runtime
+
     async def prove(self, start_one: Callable[[Isolation], Awaitable[None]]) -> list[LevelReport]:
         """Start a guest at each level and say how it went."""
         reports = []
-        for isolation in (Isolation.PROCESS, Isolation.CONTAINER, Isolation.GVISOR):
+        for isolation in (Isolation.PROCESS, Isolation.CONTAINER, Isolation.GVISOR, Isolation.MICROVM, Isolation.WASM):
             began = time.perf_counter()
             runtime = self.runtimes.get(isolation)
             capabilities = runtime.capabilities() if runtime is not None else None
+            said = ""
             try:
-                await start_one(isolation)
+                if isinstance(runtime, MicrovmRuntime):
+                    # Not the default template, whose files would first have to be packed: that takes a minute.
+                    said = await runtime.prove()
+                    capabilities = runtime.capabilities()
+                else:
+                    await start_one(isolation)
             except TartarusError as error:
                 reports.append(LevelReport(isolation, False, str(error), error.fix, capabilities, None))
                 continue
@@ -81,6 +102,7 @@ class Levels:
                 if capabilities is not None and capabilities.missing
                 else "all limits enforced"
             )
+            detail = f"{said}; {detail}" if said else detail
             reports.append(LevelReport(isolation, True, detail, "", capabilities, took))
         return reports
 

@@ -124,6 +124,10 @@ class Offers:
             raise TemplateNotFound(f"no template {template!r}", fix=f"known: {', '.join(sorted(known))}") from None
         return own_offer(record)
 
+    async def host(self) -> RootFs:
+        """The host's own programs and nothing of anybody's."""
+        return await self.prepared("", Offer(catalogue()["host"], "built-in:host"), lambda _line: None)
+
     async def prepared(self, tenant: str, offer: Offer, progress: Callable[[str], None]) -> RootFs:
         """Its root file system, made if need be. Raises TemplateFailed and NoSpace."""
         mine = "" if offer.key.startswith("built-in:") and not offer.layers else tenant

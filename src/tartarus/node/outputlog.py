@@ -61,6 +61,15 @@ class OutputLog:
             raise NoSpace("the sandbox's log can't be written", why=error.strerror or str(error)) from error
         self._wake()
 
+    def sync(self) -> None:
+        """What was kept so far is still there after the host went down. Blocks."""
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
     def end(self) -> None:
         """No more output will come; followers stop after what is there."""
         self._ended = True
@@ -82,8 +91,10 @@ class OutputLog:
             self._fd = -1
             os.replace(self._path, self.previous)
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._size = 0
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._size = _whole_bytes(self._fd)
+        if os.fstat(self._fd).st_size > self._size:
+            os.ftruncate(self._fd, self._size)  # a daemon was killed while it wrote: half a frame is no frame
 
     def _wake(self) -> None:
         if self._grew is not None:
@@ -133,6 +144,17 @@ def finished(path: Path) -> OutputLog:
     log = OutputLog(path)
     log.end()
     return log
+
+
+def _whole_bytes(fd: int) -> int:
+    """Where the last whole frame of a log ends."""
+    at, size = 0, os.fstat(fd).st_size
+    while size - at >= _FRAME.size:
+        _, _, length = _FRAME.unpack(os.pread(fd, _FRAME.size, at))
+        if size - at - _FRAME.size < length:
+            break
+        at += _FRAME.size + length
+    return at
 
 
 def _open(path: Path) -> FileIO | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import msgspec
 import structlog
@@ -15,92 +15,39 @@ from tartarus.guest.channel import GuestChannel, GuestExec, GuestProcess
 from tartarus.guest.command_lines import CONTEXT
 from tartarus.guest.contexts import CodeContext, ContextProcess
 from tartarus.guest.parked import HandedOver, Parked, park
+from tartarus.guest.session import Others
+from tartarus.guest.wasm import command_line
 from tartarus.model.errors import (
     ContextNotFound,
     GuestFailed,
     InvalidState,
-    NoSpace,
     SandboxNotFound,
     TartarusError,
+    Unsupported,
 )
 from tartarus.model.ids import new_id
-from tartarus.model.sandbox import ExecSpec, ExitStatus, Reason, SandboxRecord, Stats
+from tartarus.model.sandbox import ExecSpec, ExitStatus, Isolation, Reason, SandboxRecord, Stats, Wasm
 from tartarus.model.states import State
 from tartarus.model.template import Template
+from tartarus.node import sessions
+from tartarus.node.commands import MainProcess, Process
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.parking import parking_of
+from tartarus.node.resting import Resting
+from tartarus.node.sessions import SandboxSession
+from tartarus.node.termination import Grace, StopOrder, outcome, own_grace_s, stop_order
 from tartarus.runtimes.base import Guest, Places, command_environment
 from tartarus.store.sandboxes import SandboxStore
 
 _log = structlog.get_logger("tartarus.node.sandbox")
 _STORE_RETRY_S = 1.0
 _STORE_RETRY_MAX_S = 60.0
-_STARTED = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING})
+_STARTED = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.HIBERNATED})
+_STOPPING = frozenset({State.STOPPING})
 
 
-class Process(Protocol):
-    """A command in a sandbox, as the API streams it."""
-
-    async def started(self) -> tuple[int, bool]:
-        """Its pid in the sandbox, and whether the warm interpreter runs it."""
-        ...
-
-    async def read(self) -> tuple[int, bytes] | None:
-        """The next (1 stdout or 2 stderr, bytes), in order; None after its end."""
-        ...
-
-    async def write_stdin(self, data: bytes) -> None:
-        """Give it input; waits while it does not read."""
-        ...
-
-    def close_stdin(self) -> None:
-        """End its input."""
-        ...
-
-    def signal(self, number: int, group: bool = False) -> None:
-        """Send it a signal."""
-        ...
-
-    def resize(self, rows: int, cols: int) -> None:
-        """Tell its terminal's new size."""
-        ...
-
-    async def wait(self) -> ExitStatus:
-        """How it ended."""
-        ...
-
-
-class MainProcess:
-    """The sandbox's own command: what is read of it is logged too."""
-
-    def __init__(self, process: Process, log: OutputLog) -> None:
-        self._process = process
-        self._log = log
-        self.started = process.started
-        self.write_stdin = process.write_stdin
-        self.close_stdin = process.close_stdin
-        self.signal = process.signal
-        self.resize = process.resize
-        self.wait = process.wait
-
-    async def read(self) -> tuple[int, bytes] | None:
-        """The next piece of output, logged; None after its end or the sandbox's, whose record then says why."""
-        try:
-            piece = await self._process.read()
-        except GuestFailed:
-            piece = None
-        if piece is None:
-            self._log.end()
-            return None
-        try:
-            self._log.append(*piece)
-        except NoSpace as error:
-            _log.error("log_lost", error=str(error))
-        return piece
-
-
-class Sandbox:
+class Sandbox(Resting):
     """Made by the node when the guest is running."""
 
     def __init__(
@@ -120,15 +67,37 @@ class Sandbox:
         self._contexts: dict[str, CodeContext] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._deadline: asyncio.TimerHandle | None = None
+        self._timers: list[asyncio.TimerHandle] = []
+        self._turn = asyncio.Lock()
+        self._grace: Grace | None = None
         self._ending: Reason | None = None
         self._exit: ExitStatus | None = None
         self._done: asyncio.Future[SandboxRecord] = self._loop.create_future()
+        self.channel = guest.channel
+        self.asleep = False
+
+    @classmethod
+    async def attached(
+        cls, record: SandboxRecord, template: Template, guest: Guest, store: SandboxStore, log: OutputLog,
+        places: Places, on_end: Callable[[Sandbox], None], session: SandboxSession, *, others: Others = "kill",
+    ) -> Sandbox:  # fmt: skip
+        """A sandbox whose guest was restored with `session.channel`: its main command and code contexts go on.
+
+        `others`: what becomes of its other commands, whose clients are not here. Raises GuestFailed.
+        """
+        await guest.ready()
+        sandbox = cls(record, template, guest, store, log, places, on_end)
+        taken = sessions.take_over(session, guest.channel)
+        sandbox._contexts, sandbox._parked = taken.contexts, taken.parked
+        if taken.main is not None:
+            sandbox.main = MainProcess(taken.main, log)
+        guest.channel.go_on(others)
+        return sandbox
 
     @property
     def files(self) -> GuestChannel:
         """File operations: stat, list, read, write, mkdir, move, remove, watch."""
-        return self.guest.channel
+        return self.channel
 
     def start_command(self, spec: ExecSpec) -> MainProcess:
         """Send the main command; its output waits in the guest until read."""
@@ -137,12 +106,20 @@ class Sandbox:
 
     def supervise(self) -> None:
         """From now on, the end of the guest or of the main command ends the sandbox, and so does its deadline."""
-        self._spawn(self._watch_guest())
+        self._watch()
         if self.main is not None:
             self._spawn(self._watch_main(self.main))
         timeout_s = self.record.spec.timeout_s
         if timeout_s is not None:
-            self._deadline = self._loop.call_later(timeout_s, self._past_deadline)
+            # By the clock on the wall: it may have been asleep, and its daemon another.
+            left_s = timeout_s - max(0.0, time.time() - (self.record.started_at or time.time()))
+            self._timers.append(self._loop.call_later(max(0.0, left_s), self._past_deadline))
+            grace_s = own_grace_s(self.record.spec, self.template)
+            if grace_s:
+                self._timers.append(self._loop.call_later(max(0.0, left_s - grace_s), self._near_deadline))
+
+    def _watch(self) -> None:
+        self._spawn(self._watch_guest())
 
     def detach(self) -> None:
         """Nobody will read the main command's output: keep it in the log."""
@@ -167,20 +144,64 @@ class Sandbox:
             return
         if self._ending is None:
             self._ending = reason
-        await self.guest.destroy()
+        was_asleep, self.asleep = self.asleep, False
+        if was_asleep:
+            self.channel.close()
+            await self._finish()
+        else:
+            await self.guest.destroy()
         await self.wait()
+
+    async def stop(
+        self, order: StopOrder | None = None, *, reason: Reason = Reason.USER_REQUEST,
+        last: Callable[[], Awaitable[None]] | None = None,
+    ) -> SandboxRecord:  # fmt: skip
+        """End it gracefully: signal everything in it, wait as long as `order` says, then use force.
+
+        A second stop hurries the first, and `kill` cuts it short. `last` runs when its processes have ended, or their
+        time has, and its files are still there; it must not raise. Going away does not stop the stop.
+        """
+        order = order or stop_order(self.record.spec, self.template)
+        if self.asleep:  # there is nobody to ask
+            await self.kill(reason=reason)
+        elif self._ending is None:
+            self._ending = reason
+            self._grace = Grace(self.guest, order)
+            self._spawn(self._stop(self._grace, last))
+        elif self._grace is not None:
+            self._grace.hurry(order)
+        return await self.wait()
+
+    async def _stop(self, grace: Grace, last: Callable[[], Awaitable[None]] | None) -> None:
+        try:
+            async with self._turn:
+                if self.record.state is State.PAUSED:
+                    await self.guest.resume()
+                self.record = await self._store.transition(
+                    self.record.id, {State.RUNNING, State.PAUSED}, State.STOPPING
+                )
+        except TartarusError as error:  # a full disk, most likely: it ends all the same
+            _log.warning("stopping_not_stored", sandbox=self.record.id, error=str(error))
+        try:
+            await grace.run()
+            if last is not None:
+                await last()
+        finally:
+            await self.guest.destroy()
 
     async def pause(self) -> None:
         """Freeze everything in it."""
-        self._require(State.RUNNING, "pause")
-        await self.guest.pause()
-        self.record = await self._store.transition(self.record.id, {State.RUNNING}, State.PAUSED)
+        async with self._turn:
+            self._require(State.RUNNING, "pause")
+            await self.guest.pause()
+            self.record = await self._store.transition(self.record.id, {State.RUNNING}, State.PAUSED)
 
     async def resume(self) -> None:
         """Let it run again."""
-        self._require(State.PAUSED, "resume")
-        await self.guest.resume()
-        self.record = await self._store.transition(self.record.id, {State.PAUSED}, State.RUNNING)
+        async with self._turn:
+            self._require(State.PAUSED, "resume")
+            await self.guest.resume()
+            self.record = await self._store.transition(self.record.id, {State.PAUSED}, State.RUNNING)
 
     async def stats(self) -> Stats:
         """Use of resources now."""
@@ -198,7 +219,7 @@ class Sandbox:
         warm_up = self.template.warm_up
         process: ContextProcess
         if warm_up is None or warm_up.is_cloned:
-            process = self.guest.channel.exec(request)
+            process = self.channel.exec(request)
         else:
             process = await self._cells_of_parked(request)
         self._contexts[context_id] = CodeContext(
@@ -212,7 +233,7 @@ class Sandbox:
         if taken is None:
             parking = parking_of(self.template, self._places, self.record.isolation)
             parking = msgspec.structs.replace(parking, env=request.env, cwd=request.cwd, cells=True)
-            taken = (await park(self.guest.channel, parking)).offer(request, _no_cold_cells)
+            taken = (await park(self.channel, parking)).offer(request, _no_cold_cells)
         if taken is None:
             raise GuestFailed("the interpreter ended before its first cell")
         return taken
@@ -234,10 +255,12 @@ class Sandbox:
         """In the interpreter that is parked here, if it can run this; else a process of its own."""
         taken = None
         if self._parked is not None:
-            taken = self._parked.offer(request, lambda: self.guest.channel.exec(request))
-        return self.guest.channel.exec(request) if taken is None else taken
+            taken = self._parked.offer(request, lambda: self.channel.exec(request))
+        return self.channel.exec(request) if taken is None else taken
 
     def _guest_exec(self, spec: ExecSpec, *, once: bool) -> GuestExec:
+        if self.record.isolation is Isolation.WASM:
+            return self._module_exec(spec)
         warm_up = self.template.warm_up
         warm = self.guest.warm and warm_up is not None and spec.argv[0] in (*warm_up.argv0, CONTEXT)
         argv = spec.argv
@@ -251,12 +274,35 @@ class Sandbox:
                 self._places.localize("/opt/tartarus/runner.py"),
                 "context",
             )
+        return self._guest_command(spec, argv, command_environment(self.template, self._places), warm=warm, once=once)
+
+    def _module_exec(self, spec: ExecSpec) -> GuestExec:
+        """A module's command line. Of the template's variables it gets HOME: the others are for native programs."""
+        if spec.argv[0] == CONTEXT:
+            raise Unsupported(
+                "the wasm level runs no code contexts", why="it has no interpreter",
+                fix="use another level, or a module that is one",
+            )  # fmt: skip
+        sandbox = self.record.spec
+        wasm = sandbox.wasm or Wasm()
+        limits = sandbox.resources.over(self.template.resources)
+        argv = command_line(
+            spec.argv, loaded=bool(wasm.module) and not spec.argv[0].startswith("/"),
+            memory_bytes=limits.memory_bytes, fuel=wasm.fuel,
+            directories=(self._places.workdir, "/tmp", *(mount.target for mount in sandbox.mounts)),  # noqa: S108
+            deadline_s=spec.timeout_s,
+        )  # fmt: skip
+        return self._guest_command(spec, argv, {"HOME": self._places.workdir}, warm=True, once=False)
+
+    def _guest_command(
+        self, spec: ExecSpec, argv: tuple[str, ...], env: dict[str, str], *, warm: bool, once: bool
+    ) -> GuestExec:
         sandbox = self.record.spec
         terminal = {"TERM": "xterm-256color"} if spec.tty else {}
-        env = terminal | command_environment(self.template, self._places) | sandbox.env | spec.env
         return GuestExec(
-            argv=argv, env=env, cwd=spec.workdir or sandbox.workdir or self._places.workdir, stdin=spec.stdin,
-            tty=spec.tty, rows=spec.rows, cols=spec.cols, warm=warm, once=once and self.record.spec.command is not None,
+            argv=argv, env=terminal | env | sandbox.env | spec.env,
+            cwd=spec.workdir or sandbox.workdir or self._places.workdir, stdin=spec.stdin,
+            tty=spec.tty, rows=spec.rows, cols=spec.cols, warm=warm, once=once and sandbox.command is not None,
         )  # fmt: skip
 
     def _require(self, state: State, doing: str) -> None:
@@ -266,6 +312,13 @@ class Sandbox:
     def _past_deadline(self) -> None:
         self._spawn(self.kill(reason=Reason.TIMEOUT))
 
+    def _near_deadline(self) -> None:
+        async def stop() -> None:
+            await self.stop(reason=Reason.TIMEOUT)
+
+        if self._ending is None:
+            self._spawn(stop())
+
     async def _watch_main(self, main: MainProcess) -> None:
         try:
             self._exit = await main.wait()
@@ -274,17 +327,23 @@ class Sandbox:
             return
         if self._ending is None:
             self._ending = Reason.COMPLETED
-        await self.guest.destroy()
+        # What else runs in it has its time to end, too.
+        if self._grace is None:
+            await self.guest.destroy()
 
     async def _watch_guest(self) -> None:
-        await asyncio.shield(self.guest.ended)
-        await self._finish()
+        guest = self.guest
+        await asyncio.shield(guest.ended)
+        if guest is self.guest and not self.asleep:
+            await self._finish()
 
     async def _finish(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        state, changes = outcome(self._ending, self._exit, self.guest.stats().oom_kills)
+        for timer in self._timers:
+            timer.cancel()
+        state, changes = outcome(self._ending, self._exit, self.guest.stats().oom_kills, asked=self._grace is not None)
         changes["ended_at"] = time.time()
+        if self._grace is not None and self._grace.forced:
+            changes.setdefault("message", "it was still running when its time to end was over")
         ended = msgspec.structs.replace(self.record, state=state, **changes)
         stored = await self._store_end(state, changes)
         self.record = stored or ended
@@ -303,6 +362,8 @@ class Sandbox:
     async def _store_end(self, state: State, changes: dict[str, Any]) -> SandboxRecord | None:
         path = (state,) if state is State.LOST else (State.STOPPING, state)
         try:
+            if self.record.state is State.STOPPING:
+                return await self._store.transition(self.record.id, _STOPPING, state, **changes)
             return await self._store.transition(self.record.id, _STARTED, *path, **changes)
         except (InvalidState, SandboxNotFound) as error:
             _log.error("ended_already", sandbox=self.record.id, error=str(error))
@@ -336,22 +397,3 @@ class Sandbox:
 
 def _no_cold_cells() -> GuestProcess:
     raise GuestFailed("the interpreter took no cells", fix="open another context")
-
-
-def outcome(ending: Reason | None, status: ExitStatus | None, oom_kills: int) -> tuple[State, dict[str, Any]]:
-    """The final state and record fields, from why it ended, how its command exited, and out-of-memory kills."""
-    changes: dict[str, Any] = {"reason": ending or Reason.LOST}
-    if status is not None:
-        changes |= {"exit_code": status.shell_status, "exit_signal": status.signal or None}
-    if ending is Reason.TIMEOUT:
-        return State.TIMED_OUT, changes | {"message": "the time limit passed"}
-    if ending is Reason.COMPLETED and status is not None:
-        if status.signal == signal.SIGKILL and oom_kills:
-            return State.FAILED, changes | {
-                "reason": Reason.RESOURCE_LIMIT,
-                "message": "killed: the memory limit was reached",
-            }
-        return (State.SUCCEEDED if status.shell_status == 0 else State.FAILED), changes
-    if ending is None:
-        return State.LOST, changes | {"message": "its guest agent ended"}
-    return State.KILLED, changes

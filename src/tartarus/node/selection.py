@@ -6,12 +6,15 @@ from collections.abc import Mapping
 
 from tartarus.model.errors import IsolationUnavailable, Unsupported
 from tartarus.model.sandbox import Isolation, SandboxSpec
+from tartarus.node import selection_wasm
 
-STRONGEST_FIRST = (Isolation.GVISOR, Isolation.CONTAINER, Isolation.PROCESS)
+STRONGEST_FIRST = (Isolation.MICROVM, Isolation.GVISOR, Isolation.CONTAINER, Isolation.PROCESS)
 AUTO_ORDER = (Isolation.CONTAINER, Isolation.GVISOR, Isolation.PROCESS)
 """What `auto` tries: gVisor takes some 200 ms to start where a container takes 5, so it is given when asked for,
 when the floor demands it, or when there is no container level; never is a weaker level tried before a stronger one
-that starts as fast."""
+that starts as fast. A microVM packs and boots a template for seconds to minutes before its first start, takes no
+mounts, and may have to be emulated: it is given when asked for, or when the floor demands it, which takes nothing else.
+"""
 
 
 def choose(
@@ -26,6 +29,8 @@ def choose(
 
     A level that was asked for is given or refused, never replaced. Raises IsolationUnavailable or Unsupported.
     """
+    if selection_wasm.runs_module(spec):
+        return selection_wasm.choose(spec, unavailable, {"host": host_floor, "template": floor})
     of_template, of_host = _at_least(floor), _at_least(host_floor)
     by_host = len(of_host) < len(of_template)
     accepted = of_host if by_host else of_template
@@ -49,14 +54,14 @@ def choose(
             )
         return spec.isolation, "asked for"
     passed_over = []
-    for level in [level for level in AUTO_ORDER if level in accepted]:
+    for level in [level for level in AUTO_ORDER if level in accepted] or accepted:
         why = unavailable.get(level)
         if why is not None:
             passed_over.append(f"{level.value} is not available: {why}")
             continue
-        if level is Isolation.PROCESS and spec.mounts:
+        if level in (Isolation.PROCESS, Isolation.MICROVM) and spec.mounts:
             raise Unsupported(
-                "this request has mounts, and only the process level is available here",
+                f"this request has mounts, and only the {level.value} level will do here",
                 why="; ".join(passed_over),
                 fix="copy files with tartarus cp, or make the container level available (tartarus doctor)",
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from tartarus.guest.wasm import PROBE
 from tartarus.images import LayerStore, catalogue
 from tartarus.model.errors import (
     GuestFailed,
@@ -20,18 +21,21 @@ from tartarus.model.errors import (
     TimeLimit,
 )
 from tartarus.model.ids import new_id
-from tartarus.model.sandbox import Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec
+from tartarus.model.sandbox import ExecSpec, Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec, Wasm
 from tartarus.model.settings import Settings
 from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node import reconcile, selection
 from tartarus.node.levels import LevelReport, Levels
 from tartarus.node.library import Library
+from tartarus.node.modules import Modules
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.outputlog import OutputLog, finished
 from tartarus.node.pool import SnapshotPool, host_meminfo
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.spares import Spare, SparePool, could_serve
+from tartarus.node.termination import stop_order
+from tartarus.node.terminator import Terminator
 from tartarus.runtimes.base import Guest, GuestRequest, RootFs
 from tartarus.runtimes.nursery import exhausted_or_failed
 from tartarus.store.sandboxes import SandboxStore
@@ -42,6 +46,7 @@ _RECONCILE_EVERY_S = 60.0
 _START_LIMIT_S = 30.0
 """How long a guest may take from its fork to its command's start; templates are prepared before."""
 _LAYERS_KEPT_S = 30 * 86400.0
+_DOCTOR = "tartarus-doctor"
 _MIN_PREFIX = 8  # "sbx-" and four characters
 
 
@@ -60,6 +65,8 @@ class Node:
         self._creating: set[asyncio.Task[Sandbox]] = set()
         self._offers = Offers(settings, store, self._levels)
         self.library = Library(settings, store, self._levels, self._pool, self._offers, self._spares, self.live)
+        self.modules = Modules(settings, self._levels, self._pool, self._offers, self.library.uploads)
+        self.terminator = Terminator(self._live.values, self._end_creations)
         self._background: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -75,15 +82,18 @@ class Node:
         self._background = asyncio.create_task(self._reconcile_forever())
 
     async def stop(self, reason: Reason) -> None:
-        """End every sandbox with `reason`, then every template's parked guest."""
+        """End every sandbox gracefully with `reason`, within the daemon's own grace; then templates' parked guests."""
         self._stopping = True
         if self._background is not None:
             self._background.cancel()
-        for creating in self._creating:
-            creating.cancel()
-        await asyncio.gather(*self._creating, return_exceptions=True)
+        await self._end_creations()
+        most_s = self._settings.stop_grace_s
         await asyncio.gather(
-            *(sandbox.kill(reason=reason) for sandbox in list(self._live.values())), return_exceptions=True
+            *(
+                sandbox.stop(stop_order(sandbox.record.spec, sandbox.template, most_s=most_s), reason=reason)
+                for sandbox in list(self._live.values())
+            ),
+            return_exceptions=True,
         )
         await self.library.close()
         await self._spares.close()
@@ -94,6 +104,7 @@ class Node:
         """Make a sandbox and start its command. When this raises, nothing is left but the record of the failure."""
         if self._stopping:
             raise InvalidState("the daemon is stopping", fix="try again in a moment")
+        self.terminator.check()
         creating = asyncio.create_task(self._create(tenant, spec))
         self._creating.add(creating)
         creating.add_done_callback(self._creating.discard)
@@ -102,7 +113,13 @@ class Node:
         except asyncio.CancelledError:
             if self._stopping:
                 raise InvalidState("the daemon is stopping", fix="try again in a moment") from None
+            self.terminator.check()
             raise
+
+    async def _end_creations(self) -> None:
+        for creating in self._creating:
+            creating.cancel()
+        await asyncio.gather(*self._creating, return_exceptions=True)
 
     async def _create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
         began = time.time()
@@ -115,8 +132,8 @@ class Node:
         isolation, why = await self._choose_level(tenant, spec, offer)
         why = "; ".join([why, *self._levels.runtimes[isolation].capabilities().missing])
         spare: Spare | None = None
-        if could_serve(template, spec):
-            spare = self._spares.take(await self._prepared(tenant, offer), isolation, spec, limits)
+        if could_serve(template, isolation, spec):
+            spare = self._spares.take(await self._rootfs(tenant, offer, isolation, spec), isolation, spec, limits)
         record = SandboxRecord(
             id=spare.id if spare is not None else new_id("sbx"), tenant=tenant, name=spec.name, template=template.id,
             isolation=isolation, isolation_reason=why, state=State.PENDING, spec=spec, created_at=began,
@@ -127,8 +144,8 @@ class Node:
             return await self._start(record, offer, spare, clock)
         except asyncio.CancelledError:
             why, reason = ("the caller went away", Reason.USER_REQUEST)
-            if self._stopping:
-                why, reason = ("the daemon stopped", Reason.NODE_DRAIN)
+            if self._stopping or self.terminator.draining:
+                why, reason = ("the daemon stopped" if self._stopping else "the node is drained", Reason.NODE_DRAIN)
             await asyncio.shield(self._start_failed(record, why, reason, State.KILLED))
             raise
         except Exception as error:
@@ -152,7 +169,7 @@ class Node:
             if spec.isolation is not Isolation.AUTO or isolation in self._levels.proved:
                 return isolation, why
             try:
-                await self._pool.get(await self._prepared(tenant, offer), isolation, warm=False)
+                await self._pool.get(await self._rootfs(tenant, offer, isolation, spec), isolation, warm=False)
             except IsolationUnavailable as error:
                 _log.warning("level_unavailable", isolation=isolation.value, error=str(error))
                 self._levels.unavailable[isolation] = f"{error.what}: {error.why}"
@@ -162,13 +179,13 @@ class Node:
     async def _start(self, record: SandboxRecord, offer: Offer, spare: Spare | None, clock: float) -> Sandbox:
         spec = record.spec
         template = offer.template
-        rootfs = await self._prepared(record.tenant, offer)
+        rootfs = await self._rootfs(record.tenant, offer, record.isolation, spec)
         limits = spec.resources.over(template.resources)
         warm = False
         if spare is not None:
             guest, ready = spare.give(), True
         else:
-            warm = _wants_clone(template, spec)
+            warm = _wants_clone(template, spec) or record.isolation is Isolation.WASM
             request = GuestRequest(id=record.id, hostname=record.id, resources=limits, mounts=spec.mounts)
             guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
         try:
@@ -271,8 +288,18 @@ class Node:
 
     async def _prove_level(self, isolation: Isolation) -> None:
         spec = SandboxSpec(isolation=isolation, timeout_s=30.0)
-        sandbox = await self.create("tartarus-doctor", spec)
-        await sandbox.kill()
+        if isolation is Isolation.WASM:
+            await self._prove_wasm(spec)
+        else:
+            await (await self.create(_DOCTOR, spec)).kill()
+
+    async def _prove_wasm(self, spec: SandboxSpec) -> None:
+        """Compile and run a module."""
+        module = await self.modules.compile(_DOCTOR, PROBE)
+        spec = msgspec.structs.replace(spec, command=ExecSpec(argv=("probe",)), wasm=Wasm(module=module.digest))
+        ended = await (await self.create(_DOCTOR, spec)).wait()
+        if ended.exit_code != 0:
+            raise GuestFailed("a module did not run to its end", why=ended.message or f"it gave {ended.exit_code}")
 
     def log(self, record: SandboxRecord) -> OutputLog:
         """The output log of a sandbox, live or ended."""
@@ -282,8 +309,9 @@ class Node:
     def _log_path(self, sandbox_id: str) -> Path:
         return self._settings.state_dir / "logs" / f"{sandbox_id}.log"
 
-    async def _prepared(self, tenant: str, offer: Offer) -> RootFs:
-        return await self._offers.prepared(tenant, offer, _progress(offer.template.id))
+    async def _rootfs(self, tenant: str, offer: Offer, isolation: Isolation, spec: SandboxSpec) -> RootFs:
+        rootfs = await self._offers.prepared(tenant, offer, _progress(offer.template.id))
+        return rootfs if isolation is not Isolation.WASM else await self.modules.rootfs(tenant, rootfs, spec.wasm)
 
     def _ended(self, sandbox: Sandbox) -> None:
         self._live.pop(sandbox.record.id, None)
@@ -311,6 +339,7 @@ class Node:
         layers = await asyncio.to_thread(LayerStore, self._settings.cache_dir / "templates")
         await asyncio.to_thread(layers.remove_unused, in_use, _LAYERS_KEPT_S)
         await self.library.sweep()
+        await asyncio.to_thread(self.modules.sweep)
         for path in (self._settings.state_dir / "logs").glob("sbx-*"):
             if path.stat().st_mtime < cutoff and path.name.split(".")[0] not in self._live:
                 path.unlink(missing_ok=True)

@@ -4,6 +4,8 @@ For interpreters that can't be cloned (guest/parked.py). A spare is an ordinary 
 it has an id that becomes its sandbox's, so nothing is renamed when it is given away; it belongs to one root file
 system, which is one tenant's when the template is, and one level. What asks for more than a spare has (mounts, a
 terminal, other limits than can be changed) starts cold.
+
+At the WASM level guests are cloned with their runner; made ahead, they spare each start what boxing them takes.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from tartarus.node.pool import IDLE_KEPT_S, KEEP_FREE_FRACTION, SnapshotPool
 from tartarus.runtimes.base import Guest, GuestRequest, RootFs, Runtime
 
 _log = structlog.get_logger("tartarus.node.spares")
+WASM_SPARES = 2
 MOST = 16
 """Spares at once, over all templates; the template used last keeps its own."""
 _READY_S = 30.0
@@ -37,7 +40,9 @@ _BACK_OFF_MAX_S = 600.0
 class Spare:
     """A guest and its parked interpreter."""
 
-    def __init__(self, spare_id: str, rootfs: RootFs, guest: Guest, parked: Parked, resources: Resources) -> None:
+    def __init__(
+        self, spare_id: str, rootfs: RootFs, guest: Guest, parked: Parked | None, resources: Resources
+    ) -> None:
         self.id = spare_id
         self.rootfs = rootfs
         self.guest = guest
@@ -66,6 +71,8 @@ class _Shelf:
     @property
     def wanted(self) -> int:
         """How many there should be."""
+        if self.isolation is Isolation.WASM:
+            return WASM_SPARES
         warm_up = self.rootfs.template.warm_up
         return 0 if warm_up is None or warm_up.is_cloned else warm_up.spares
 
@@ -175,7 +182,11 @@ class SparePool:
             self.drop(spare)
 
     def _fits(self, spare: Spare, isolation: Isolation, spec: SandboxSpec, limits: Resources) -> bool:
-        if not spare.parked.waits or not self._limits_fit(spare.resources, isolation, limits):
+        if not self._limits_fit(spare.resources, isolation, limits):
+            return False
+        if spare.parked is None:
+            return not spare.guest.ended.done()
+        if not spare.parked.waits:
             return False
         command = spec.command or ExecSpec(argv=(spare.parked.parking.command, "any"))
         env = spare.parked.parking.env | spec.env | command.env
@@ -190,7 +201,7 @@ class SparePool:
         can = self._runtimes[isolation].capabilities()
         in_cgroup = {can.memory_limit, can.cpu_limit, can.pids_limit} == {"cgroup"}
         # At process level each process has limits of its own, which an interpreter that runs has already.
-        changeable = isolation is Isolation.CONTAINER and in_cgroup
+        changeable = isolation in {Isolation.CONTAINER, Isolation.WASM} and in_cgroup
         higher = have.memory_bytes <= want.memory_bytes and have.pids <= want.pids
         return changeable and higher and have.disk_bytes == want.disk_bytes
 
@@ -247,9 +258,11 @@ class SparePool:
         except BaseException:
             self._ids.discard(spare_id)
             raise
+        parked: Parked | None = None
         try:
-            places = self._runtimes[isolation].places(rootfs, spare_id)
-            parked = await park(guest.channel, parking_of(rootfs.template, places, isolation))
+            if isolation is not Isolation.WASM:
+                places = self._runtimes[isolation].places(rootfs, spare_id)
+                parked = await park(guest.channel, parking_of(rootfs.template, places, isolation))
         except BaseException:
             await asyncio.shield(self._destroy(spare_id, guest))
             raise
@@ -260,9 +273,10 @@ class SparePool:
         return spare
 
     async def _start_guest(self, rootfs: RootFs, isolation: Isolation, spare_id: str) -> Guest:
-        snapshot, _ = await self._snapshots.get(rootfs, isolation, warm=False)
+        warm = isolation is Isolation.WASM
+        snapshot, _ = await self._snapshots.get(rootfs, isolation, warm=warm)
         request = GuestRequest(id=spare_id, hostname=spare_id, resources=rootfs.template.resources)
-        guest = await self._runtimes[isolation].clone(snapshot, request, warm=False)
+        guest = await self._runtimes[isolation].clone(snapshot, request, warm=warm)
         try:
             async with asyncio.timeout(_READY_S):
                 await guest.ready()
@@ -276,7 +290,7 @@ class SparePool:
 
     async def _watch(self, shelf: _Shelf, spare: Spare) -> None:
         """Notice a spare that breaks while it stands."""
-        await spare.parked.broken()
+        await (asyncio.wait([spare.guest.ended]) if spare.parked is None else spare.parked.broken())
         if spare in shelf.spares:
             shelf.spares.remove(spare)
             shelf.failures += 1
@@ -307,21 +321,22 @@ class SparePool:
         task.add_done_callback(self._tasks.discard)
 
 
-def could_serve(template: Template, spec: SandboxSpec) -> bool:
+def could_serve(template: Template, isolation: Isolation, spec: SandboxSpec) -> bool:
     """Whether a spare of this template, with other limits or variables perhaps, could be this sandbox."""
     warm_up = template.warm_up
-    if warm_up is None or warm_up.is_cloned or not warm_up.spares:
+    is_wasm = isolation is Isolation.WASM
+    if not is_wasm and (warm_up is None or warm_up.is_cloned or not warm_up.spares):
         return False
     # Whatever else can be asked for, now or in time to come, is not what a spare was made with.
     plain = SandboxSpec(
         template=spec.template, snapshot=spec.snapshot, isolation=spec.isolation, command=spec.command,
         resources=spec.resources, timeout_s=spec.timeout_s, env=spec.env, workdir=spec.workdir, name=spec.name,
-        labels=spec.labels,
+        labels=spec.labels, wasm=spec.wasm,
     )  # fmt: skip
     if spec != plain:
         return False
     command = spec.command
-    if command is None:
+    if command is None or warm_up is None or is_wasm:
         return True
     plain_command = ExecSpec(
         argv=command.argv, env=command.env, workdir=command.workdir, stdin=command.stdin, rows=command.rows,

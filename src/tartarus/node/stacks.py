@@ -191,7 +191,7 @@ class Stacks:
         return Template(
             id=name, name=said.name or name, base="host", python_packages=packages, env=env | said.env,
             workdir=said.workdir or base.workdir, resources=said.resources.defaults, warm_up=warm_up,
-            description=said.description,
+            description=said.description, stop_signal=said.stop_signal, stop_grace_s=said.stop_grace_s,
         )  # fmt: skip
 
     async def push(self, record: TemplateRecord, request: PushRequest, tell: Tell) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 
@@ -10,9 +11,10 @@ import anyio
 
 from tartarus.model.errors import TimeLimit
 from tartarus.model.library import CreateSnapshot
+from tartarus.model.lifecycle import Stopped, StopRequest
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
 from tartarus.model.states import TERMINAL, State
-from tartarus.sdk import calls, library_calls
+from tartarus.sdk import calls, library_calls, modules
 from tartarus.sdk.async_client import AsyncClient
 from tartarus.sdk.async_contexts import AsyncCodeContext, run_cell
 from tartarus.sdk.async_files import AsyncFiles
@@ -25,7 +27,7 @@ from tartarus.sdk.opening import Opening
 from tartarus.sdk.progress import Progress
 from tartarus.sdk.results import CodeResult, CommandResult, LogEntry
 from tartarus.sdk.sandbox import state_names
-from tartarus.sdk.specs import exec_spec, sandbox_spec
+from tartarus.sdk.specs import duration_or_none, exec_spec, sandbox_spec
 from tartarus.sdk.waiting import Deadline
 
 
@@ -61,6 +63,10 @@ class AsyncSandbox:
         name: str = "",
         labels: Mapping[str, str] | None = None,
         snapshot: str = "",
+        module: str | os.PathLike[str] | bytes | None = None,
+        fuel: int | None = None,
+        stop_signal: int | str = "",
+        stop_grace: float | str | None = None,
         client: AsyncClient | None = None,
     ) -> Opening[AsyncSandbox]:
         """Make a sandbox; limits that are not given are the template's.
@@ -69,7 +75,7 @@ class AsyncSandbox:
 
         Args:
             template: what it is made from; `Client().templates()` lists them.
-            isolation: ``process``, ``container``, or ``auto`` for the strongest this host can give.
+            isolation: ``process``, ``container``, ``gvisor``, ``wasm``, or ``auto``: the strongest this host can give.
             command: its main command; the sandbox then ends with it. Read its output with `attach` or `logs`.
             timeout_s: how long it may live, in seconds or as in ``"10m"``; for ever if not given.
             memory: bytes, or as in ``"512MiB"``.
@@ -83,22 +89,33 @@ class AsyncSandbox:
             name: a name to find it by; no other live sandbox of yours may have it.
             labels: your own keys and values, to find it by.
             snapshot: the id or name of a `Snapshot` to go on from; it brings its own template.
+            module: a WebAssembly module or component to run, as a file's path or as bytes. Commands are then its
+                command lines, and the level is ``wasm``.
+            fuel: how many instructions, about, each of its commands may execute.
+            stop_signal: what asks it to end, by name or number; the template's (TERM if it has none) if not given.
+            stop_grace: how long it then has, in seconds or as in ``"30s"``; the last part of its time limit, too.
             client: which daemon; the one of your environment if not given.
 
         Raises:
             InvalidRequest, TemplateNotFound, IsolationUnavailable, NameTaken, NoSpace, and other TartarusErrors;
             nothing is left behind then.
         """
+        code = b"" if module is None else modules.read(module)
         spec = sandbox_spec(
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
-            snapshot=snapshot,
+            snapshot=snapshot, module="" if module is None else modules.digest_of(code), fuel=fuel,
+            stop_signal=stop_signal, stop_grace=stop_grace,
         )  # fmt: skip
-        return Opening(cls._made(calls.create(spec), client, owned=True))
+        return Opening(cls._made(calls.create(spec), client, owned=True, code=None if module is None else code))
 
     @classmethod
-    async def _made(cls, call: Call[SandboxRecord], client: AsyncClient | None, *, owned: bool) -> AsyncSandbox:
+    async def _made(
+        cls, call: Call[SandboxRecord], client: AsyncClient | None, *, owned: bool, code: bytes | None = None
+    ) -> AsyncSandbox:
         client = client or AsyncClient()
+        if code is not None:
+            await modules.ensure_async(client.transport, code)
         return cls(await client.transport.call(call), client, owned=owned)
 
     @classmethod
@@ -269,6 +286,21 @@ class AsyncSandbox:
     async def signal(self, signal: int) -> None:
         """Send its main command a signal."""
         await self._client.transport.call(calls.send_signal(self.id, signal))
+
+    async def stop(self, *, signal: int | str = "", grace: float | str | None = None) -> Stopped:
+        """End it gracefully: a signal to everything in it, time to end, then force. Returns once it is gone.
+
+        Args:
+            signal: a name or number; the sandbox's own (TERM unless it says otherwise) if not given.
+            grace: how long it has, in seconds or as in ``"30s"``; the sandbox's own (10 s) if not given, 0 for none.
+
+        One that has ended is fine; a second stop hurries the first. A command that ended by itself with status 0
+        has succeeded, and one with another has failed.
+        """
+        request = StopRequest(str(signal), duration_or_none(grace))
+        stopped = await self._client.transport.call(calls.stop(self.id, request))
+        self._record = stopped.sandbox
+        return stopped
 
     async def kill(self: AsyncSandbox | str, *, client: AsyncClient | None = None) -> None:
         """End it and everything in it; one that has ended is fine.

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from tartarus.model.errors import InvalidRequest
+from tartarus.model.lifecycle import DrainReport, DrainRequest, Stopped, StopRequest
 from tartarus.model.sandbox import FileInfo, SandboxRecord, SandboxSpec, Stats
 from tartarus.sdk.http import Call, target
 from tartarus.sdk.results import LevelReport, Page, Version
@@ -65,6 +66,26 @@ def page(states: list[str], labels: dict[str, str], name: str, limit: int, curso
 def end(sandbox: str) -> Call[None]:
     """End a sandbox; one that has ended is fine."""
     return Call("DELETE", target("sandboxes", sandbox), _nothing)
+
+
+def stop(sandbox: str, request: StopRequest) -> Call[Stopped]:
+    """End a sandbox gracefully; the answer comes once it is gone."""
+    return Call("POST", target("sandboxes", sandbox, "stop"), _reads(Stopped), encode(request), patience_s=None)
+
+
+def drain(request: DrainRequest) -> Call[DrainReport]:
+    """End every sandbox of the node gracefully, and take no new ones."""
+    return Call("POST", target("drain"), _reads(DrainReport), encode(request), patience_s=None)
+
+
+def draining() -> Call[DrainReport]:
+    """Whether the node takes new sandboxes."""
+    return Call("GET", target("drain"), _reads(DrainReport))
+
+
+def undo_drain() -> Call[None]:
+    """Take new sandboxes again."""
+    return Call("DELETE", target("drain"), _nothing)
 
 
 def send_signal(sandbox: str, signal: int) -> Call[None]:

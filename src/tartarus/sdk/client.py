@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 
 from tartarus.model.library import TemplateInfo
+from tartarus.model.lifecycle import DrainReport, DrainRequest
 from tartarus.sdk import calls, library_calls
 from tartarus.sdk.places import Places
 from tartarus.sdk.results import LevelReport, Version
+from tartarus.sdk.specs import duration_or_none
 from tartarus.sdk.transport import Transport
 
 
@@ -39,6 +41,22 @@ class Client:
         """What this host can give: each isolation level is tried with a small guest."""
         return self.transport.call(calls.levels())
 
+    def drain(self, *, signal: int | str = "", grace: float | str | None = None) -> DrainReport:
+        """Take no new sandboxes, and end every one gracefully; returns with how each ended, and what is left.
+
+        `signal` and `grace` as in `Sandbox.stop`; without them, each sandbox's own count.
+        """
+        request = DrainRequest(str(signal), duration_or_none(grace))
+        return self.transport.call(calls.drain(request))
+
+    def draining(self) -> DrainReport:
+        """Whether the daemon takes no new sandboxes, and which it has."""
+        return self.transport.call(calls.draining())
+
+    def undo_drain(self) -> None:
+        """Let the daemon take new sandboxes again."""
+        self.transport.call(calls.undo_drain())
+
     def shutdown(self) -> None:
-        """Stop the daemon; its sandboxes are killed. Returns once it has agreed, not once it is gone."""
+        """Stop the daemon; its sandboxes end gracefully. Returns once it has agreed, not once it is gone."""
         self.transport.call(calls.shutdown())

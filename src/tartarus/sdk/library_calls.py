@@ -10,10 +10,12 @@ import msgspec
 
 from tartarus.model.errors import DaemonUnavailable, InvalidRequest
 from tartarus.model.library import (
+    AddModule,
     BuildOutput,
     CreateSnapshot,
     CreateTemplate,
     Done,
+    ModuleInfo,
     Progress,
     Pushed,
     PushRequest,
@@ -105,6 +107,16 @@ def upload() -> Call[Upload]:
 def remove_upload(upload_id: str) -> Call[None]:
     """Remove one that is not needed after all."""
     return Call("DELETE", _one("uploads", upload_id), _nothing)
+
+
+def add_module(upload_id: str) -> Call[ModuleInfo]:
+    """Compile an uploaded WebAssembly module."""
+    return Call("POST", target("modules"), _reads(ModuleInfo), encode(AddModule(upload_id)), patience_s=None)
+
+
+def module(digest: str) -> Call[ModuleInfo]:
+    """A module that the daemon has compiled."""
+    return Call("GET", _one("modules", digest), _reads(ModuleInfo))
 
 
 def create_snapshot(request: CreateSnapshot) -> Call[SnapshotInfo]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import builtins
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 from tartarus.model.errors import TimeLimit
 from tartarus.model.library import CreateSnapshot
+from tartarus.model.lifecycle import Stopped, StopRequest
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
 from tartarus.model.states import TERMINAL, State
-from tartarus.sdk import calls, library_calls
+from tartarus.sdk import calls, library_calls, modules
 from tartarus.sdk.client import Client
 from tartarus.sdk.contexts import MAX_OUTPUT_BYTES, CodeContext, OnOutput, run_cell
 from tartarus.sdk.decoding import LogDecoder
@@ -19,7 +21,7 @@ from tartarus.sdk.process import Process
 from tartarus.sdk.progress import Progress
 from tartarus.sdk.results import CodeResult, CommandResult, LogEntry
 from tartarus.sdk.snapshots import Snapshot
-from tartarus.sdk.specs import exec_spec, sandbox_spec
+from tartarus.sdk.specs import duration_or_none, exec_spec, sandbox_spec
 from tartarus.sdk.waiting import Deadline
 
 
@@ -56,13 +58,17 @@ class Sandbox:
         name: str = "",
         labels: Mapping[str, str] | None = None,
         snapshot: str = "",
+        module: str | os.PathLike[str] | bytes | None = None,
+        fuel: int | None = None,
+        stop_signal: int | str = "",
+        stop_grace: float | str | None = None,
         client: Client | None = None,
     ) -> Sandbox:
         """Make a sandbox; limits that are not given are the template's.
 
         Args:
             template: what it is made from; `Client().templates()` lists them.
-            isolation: ``process``, ``container``, or ``auto`` for the strongest this host can give.
+            isolation: ``process``, ``container``, ``gvisor``, ``wasm``, or ``auto``: the strongest this host can give.
             command: its main command; the sandbox then ends with it. Read its output with `attach` or `logs`.
             timeout_s: how long it may live, in seconds or as in ``"10m"``; for ever if not given.
             memory: bytes, or as in ``"512MiB"``.
@@ -76,18 +82,27 @@ class Sandbox:
             name: a name to find it by; no other live sandbox of yours may have it.
             labels: your own keys and values, to find it by.
             snapshot: the id or name of a `Snapshot` to go on from; it brings its own template.
+            module: a WebAssembly module or component to run, as a file's path or as bytes. Commands are then its
+                command lines, and the level is ``wasm``.
+            fuel: how many instructions, about, each of its commands may execute.
+            stop_signal: what asks it to end, by name or number; the template's (TERM if it has none) if not given.
+            stop_grace: how long it then has, in seconds or as in ``"30s"``; the last part of its time limit, too.
             client: which daemon; the one of your environment if not given.
 
         Raises:
             InvalidRequest, TemplateNotFound, IsolationUnavailable, NameTaken, NoSpace, and other TartarusErrors;
             nothing is left behind then.
         """
+        code = b"" if module is None else modules.read(module)
         spec = sandbox_spec(
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
-            snapshot=snapshot,
+            snapshot=snapshot, module="" if module is None else modules.digest_of(code), fuel=fuel,
+            stop_signal=stop_signal, stop_grace=stop_grace,
         )  # fmt: skip
         client = client or Client()
+        if module is not None:
+            modules.ensure(client.transport, code)
         return cls(client.transport.call(calls.create(spec)), client, owned=True)
 
     @classmethod
@@ -250,6 +265,21 @@ class Sandbox:
     def signal(self, signal: int) -> None:
         """Send its main command a signal."""
         self._client.transport.call(calls.send_signal(self.id, signal))
+
+    def stop(self, *, signal: int | str = "", grace: float | str | None = None) -> Stopped:
+        """End it gracefully: a signal to everything in it, time to end, then force. Returns once it is gone.
+
+        Args:
+            signal: a name or number; the sandbox's own (TERM unless it says otherwise) if not given.
+            grace: how long it has, in seconds or as in ``"30s"``; the sandbox's own (10 s) if not given, 0 for none.
+
+        One that has ended is fine; a second stop hurries the first. A command that ended by itself with status 0
+        has succeeded, and one with another has failed.
+        """
+        request = StopRequest(str(signal), duration_or_none(grace))
+        stopped = self._client.transport.call(calls.stop(self.id, request))
+        self._record = stopped.sandbox
+        return stopped
 
     def kill(self: Sandbox | str, *, client: Client | None = None) -> None:
         """End it and everything in it; one that has ended is fine.

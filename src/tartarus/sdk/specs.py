@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from tartarus.model.errors import InvalidRequest
-from tartarus.model.sandbox import ExecSpec, Isolation, Mount, Network, ResourceRequest, SandboxSpec
+from tartarus.model.sandbox import ExecSpec, Isolation, Mount, Network, ResourceRequest, SandboxSpec, Wasm
 from tartarus.model.units import parse_cpus, parse_duration, parse_size
 from tartarus.sdk.shorthand import mount_fields
 
@@ -32,6 +32,10 @@ def sandbox_spec(
     name: str = "",
     labels: Mapping[str, str] | None = None,
     snapshot: str = "",
+    module: str = "",
+    fuel: int | None = None,
+    stop_signal: int | str = "",
+    stop_grace: float | str | None = None,
 ) -> SandboxSpec:
     """A whole spec. Raises InvalidRequest, naming what is wrong, before anything is asked of the daemon."""
     return SandboxSpec(
@@ -52,6 +56,9 @@ def sandbox_spec(
         name=name,
         labels=dict(labels or {}),
         snapshot=snapshot,
+        wasm=Wasm(module=module, fuel=fuel) if module or fuel is not None else None,
+        stop_signal=str(stop_signal),
+        stop_grace_s=duration_or_none(stop_grace),
     )
 
 
@@ -76,6 +83,13 @@ def exec_spec(
         argv=tuple(argv), env=dict(env or {}), workdir=workdir, stdin=stdin, tty=tty, rows=rows, cols=cols,
         timeout_s=None if timeout_s is None else parse_duration(timeout_s),
     )  # fmt: skip
+
+
+def duration_or_none(text: float | str | None) -> float | None:
+    """Seconds from a duration that may be none at all, or 0. Raises InvalidRequest."""
+    if text is None:
+        return None
+    return 0.0 if text in {0, "0", "0s"} else parse_duration(text)
 
 
 def parse_mount(text: str) -> Mount:

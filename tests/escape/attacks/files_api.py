@@ -15,7 +15,8 @@ from tests.escape.kit import ESCAPED, WORLD
 
 from tartarus.model.errors import FileFailed, TartarusError
 from tartarus.model.sandbox import ExecSpec, Isolation
-from tartarus.node.sandbox import Process, Sandbox
+from tartarus.node.commands import Process
+from tartarus.node.sandbox import Sandbox
 
 _ROUNDS = 150
 

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from tartarus.control.routes import code, files, logs, sandboxes, snapshots, streams, system, templates, uploads
+from tartarus.control.routes import (
+    code,
+    endings,
+    files,
+    logs,
+    modules,
+    sandboxes,
+    snapshots,
+    streams,
+    system,
+    templates,
+    uploads,
+)
 
 ROUTES = [
     *system.ROUTES,
     *sandboxes.ROUTES,
+    *endings.ROUTES,
     *logs.ROUTES,
     *code.ROUTES,
     *files.ROUTES,
@@ -14,4 +27,5 @@ ROUTES = [
     *templates.ROUTES,
     *snapshots.ROUTES,
     *uploads.ROUTES,
+    *modules.ROUTES,
 ]

@@ -7,6 +7,7 @@
 #include "forward.h"
 #include "kill.h"
 #include "listen.h"
+#include "machine.h"
 #include "quiet.h"
 #include "runner.h"
 #include "signals.h"
@@ -141,7 +142,7 @@ static int on_hello(struct session *session, struct cursor *payload)
 	/* A restored machine meets a new host, which knows nothing of what was under way. */
 	if (session->greeted) {
 		sweep_streams(session, true);
-		session->deadline_ms = 0;
+		session->deadline_ms = session->stop_ms = session->n_stops = 0;
 		session->out.head = session->out.tail = 0;
 		session->quiet = false;
 	}
@@ -168,6 +169,21 @@ static int on_shutdown(struct session *session, struct cursor *payload)
 	return 0;
 }
 
+static int on_stop(struct session *session, struct cursor *payload)
+{
+	uint32_t grace_ms = get_u32(payload), signo = get_u32(payload);
+
+	if (!cursor_done(payload) || signo == 0 || signo > 64)
+		return -EPROTO;
+	signal_everybody(session, (int)signo);
+	/* Whoever stands still could not end. */
+	signal_everybody(session, SIGCONT);
+	session->stop_ms = monotonic_ms() + grace_ms;
+	session->n_stops++;
+	session->child_ended = true; /* perhaps nobody is there to wait for */
+	return 0;
+}
+
 /* Frames of stream 0: the session itself. */
 static int session_frame(struct session *session, const struct frame *frame, const uint8_t *bytes,
 			 struct cursor *payload)
@@ -175,6 +191,8 @@ static int session_frame(struct session *session, const struct frame *frame, con
 	switch (frame->type) {
 	case F_SHUTDOWN:
 		return on_shutdown(session, payload);
+	case F_STOP:
+		return on_stop(session, payload);
 	case F_PING:
 		if (frame->length > PING_MAX)
 			return -EPROTO;
@@ -326,9 +344,13 @@ static bool pump_streams(struct session *session)
 
 static int next_timeout(const struct session *session)
 {
-	if (session->deadline_ms == 0)
+	int64_t first = session->deadline_ms;
+
+	if (first == 0 || (session->stop_ms != 0 && session->stop_ms < first))
+		first = session->stop_ms;
+	if (first == 0)
 		return -1;
-	int64_t left = session->deadline_ms - monotonic_ms();
+	int64_t left = first - monotonic_ms();
 	return left < 0 ? 0 : left > 1000000 ? 1000000 : (int)left;
 }
 
@@ -336,6 +358,19 @@ static int next_timeout(const struct session *session)
 static bool all_done(const struct session *session)
 {
 	return session->childless && !exec_any(session) && !out_busy(session) && session->out.head == session->out.tail;
+}
+
+/* Nobody is left whom a STOP waits for, or its grace is over. */
+static void tell_stopped(struct session *session)
+{
+	bool ended = all_done(session);
+
+	if (session->quiet || session->stop_ms == 0 || (!ended && monotonic_ms() < session->stop_ms))
+		return;
+	session->stop_ms = 0;
+	for (; session->n_stops > 0; session->n_stops--)
+		out_u32(session, F_STOPPED, 0, ended);
+	out_flush(session);
 }
 
 static void serve(struct session *session)
@@ -364,6 +399,7 @@ static void serve(struct session *session)
 		sweep_streams(session, false);
 		out_flush(session);
 		more = (more || was_busy || session->channel_readable) && !out_busy(session);
+		tell_stopped(session);
 		if (session->deadline_ms != 0 && (all_done(session) || monotonic_ms() >= session->deadline_ms))
 			session->over = true;
 	}
@@ -440,6 +476,7 @@ static bool set_up(struct session *session)
 	session->child_ended = true;
 	session->out.splice_pipe = -1;
 	session->out.cannot_splice = session->config.machine;
+	act_as_user(&session->config);
 	if (fd >= 0 && !session_watch(session, fd, &session->channel_source, EPOLLIN | EPOLLOUT | EPOLLRDHUP))
 		return false;
 	return listen_attach(session) && take_signals(session) && runner_attach(session);

@@ -147,7 +147,8 @@ int exec_open(struct session *session, uint32_t id, const uint8_t *payload, uint
 void exec_start_cold(struct session *session, struct exec *exec)
 {
 	struct exec_request request;
-	struct launch launch = {.request = &request, .die_with_parent = !session->config.own_pid_namespace};
+	struct launch launch = {.request = &request, .die_with_parent = !session->config.own_pid_namespace,
+				.machine = session->config.machine ? &session->config : NULL};
 	int status = exec_request_parse(&request, exec->request, exec->request_size);
 
 	if (status != 0) {

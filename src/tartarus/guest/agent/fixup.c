@@ -1,6 +1,8 @@
 /* See fixup.h. What the sandbox may not do (set a clock, credit entropy) is left undone and said so. */
 #include "fixup.h"
 
+#include "machine.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/random.h>
@@ -10,7 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { CLOCK_SET = 1, ENTROPY_CREDITED = 2, ENTROPY_MIXED = 4, NAMED = 8, MACHINE_ID_SET = 16, ENTROPY_MAX = 4096 };
+enum { CLOCK_SET = 1, ENTROPY_CREDITED = 2, ENTROPY_MIXED = 4, NAMED = 8, MACHINE_ID_SET = 16,
+       LIMITED = 32, ENTROPY_MAX = 4096 };
 enum { HOSTNAME_MAX = 64, MACHINE_ID_SIZE = 32 };
 
 static uint32_t set_clock(uint64_t unix_ns)
@@ -69,13 +72,24 @@ int serve_fixup(struct session *session, uint32_t id, struct cursor *payload)
 	struct span entropy = get_string(payload);
 	struct span name = {NULL, 0}, machine_id = {NULL, 0};
 
+	uint32_t tasks = 0, done;
+	uint64_t memory = 0;
+
 	if (!cursor_done(payload)) {
 		name = get_string(payload);
 		machine_id = get_string(payload);
 	}
+	if (!cursor_done(payload)) {
+		tasks = get_u32(payload);
+		memory = get_u64(payload);
+	}
 	if (!cursor_done(payload) || entropy.size > ENTROPY_MAX || name.size > HOSTNAME_MAX)
 		return -EPROTO;
-	out_u32(session, F_RESULT, id,
-		set_clock(unix_ns) | add_entropy(entropy) | set_hostname(name) | set_machine_id(machine_id));
+	act_as_root(&session->config);
+	done = set_clock(unix_ns) | add_entropy(entropy) | set_hostname(name) | set_machine_id(machine_id);
+	if (tasks > 0 && session->config.machine && group_limit(tasks, memory))
+		done |= LIMITED;
+	act_as_user(&session->config);
+	out_u32(session, F_RESULT, id, done);
 	return 0;
 }

@@ -8,6 +8,7 @@
 #include "agent.h"
 #include "cmdline.h"
 #include "listen.h"
+#include "machine.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -30,6 +31,7 @@
 #define PORT_NAME "tartarus.channel"
 #define ROOT_SERIAL "tartarus-root"
 #define SCRATCH_SERIAL "tartarus-scratch"
+#define BINDS "/sandbox/binds"
 
 enum { WAIT_STEPS = 20000, WAIT_STEP_NS = 500000, NAME_SIZE = 64, PATH_SIZE = 320 };
 
@@ -37,6 +39,7 @@ static bool powers_off;
 
 static void switch_off(void)
 {
+	(void)syscall(SYS_setresuid, (uid_t)-1, 0, (uid_t)-1);
 	sync();
 	/* Most monitors are told to end rather than to reboot. */
 	reboot(powers_off ? RB_POWER_OFF : RB_AUTOBOOT);
@@ -135,12 +138,13 @@ static void device_path(const char *directory, const char *attribute, const char
 	fail(wanted);
 }
 
-/* A disk's path: by the name that the command line has for it, since not every monitor gives disks serials. */
-static void disk_path(const char *word, const char *serial, char path[PATH_SIZE])
+/* A disk's path: by what `disk.SERIAL=` on the command line names it, since not every monitor gives disks serials. */
+static void disk_path(const char *serial, char path[PATH_SIZE])
 {
 	const struct timespec step = {0, WAIT_STEP_NS};
-	char name[NAME_SIZE];
+	char name[NAME_SIZE], word[2 * NAME_SIZE];
 
+	snprintf(word, sizeof word, "disk.%.63s", serial);
 	if (!cmdline_word(word, name, sizeof name)) {
 		device_path("/sys/block", "serial", serial, path);
 		return;
@@ -154,8 +158,8 @@ static void make_root(void)
 {
 	char disk[PATH_SIZE], scratch[PATH_SIZE];
 
-	disk_path("tartarus.root", ROOT_SERIAL, disk);
-	disk_path("tartarus.scratch", SCRATCH_SERIAL, scratch);
+	disk_path(ROOT_SERIAL, disk);
+	disk_path(SCRATCH_SERIAL, scratch);
 	(void)mkdir("/lower", 0755);
 	(void)mkdir("/scratch", 0700);
 	(void)mkdir("/root", 0755);
@@ -164,6 +168,26 @@ static void make_root(void)
 	(void)mkdir("/scratch/upper", 0755);
 	(void)mkdir("/scratch/work", 0700);
 	must_mount("overlay", "/root", "overlay", MS_NODEV, "lowerdir=/lower,upperdir=/scratch/upper,workdir=/scratch/work");
+}
+
+/* Images beside the root's own: lines of a disk's serial number and where it belongs. */
+static void mount_binds(void)
+{
+	size_t size;
+	char *text = read_all(BINDS, &size), *rest = text, *line;
+
+	while (text != NULL && (line = strsep(&rest, "\n")) != NULL) {
+		char disk[PATH_SIZE], place[PATH_SIZE];
+		char *target = strchr(line, ' ');
+
+		if (target == NULL)
+			continue;
+		*target = '\0';
+		disk_path(line, disk);
+		snprintf(place, sizeof place, "/root%s", target + 1);
+		must_mount(disk, place, "erofs", MS_RDONLY | MS_NODEV | MS_NOSUID, NULL);
+	}
+	free(text);
 }
 
 static void furnish_root(void)
@@ -207,6 +231,24 @@ static void loopback_up(void)
 	if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request) != 0)
 		fail("loopback");
 	close(fd);
+}
+
+/* What programs write is to reach the scratch disk soon, where the host counts it: not after half a minute. */
+static void write_back_soon(void)
+{
+	static const char *const knobs[][2] = {
+		{"/proc/sys/vm/dirty_writeback_centisecs", "100"},
+		{"/proc/sys/vm/dirty_expire_centisecs", "200"},
+	};
+
+	for (size_t i = 0; i < sizeof knobs / sizeof knobs[0]; i++) {
+		int fd = open(knobs[i][0], O_WRONLY | O_CLOEXEC);
+
+		if (fd >= 0) {
+			(void)!write(fd, knobs[i][1], strlen(knobs[i][1]));
+			close(fd);
+		}
+	}
 }
 
 static void attach_null(void)
@@ -256,11 +298,18 @@ int init_main(void)
 		fail("/dev");
 	powers_off = cmdline_word("tartarus.off", off, sizeof off) && strcmp(off, "poweroff") == 0;
 	load_modules();
+	if (!user_read(&config))
+		fail("the sandbox's user");
 	make_root();
+	mount_binds();
+	companion_read();
 	furnish_root();
 	enter_root();
+	group_make();
 	loopback_up();
+	write_back_soon();
 	open_channel(&config);
+	companion_start(&config);
 	attach_null();
 	(void)agent_main(&config);
 	switch_off();

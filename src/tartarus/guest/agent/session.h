@@ -87,6 +87,8 @@ struct session {
 	uint8_t opening; /* the type of the frame that opens the next stream */
 	struct runner *runner;
 	int64_t deadline_ms; /* of a SHUTDOWN, on the monotonic clock; 0: none */
+	int64_t stop_ms; /* likewise of the newest STOP, which the guest outlives */
+	uint32_t n_stops; /* that have no answer yet */
 };
 
 enum {
@@ -126,6 +128,7 @@ struct launch {
 	const struct exec_request *request;
 	int fds[3];
 	bool die_with_parent;
+	const struct agent_config *machine; /* set in a virtual machine, whose agent is root */
 	int error;        /* set when it failed: errno, and what it concerns */
 	const char *what;
 };

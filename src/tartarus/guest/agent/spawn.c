@@ -2,6 +2,7 @@
  * Start a program: the child borrows this process's memory until execve (as posix_spawn does), so
  * a start costs no page table copy and its failure is known at once, without a pipe to carry it.
  */
+#include "machine.h"
 #include "session.h"
 
 #include <errno.h>
@@ -78,6 +79,11 @@ static int run_child(void *argument)
 		ioctl(0, TIOCSCTTY, 0);
 	if (launch->die_with_parent)
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (launch->machine != NULL && !become_program(launch->machine)) {
+		launch->error = errno;
+		launch->what = "user";
+		_exit(127);
+	}
 	if (request->cwd[0] != '\0' && chdir(request->cwd) != 0) {
 		launch->error = errno;
 		launch->what = "workdir";

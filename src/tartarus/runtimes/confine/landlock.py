@@ -117,12 +117,19 @@ def unenforceable(abi: int) -> tuple[str, ...]:
 
 
 def add_landlock(
-    program: Program, abi: int, rules: Sequence[PathRule], *, tcp: bool = True, scope: Scope = EVERYTHING
+    program: Program,
+    abi: int,
+    rules: Sequence[PathRule],
+    *,
+    tcp: bool = True,
+    scope: Scope = EVERYTHING,
+    held: Sequence[int] = (),
 ) -> None:
     """Enter a domain where only `rules` hold. Needs `no_new_privs`.
 
     `tcp`: whether TCP ports are left alone; else none can be bound or connected (ABI 4). `scope`: what must
-    not reach outside the domain (ABI 6). Rights and scopes that `abi` lacks are left out. With `abi` 0
+    not reach outside the domain (ABI 6). `held`: descriptors, as numbers there, whose files may be opened again as
+    their modes let it. Rights and scopes that `abi` lacks are left out. With `abi` 0
     nothing is added: whether that is acceptable is the level's decision.
     """
     if abi <= 0:
@@ -134,6 +141,12 @@ def add_landlock(
                     step="make a Landlock ruleset")  # fmt: skip
     for rule in rules:
         _add_rule(program, ruleset, rule, handled)
+    for number_there in held:
+        access = (Access.READ_FILE | Access.WRITE_FILE | Access.TRUNCATE) & handled
+        beneath = program.blob(struct.pack("<Qi", access, number_there))
+        # A memory file can't have a rule, and needs none: Landlock lets those be.
+        program.syscall("landlock_add_rule", ruleset, _RULE_PATH_BENEATH, beneath, 0, ok=errno.EBADFD,
+                        step="allow a passed file")  # fmt: skip
     # Denials of code that runs without execve (the warm runner's) would be logged, one line each, to the host; so
     # would those of any domain that a guest makes for itself and asks logs of.
     flags = _LOG_SAME_EXEC_OFF | _LOG_SUBDOMAINS_OFF if abi >= 7 else 0

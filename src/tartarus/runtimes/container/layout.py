@@ -257,6 +257,7 @@ def box_program(
     storage: Storage,
     staged_mounts: bool = False,
     build: bool = False,
+    rules: Sequence[landlock.PathRule] = LANDLOCK_RULES,
 ) -> Program:
     """What a guest does to itself between its birth and its agent: join its cgroup, box, drop everything.
 
@@ -264,7 +265,7 @@ def box_program(
     channel, sent when the host has moved it: its cgroup namespace's root is the group it stands in when it takes
     one. `limit_level`: whose rlimits to set; the process level's stand in for the cgroups that a host does not
     give. `mounts` come as passed descriptors, or with `staged_mounts` from this nursery's own stage. `build`: root
-    keeps, over the sandbox's own files and users, what installing packages takes.
+    keeps, over the sandbox's own files and users, what installing packages takes. `rules`: the second wall.
     """
     box, root = "/.tartarus/box", "/.tartarus/box/m"
     program = Program()
@@ -318,7 +319,7 @@ def box_program(
     program.syscall("setns", Fd(USER_NAMESPACE), CLONE_NEWUSER, step="enter a user namespace of its own")
     rlimits.add_rlimits(program, resources, limit_level)
     _become(program, rootfs.template.user, build=build)
-    landlock.add_landlock(program, landlock_abi, LANDLOCK_RULES)
+    landlock.add_landlock(program, landlock_abi, rules)
     seccomp.add_seccomp(program, Isolation.CONTAINER, build=build)
     return program
 

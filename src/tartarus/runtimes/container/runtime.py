@@ -43,6 +43,7 @@ class ContainerSnapshot(WarmNursery):
         user_namespaces: UserNamespaces,
         cgroup: Cgroup | None,
         own_mounts: Sequence[Mount],
+        rules: Sequence[landlock.PathRule],
     ) -> None:
         argv, env = warm_command(rootfs.template)
         super().__init__(nursery, argv, env, layout.zygote_program())
@@ -50,6 +51,7 @@ class ContainerSnapshot(WarmNursery):
         self.user_namespaces = user_namespaces
         self._cgroup = cgroup
         self._own_mounts = bool(own_mounts)
+        self._rules = rules
         self._programs: dict[Resources, tuple[bytes, list[str]]] = {}
         nursery.control.closed.add_done_callback(self._end_guests)
 
@@ -85,6 +87,7 @@ class ContainerSnapshot(WarmNursery):
                 storage=storage,
                 staged_mounts=self._own_mounts,
                 build=request.build,
+                rules=self._rules,
             )
             cached = (program.encode(), program.steps)
             if usual:
@@ -125,6 +128,8 @@ class ContainerRuntime(UnsavableRuntime):
     """Makes container-level guests. As root, guests' ids are mapped to ids nobody on the host has."""
 
     isolation = Isolation.CONTAINER
+    rules: Sequence[landlock.PathRule] = layout.LANDLOCK_RULES
+    """What guests may do with the files that they see."""
 
     def __init__(self, state_dir: Path, hierarchy: Hierarchy | None, id_map: IdMap) -> None:
         self._stage = state_dir / "stage"
@@ -175,7 +180,8 @@ class ContainerRuntime(UnsavableRuntime):
             if self._hierarchy is not None:
                 self._nursery_count += 1
                 cgroup = self._hierarchy.create(
-                    f"nursery-{rootfs.template.id}-{os.getpid()}-{self._nursery_count}", nursery_limits()
+                    f"nursery-{rootfs.template.id}-{self.isolation.value}-{os.getpid()}-{self._nursery_count}",
+                    nursery_limits(),
                 )
                 cgroup.attach(nursery.pid)
             await self._build(nursery, rootfs, own_mounts, storage)
@@ -189,7 +195,7 @@ class ContainerRuntime(UnsavableRuntime):
             if isinstance(error, GuestFailed):
                 raise IsolationUnavailable(error.what, why=error.why, fix=error.fix) from error
             raise
-        return ContainerSnapshot(rootfs, nursery, user_namespaces, cgroup, own_mounts)
+        return ContainerSnapshot(rootfs, nursery, user_namespaces, cgroup, own_mounts, self.rules)
 
     async def _build(self, nursery: Nursery, rootfs: RootFs, own_mounts: Sequence[Mount], storage: Path | None) -> None:
         rootless = not self._id_map.privileged

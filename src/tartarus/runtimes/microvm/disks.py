@@ -24,7 +24,7 @@ async def make_scratch(target: Path, size: int) -> None:
     """Make an empty scratch disk of `size` bytes; it takes next to no space until it is written to."""
     with target.open("xb") as file:
         file.truncate(max(size, MIN_SCRATCH) // 4096 * 4096)
-    await _run(_tool("mkfs.ext4", "e2fsprogs"), *_SCRATCH_OPTIONS, os.fspath(target))
+    await run(_tool("mkfs.ext4", "e2fsprogs"), *_SCRATCH_OPTIONS, os.fspath(target))
 
 
 def _tool(name: str, package: str) -> str:
@@ -34,7 +34,8 @@ def _tool(name: str, package: str) -> str:
     return found
 
 
-async def _run(*argv: str) -> None:
+async def run(*argv: str) -> None:
+    """Run a tool to its end. Raises GuestFailed with its words."""
     process = await asyncio.create_subprocess_exec(
         *argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )

@@ -19,21 +19,31 @@ class Hardware(msgspec.Struct, frozen=True):
 
 
 class Boot(msgspec.Struct, frozen=True):
-    """What a machine starts from: paths a monitor of another user may open, as `/proc/self/fd/N` of passed ones."""
+    """What a machine starts from: descriptors of memory files that a monitor of another user may open."""
 
     kernel: int
     initramfs: int
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """Descriptors that a machine is made from; they stay the caller's. `share`: its memory is to be saved later."""
+    """Descriptors that a machine is made from; they stay the caller's.
+
+    `binds`: read-only disks beside the root's (`bind_serial`). `boot`: what only a machine that boots needs.
+    `share`: its memory is to be saved later.
+    """
 
     hardware: Hardware
     memory: int
     root: int
     scratch: int
-    boot: Boot
+    binds: tuple[int, ...] = ()
+    boot: Boot | None = None
     share: bool = False
+
+
+def bind_serial(index: int) -> str:
+    """The serial number by which a machine finds the n-th of its read-only disks."""
+    return f"tartarus-bind-{index}"
 
 
 class Machine(Protocol):
@@ -54,6 +64,10 @@ class Machine(Protocol):
 
     async def save(self, device_state: int) -> None:
         """Stop it for good and write all but its memory and disks to a descriptor. Needs `share` memory."""
+        ...
+
+    async def save_devices(self, device_state: int) -> None:
+        """Write its devices' state to a descriptor that is open for writing only; it is paused, and may go on."""
         ...
 
     async def console(self) -> str:

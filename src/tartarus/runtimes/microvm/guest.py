@@ -12,11 +12,13 @@ import msgspec
 
 from tartarus.guest.channel import BootFailed, GuestChannel
 from tartarus.guest.protocol import FixedUp, fixup_payload
+from tartarus.guest.session import SessionState
 from tartarus.model.errors import GuestFailed
 from tartarus.model.sandbox import Resources, Stats
+from tartarus.runtimes.base import Saved
 from tartarus.runtimes.cgroups import Cgroup, remove_soon
-from tartarus.runtimes.microvm.driver import Machine
-from tartarus.runtimes.unsaved import UnsavableGuest
+from tartarus.runtimes.microvm import saving
+from tartarus.runtimes.microvm.driver import Hardware, Machine
 
 MONITOR_BYTES = 160 * 1024 * 1024
 """Memory that a monitor may need beside its machine's: QEMU's own (26 MB measured) and 64 MB of translated code."""
@@ -24,15 +26,29 @@ MONITOR_TASKS = 64
 _ENTROPY = 64
 
 
-class MachineGuest(UnsavableGuest):
+class Origin(msgspec.Struct, frozen=True):
+    """What a guest was made from, which it needs to be saved. `memory`: a descriptor that becomes the guest's."""
+
+    memory: int
+    hardware: Hardware
+    warm: bool
+    needs: dict[str, str]
+
+
+class MachineGuest:
     """Holds a machine, its channel, its cgroup and its scratch disk; gives all back when it ends."""
 
-    warm = False
-
     def __init__(
-        self, machine: Machine, cgroup: Cgroup | None, resources: Resources, scratch: int, hostname: str
+        self,
+        machine: Machine,
+        cgroup: Cgroup | None,
+        resources: Resources,
+        scratch: int,
+        hostname: str,
+        origin: Origin,
     ) -> None:
         self.pid = machine.pid
+        self.warm = origin.warm
         self.channel = GuestChannel(machine.channel)
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._machine = machine
@@ -40,8 +56,11 @@ class MachineGuest(UnsavableGuest):
         self._resources = resources
         self._scratch = scratch
         self._hostname = hostname
+        self._origin = origin
+        self._paused = False
         self._final: Stats | None = None
         self._renewed: asyncio.Task[None] | None = None
+        self._limiting: asyncio.Task[FixedUp] | None = None
         self._cleanup = asyncio.create_task(self._clean_up())
 
     @property
@@ -49,9 +68,9 @@ class MachineGuest(UnsavableGuest):
         """Its monitor; -1 when that is gone."""
         return self._machine.pidfd
 
-    async def open(self) -> None:
+    async def open(self, session: SessionState | None) -> None:
         """Greet its agent, and make it another machine than the one it was cloned from before it does anything."""
-        await self.channel.open()
+        await self.channel.open(session)
         self._renewed = asyncio.create_task(self._renew())
 
     async def ready(self) -> None:
@@ -65,23 +84,32 @@ class MachineGuest(UnsavableGuest):
 
     async def _renew(self) -> None:
         # Sent with the greeting: the agent takes frames in order, so no command runs before this.
-        done = await self.channel.renew(renewal(self._hostname))
+        done = await self.channel.renew(renewal(self._hostname, self._resources))
         if not (done & FixedUp.CLOCK and done & FixedUp.RESEEDED):
             raise GuestFailed("a cloned machine can't be told apart from others", why="its kernel was not reseeded")
+        if not done & FixedUp.LIMITED:
+            raise GuestFailed(
+                "a machine can't hold its limits",
+                why="its kernel counts neither tasks nor memory of a group",
+                fix="use a kernel with CONFIG_CGROUP_PIDS and CONFIG_MEMCG",
+            )
 
     async def pause(self) -> None:
         """Stop its processors."""
         await self._machine.pause()
+        self._paused = True
 
     async def resume(self) -> None:
         """Let them run."""
         await self._machine.resume()
+        self._paused = False
 
     def limit(self, resources: Resources) -> None:
-        """Change its cgroup's limits; its memory and processors stay those of its machine."""
+        """Change its cgroup's limits and those of its programs; its machine's memory and processors stay."""
         if self._cgroup is not None:
-            self._cgroup.limit(with_monitor(resources, self._resources.memory_bytes))
-        self._resources = msgspec.structs.replace(resources, memory_bytes=self._resources.memory_bytes)
+            self._cgroup.limit(with_monitor(resources, self._origin.hardware.memory_bytes))
+        self._resources = resources
+        self._limiting = asyncio.create_task(self.channel.renew(limits(resources)))
 
     def stats(self) -> Stats:
         """Use now, the monitor's included; tasks are the monitor's."""
@@ -94,6 +122,16 @@ class MachineGuest(UnsavableGuest):
     def changes(self) -> Path | None:
         """None: what it wrote lies in a file system that the host does not mount."""
         return None
+
+    async def save(self, directory: Path, *, go_on: bool) -> Saved:
+        """Write its memory, its devices' state and its scratch disk into `directory`."""
+        facts = saving.Facts(self._origin.hardware, os.fstat(self._scratch).st_size, self.warm)
+        go_on_here = go_on and not self._paused
+        paused_ms = await saving.save(
+            self._machine, self._origin.memory, self._scratch, facts, directory, go_on=go_on_here
+        )
+        self._paused = not go_on_here
+        return Saved(self._origin.needs, paused_ms)
 
     async def console(self) -> str:
         """The end of what its kernel said."""
@@ -111,21 +149,29 @@ class MachineGuest(UnsavableGuest):
     async def _clean_up(self) -> None:
         await self._machine.ended
         try:
-            if self._renewed is not None:
-                self._renewed.cancel()
+            for task in (self._renewed, self._limiting):
+                if task is not None:
+                    task.cancel()
             self._final = msgspec.structs.replace(self.stats(), memory_bytes=0, pids=0)
             if self._cgroup is not None:
                 await remove_soon(self._cgroup)
         finally:
             os.close(self._scratch)
+            os.close(self._origin.memory)
             self.channel.close()
             if not self.ended.done():
                 self.ended.set_result(None)
 
 
-def renewal(hostname: str) -> bytes:
-    """What makes a machine another one than those it shares its memory with: time, randomness, names."""
-    return fixup_payload(time.time_ns(), secrets.token_bytes(_ENTROPY), hostname, secrets.token_hex(16))
+def renewal(hostname: str, resources: Resources | None = None) -> bytes:
+    """What makes a machine another one than those it shares its memory with: time, randomness, names, limits."""
+    held_to = None if resources is None else (resources.pids, resources.memory_bytes)
+    return fixup_payload(time.time_ns(), secrets.token_bytes(_ENTROPY), hostname, secrets.token_hex(16), held_to)
+
+
+def limits(resources: Resources) -> bytes:
+    """New limits for a machine's programs, and nothing else."""
+    return fixup_payload(0, b"", limits=(resources.pids, resources.memory_bytes))
 
 
 def with_monitor(resources: Resources, memory_bytes: int) -> Resources:

@@ -27,6 +27,7 @@ from tartarus.runtimes.container.layout import (
     unshare_program,
 )
 from tartarus.runtimes.idmap import OWNER_UID
+from tartarus.runtimes.microvm.home import Home
 from tartarus.runtimes.nursery import Clone, Nursery
 
 FIRST_UID = OWNER_UID + 1
@@ -56,17 +57,21 @@ def descriptor(index: int) -> int:
     return _FIRST_FD + index
 
 
-def confined(argv: Sequence[str], uid: int, n_entries: int, abi: int) -> Program:
+class Own(NamedTuple):
+    """What a monitor that is told paths gets beside descriptors: a directory to work in, and where its output goes."""
+
+    home: Home
+    output: int
+
+
+def confined(argv: Sequence[str], uid: int, n_entries: int, abi: int, held: Sequence[int] | None = None) -> Program:
     """What a monitor does to itself before it is executed: its cgroup, its user, no rights, no files but its own.
 
-    Of the passed descriptors, the first is its channel, then come the cgroup's entries, then its own.
+    Of the passed descriptors, the first is its channel, then come the cgroup's entries, then its own. With `held`,
+    which are numbers of descriptors that it may open again, the first two of its own are those of `Own`.
     """
     program = Program()
-    add_joining(program, _ENTRIES_AT, n_entries)
-    for index in range(_ENTRIES_AT, _ENTRIES_AT + n_entries):
-        program.syscall("close", Fd(index), step="let go of the cgroup")
-    for which, limit in ((resource.RLIMIT_CORE, 1), (resource.RLIMIT_NOFILE, 1024), (resource.RLIMIT_MEMLOCK, 65536)):
-        program.syscall("prlimit64", 0, which, program.blob(struct.pack("<QQ", limit, limit)), 0, step="set limits")
+    _begin(program, n_entries, own=held is not None)
     caps.add_bounding_drop(program)
     groups = _kvm_groups()
     listed = program.blob(struct.pack(f"<{len(groups)}I", *groups) or bytes(4))
@@ -78,9 +83,33 @@ def confined(argv: Sequence[str], uid: int, n_entries: int, abi: int) -> Program
     rules += [landlock.PathRule(path, landlock.READ, file=True) for path in _FILES]
     rules += [landlock.PathRule(path, landlock.DEVICE, file=True) for path in _DEVICES]
     rules.append(landlock.PathRule("/proc", landlock.READ))
-    landlock.add_landlock(program, abi, rules, tcp=False)
+    rules.append(landlock.PathRule(os.path.realpath(argv[0]), landlock.RUN, file=True))
+    if held is not None:
+        rules.append(landlock.PathRule(".", landlock.READ | landlock.WRITE))
+    landlock.add_landlock(program, abi, rules, tcp=False, held=held or ())
     add_exec(program, argv, ["PATH=/usr/bin:/bin"])
     return program
+
+
+def jailed(argv: Sequence[str], n_entries: int) -> Program:
+    """The same for a monitor whose own jailer takes its rights away: that must have them first."""
+    program = Program()
+    _begin(program, n_entries, own=True)
+    add_exec(program, argv, ["PATH=/usr/bin:/bin"])
+    return program
+
+
+def _begin(program: Program, n_entries: int, *, own: bool) -> None:
+    add_joining(program, _ENTRIES_AT, n_entries)
+    for index in range(_ENTRIES_AT, _ENTRIES_AT + n_entries):
+        program.syscall("close", Fd(index), step="let go of the cgroup")
+    for which, limit in ((resource.RLIMIT_CORE, 1), (resource.RLIMIT_NOFILE, 1024), (resource.RLIMIT_MEMLOCK, 65536)):
+        program.syscall("prlimit64", 0, which, program.blob(struct.pack("<QQ", limit, limit)), 0, step="set limits")
+    if own:
+        first = _ENTRIES_AT + n_entries
+        program.syscall("fchdir", Fd(first), step="enter its directory")
+        for number in (1, 2):
+            program.syscall("dup3", Fd(first + 1), number, 0, step="send its output where it belongs")
 
 
 def _kvm_groups() -> list[int]:
@@ -120,18 +149,37 @@ class Launcher:
         return cls(nursery)
 
     async def start(
-        self, arguments: Callable[[list[int]], list[str]], ends: Ends, fds: Sequence[int], cgroup: Cgroup | None
+        self,
+        arguments: Callable[[list[int]], list[str]],
+        ends: Ends,
+        fds: Sequence[int],
+        cgroup: Cgroup | None,
+        own: Own | None = None,
+        *,
+        jailer: bool = False,
     ) -> Clone:
         """Start a monitor. `arguments` makes its command line from the numbers that `fds` have for it.
 
+        `own`: it is told paths. `jailer`: it is Firecracker's jailer, for a monitor that is to be the home's user.
         It tells on its channel why it could not be started (BootFailed).
         """
         entries = [] if cgroup is None else cgroup.entries()
         try:
-            argv = arguments([descriptor(1 + len(entries) + index) for index in range(len(fds))])
+            first = 1 + len(entries) + (0 if own is None else len(own))
+            numbers = [descriptor(first + index) for index in range(len(fds))]
             self._count += 1
-            program = confined(argv, FIRST_UID + self._count % UIDS, len(entries), self._landlock_abi)
-            passed = [ends.theirs.fileno(), *entries, *fds]
+            uid = FIRST_UID + self._count % UIDS
+            if own is not None:
+                own.home.belong_to(uid)
+                os.fchown(own.output, uid, uid)
+            argv = arguments(numbers)
+            if jailer:
+                program = jailed(argv, len(entries))
+            else:
+                held = None if own is None else numbers
+                program = confined(argv, uid, len(entries), self._landlock_abi, held)
+            mine = [] if own is None else [own.home.fd, own.output]
+            passed = [ends.theirs.fileno(), *entries, *mine, *fds]
             born = await self._nursery.clone(program.encode(), _FLAGS, passed)
             try:
                 admit(cgroup, ends.ours, born.pid, len(entries))

@@ -1,4 +1,4 @@
-"""A template's layers as one erofs image.
+"""Directories as an erofs image.
 
 The packing tool reads what foreign code wrote, so it runs as the layers' own ids do: in a user namespace that maps
 them to 0 and up, which also puts those ids into the image, without a network, below a root that is the template's.
@@ -11,10 +11,10 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from typing import NamedTuple
 
 from tartarus.guest.program import Program
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
-from tartarus.runtimes.base import RootFs
 from tartarus.runtimes.container.layout import (
     CLONE_NEWIPC,
     CLONE_NEWNET,
@@ -46,8 +46,20 @@ def packing_tool() -> str:
     return found
 
 
-async def pack(rootfs: RootFs, stage: Path, target: Path, id_map: IdMap) -> None:
-    """Write the image of a template to `target`. `stage`: an empty directory to mount on, which nobody else sees.
+class Source(NamedTuple):
+    """What is packed: directories that lie over each other, top first; `without`: paths that are left out."""
+
+    layers: tuple[Path, ...]
+    without: tuple[str, ...] = ()
+
+
+def merged(layers: tuple[Path, ...]) -> Source:
+    """A template's layers."""
+    return Source(layers)
+
+
+async def pack(source: Source, stage: Path, target: Path, id_map: IdMap, what: str) -> None:
+    """Write an image to `target`. `stage`: an empty directory to mount on, which nobody else sees.
 
     Raises GuestFailed with the tool's words.
     """
@@ -55,14 +67,17 @@ async def pack(rootfs: RootFs, stage: Path, target: Path, id_map: IdMap) -> None
     image = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.fchown(image, id_map.base, id_map.base)
-        nursery = await Nursery.spawn(f"the image of template {rootfs.template.id}", shared_pids=False)
+        nursery = await Nursery.spawn(what, shared_pids=False)
         try:
             await nursery.run(unshare_program(CLONE_NEWNS))
-            await nursery.run(_stage_program(rootfs, stage))
+            await nursery.run(_stage_program(source, stage))
             await nursery.run(unshare_program(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC))
             id_map.apply(nursery.pid)
-            await nursery.run(_merge_program(rootfs))
-            await _run(nursery, [tool, "--quiet", f"/proc/self/fd/{descriptor(2)}", "root"], image)
+            await nursery.run(_merge_program(source))
+            without = [f"--exclude-path={path}" for path in source.without]
+            if without:
+                without.append("-x-1")  # it looks for attributes even where it is told not to go, and fails there
+            await _run(nursery, [tool, "--quiet", *without, f"/proc/self/fd/{descriptor(2)}", "root"], image)
         finally:
             nursery.close()
             await asyncio.shield(nursery.gone())
@@ -70,41 +85,38 @@ async def pack(rootfs: RootFs, stage: Path, target: Path, id_map: IdMap) -> None
             raise GuestFailed(f"{TOOL} wrote nothing")
         os.fchmod(image, 0o444)
         os.fchown(image, 0, 0)
-        os.fsync(image)
+        await asyncio.to_thread(os.fsync, image)
     finally:
         os.close(image)
 
 
-def _stage_program(rootfs: RootFs, stage: Path) -> Program:
-    """With the host's rights: gather layers and binds below the stage, without what is mounted on them."""
+def _stage_program(source: Source, stage: Path) -> Program:
+    """With the host's rights: gather the layers below the stage, without what is mounted on them."""
     base = str(stage)
     program = Program()
     program.syscall("mount", 0, "/", 0, MS_REC | MS_PRIVATE, 0, step="make mounts private")
     program.syscall("mount", "tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755", step="mount the stage")
     program.syscall("chdir", base, step="enter the stage")
-    sources = [*rootfs.layers, *(Path(source) for source, _ in rootfs.binds)]
-    for name in ("root", "none", *(f"s{index}" for index in range(len(sources)))):
+    for name in ("root", "none", *(f"s{index}" for index in range(len(source.layers)))):
         program.syscall("mkdirat", -100, name, 0o755, step=f"make {name}")
-    for index, source in enumerate(sources):
-        program.syscall("mount", str(source), f"s{index}", 0, MS_BIND, 0, step=f"bind {source}")
+    for index, layer in enumerate(source.layers):
+        program.syscall("mount", str(layer), f"s{index}", 0, MS_BIND, 0, step=f"bind {layer}")
     # The tool asks for the whole path of what it packs, and the namespace's root may not be let through to the stage.
     program.syscall("mount", base, _OPEN_TO_ALL, 0, MS_BIND | MS_REC, 0, step="show the stage")
     program.syscall("chdir", _OPEN_TO_ALL, step="enter the stage")
     return program
 
 
-def _merge_program(rootfs: RootFs) -> Program:
-    """As root of the new namespace: lay the layers over each other, and the binds where they belong."""
+def _merge_program(source: Source) -> Program:
+    """As root of the new namespace: lay the layers over each other."""
     program = Program()
     program.syscall("setresgid", 0, 0, 0, step="become the namespace's root group")
     program.syscall("setresuid", 0, 0, 0, step="become the namespace's root")
     program.syscall("setgroups", 0, 0, step="leave all groups")
     # An overlay needs two lower directories when it has none to write to.
-    lower = ":".join([*(f"s{index}" for index in range(len(rootfs.layers))), "none"])
+    lower = ":".join([*(f"s{index}" for index in range(len(source.layers))), "none"])
     program.syscall("mount", "overlay", "root", "overlay", MS_RDONLY | MS_NOSUID | MS_NODEV,
                     f"lowerdir={lower},userxattr", step="mount the layers")  # fmt: skip
-    for index, (_source, target) in enumerate(rootfs.binds, len(rootfs.layers)):
-        program.syscall("mount", f"s{index}", f"root{target}", 0, MS_BIND, 0, step=f"bind {target}")
     return program
 
 

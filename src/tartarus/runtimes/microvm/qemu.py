@@ -15,12 +15,13 @@ import shutil
 import signal
 import socket
 import subprocess
+from typing import Any
 
 from tartarus.guest.binary import agent_binary
 from tartarus.guest.channel import channel_pair
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
 from tartarus.runtimes.cgroups import Cgroup
-from tartarus.runtimes.microvm.driver import Hardware, Machine, Parts
+from tartarus.runtimes.microvm.driver import Hardware, Machine, Parts, bind_serial
 from tartarus.runtimes.microvm.launcher import Ends, Launcher, descriptor
 from tartarus.runtimes.microvm.qmp import Qmp
 from tartarus.runtimes.nursery import Clone
@@ -28,6 +29,8 @@ from tartarus.runtimes.nursery import Clone
 PROGRAM = "qemu-system-x86_64"
 _CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
 _QMP_TIMEOUT_S = 60.0
+_SAVE_SET = 99
+_SCRATCH_OPTIONS = "discard=unmap,cache.no-flush=on"
 _COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 tsc=reliable no_timer_check random.trust_cpu=on "
     "cryptomgr.notests audit=0"
@@ -62,6 +65,15 @@ class QemuMachine:
         await self.qmp.call("getfd", fds=(device_state,), fdname="state")
         await self.qmp.call("migrate", uri="fd:state")
         await self._migrated()
+
+    async def save_devices(self, device_state: int) -> None:
+        """Write its devices' state. Not Xen's alone, whatever it is called: the one command that saves no memory."""
+        the_set: dict[str, Any] = {"fdset-id": _SAVE_SET}
+        await self.qmp.call("add-fd", fds=(device_state,), **the_set)
+        try:
+            await self.qmp.call("xen-save-devices-state", filename=f"/dev/fdset/{_SAVE_SET}", live=False)
+        finally:
+            await self.qmp.call("remove-fd", **the_set)
 
     async def load(self, device_state: int) -> None:
         """Take a saved state over."""
@@ -148,11 +160,12 @@ class Qemu:
             raise
         return machine
 
-    def arguments(self, hardware: Hardware, numbers: list[int], *, share: bool) -> list[str]:
-        """The command line. `numbers` of inherited descriptors: control, memory, root, scratch and, to boot, the
+    def arguments(self, hardware: Hardware, numbers: list[int], *, n_binds: int = 0, share: bool) -> list[str]:
+        """The command line. `numbers` of inherited descriptors: control, memory, root, scratch, binds and, to boot, the
         kernel and the initramfs; without these it waits for a saved state, which has them in its memory.
         """  # noqa: D205
-        control, memory_file, root, scratch, *boot = numbers
+        control, memory_file, root, scratch, *rest = numbers
+        binds, boot = rest[:n_binds], rest[n_binds:]
         accel = f"{self._accelerator},thread=multi,tb-size=64" if self._accelerator == "tcg" else self._accelerator
         memory = f"memory-backend-file,id=mem,size={hardware.memory_bytes},mem-path=/proc/self/fd/{memory_file}"
         argv = [
@@ -165,13 +178,17 @@ class Qemu:
             "-chardev", "ringbuf,id=console,size=65536", "-serial", "chardev:console",
             "-add-fd", f"set=1,fd={root}", "-add-fd", f"set=2,fd={scratch}",
             "-blockdev", "driver=file,node-name=root,filename=/dev/fdset/1,read-only=on,locking=off",
-            "-blockdev", "driver=file,node-name=scratch,filename=/dev/fdset/2,locking=off,discard=unmap,aio=threads",
+            # What a machine flushes need not survive the host: the disk ends with the machine, or is saved whole.
+            "-blockdev", f"driver=file,node-name=scratch,filename=/dev/fdset/2,locking=off,{_SCRATCH_OPTIONS}",
             "-device", "virtio-blk-device,drive=root,serial=tartarus-root",
             "-device", "virtio-blk-device,drive=scratch,serial=tartarus-scratch",
+            *(word for index, fd in enumerate(binds) for word in _bind(index, fd)),
             "-device", "virtio-serial-device,max_ports=2",
             "-chardev", f"socket,id=channel,fd={descriptor(0)}",
             "-device", "virtserialport,chardev=channel,name=tartarus.channel",
             "-device", "virtio-rng-device",
+            # Or a state that was saved without memory, which has none, could not be taken over.
+            "-global", "migration.send-configuration=off",
             "-sandbox", _SANDBOX,
         ]  # fmt: skip
         if not boot:
@@ -182,12 +199,14 @@ class Qemu:
     async def _start(self, parts: Parts, cgroup: Cgroup | None, *, incoming: bool) -> QemuMachine:
         ends = Ends(*channel_pair())
         control, their_control = socket.socketpair()
-        fds = [their_control.fileno(), parts.memory, parts.root, parts.scratch]
-        fds += [] if incoming else [parts.boot.kernel, parts.boot.initramfs]
+        fds = [their_control.fileno(), parts.memory, parts.root, parts.scratch, *parts.binds]
+        fds += [] if incoming or parts.boot is None else [parts.boot.kernel, parts.boot.initramfs]
+
+        def arguments(numbers: list[int]) -> list[str]:
+            return self.arguments(parts.hardware, numbers, n_binds=len(parts.binds), share=parts.share)
+
         try:
-            born = await self._launcher.start(
-                lambda numbers: self.arguments(parts.hardware, numbers, share=parts.share), ends, fds, cgroup
-            )
+            born = await self._launcher.start(arguments, ends, fds, cgroup)
         except BaseException:
             ends.ours.close()
             control.close()
@@ -204,6 +223,15 @@ class Qemu:
             ends.ours.close()
             raise
         return machine
+
+
+def _bind(index: int, fd: int) -> list[str]:
+    name = f"bind{index}"
+    return [
+        "-add-fd", f"set={3 + index},fd={fd}",
+        "-blockdev", f"driver=file,node-name={name},filename=/dev/fdset/{3 + index},read-only=on,locking=off",
+        "-device", f"virtio-blk-device,drive={name},serial={bind_serial(index)}",
+    ]  # fmt: skip
 
 
 def _ticks_khz() -> int:

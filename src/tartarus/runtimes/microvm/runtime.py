@@ -5,113 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import msgspec
 
-from tartarus.guest.binary import agent_binary
 from tartarus.guest.channel import GuestChannel, GuestExec
 from tartarus.model.errors import GuestFailed, IsolationUnavailable, TartarusError, TemplateFailed, Unsupported
-from tartarus.model.sandbox import Isolation, Resources
+from tartarus.model.sandbox import Isolation
+from tartarus.model.template import Template
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
-from tartarus.runtimes.cgroups import Hierarchy, remove_soon
+from tartarus.runtimes.cgroups import Cgroup, Hierarchy, remove_soon
 from tartarus.runtimes.idmap import IdMap
-from tartarus.runtimes.microvm import disks, kernel, memory, packing
-from tartarus.runtimes.microvm.driver import Boot, Driver, Hardware, Machine, Parts
-from tartarus.runtimes.microvm.guest import MachineGuest, renewal, with_monitor
-from tartarus.runtimes.microvm.initramfs import initramfs
-from tartarus.runtimes.microvm.launcher import Launcher
-from tartarus.runtimes.microvm.qemu import Qemu
-from tartarus.runtimes.unsaved import UnsavableRuntime
+from tartarus.runtimes.microvm import kept, memory, saving
+from tartarus.runtimes.microvm.driver import Machine, Parts, bind_serial
+from tartarus.runtimes.microvm.guest import MachineGuest, Origin, renewal, with_monitor
+from tartarus.runtimes.microvm.images import Packer
+from tartarus.runtimes.microvm.machinery import BOOT_TIMEOUT_S, Machinery, last_words, reach_agent
+from tartarus.runtimes.microvm.packing import packing_tool
+from tartarus.runtimes.microvm.qemu import PROGRAM
+from tartarus.runtimes.microvm.snapshot import Frozen, MachineSnapshot, Size
+from tartarus.runtimes.nursery import WARM_UP_TIMEOUT_S, warm_command
 
-MIN_MEMORY = 128 * 1024 * 1024
-"""What a distribution's kernel needs to boot."""
-_BOOT_TIMEOUT_S = 60.0
-_MIB = 1024 * 1024
-_MOST_SIZES = 4
-
-
-class Saved(msgspec.Struct, frozen=True):
-    """A machine that has booted, as it is cloned: sealed memory, device state and scratch disk, as descriptors."""
-
-    parts: Parts
-    device_state: int
-
-    def borrow(self) -> Saved:
-        """The same, with descriptors of its own: closing the original does not end a clone that is under way."""
-        memory_file, scratch, state = (os.dup(fd) for fd in (self.parts.memory, self.parts.scratch, self.device_state))
-        return Saved(msgspec.structs.replace(self.parts, memory=memory_file, scratch=scratch), state)
-
-    def close(self) -> None:
-        """Let go of it; clones keep what they have mapped."""
-        for fd in (self.parts.memory, self.parts.scratch, self.device_state):
-            os.close(fd)
+_RUNNER_FD = 3
+_LOADED_KEPT_S = 30.0
 
 
-class MachineSnapshot:
-    """A template's image and its saved machines, one for each size that was asked for."""
-
-    def __init__(self, rootfs: RootFs, image: int) -> None:
-        self.rootfs = rootfs
-        self.image = image
-        self.saved: dict[tuple[Hardware, int], Saved] = {}
-        self.lock = asyncio.Lock()
-        self._guests: set[MachineGuest] = set()
-        self._closed = False
-
-    @property
-    def alive(self) -> bool:
-        """Whether guests can still be made from it."""
-        return not self._closed
-
-    @property
-    def is_warm(self) -> bool:
-        """False: no interpreter is parked in its machines."""
-        return False
-
-    @property
-    def in_use(self) -> bool:
-        """Whether a guest that was made from it still lives."""
-        return bool(self._guests)
-
-    def hold(self, guest: MachineGuest) -> None:
-        """That guest was made from it."""
-        self._guests.add(guest)
-        guest.ended.add_done_callback(lambda _: self._guests.discard(guest))
-
-    def keep(self, size: tuple[Hardware, int], saved: Saved) -> None:
-        """Have a saved machine of that size; the oldest of too many goes."""
-        while len(self.saved) >= _MOST_SIZES:
-            self.saved.pop(next(iter(self.saved))).close()
-        self.saved[size] = saved
-
-    async def warm(self) -> None:
-        """Refuse: see `Capabilities.warm_start`."""
-        raise TemplateFailed(
-            "a microVM's interpreter can't be warmed", why="its guests are cloned with the agent alone"
-        )
-
-    def cool(self) -> None:
-        """Nothing is parked."""
-
-    def memory_bytes(self) -> int:
-        """Memory that its saved machines hold."""
-        return sum(memory.allocated(saved.parts.memory) for saved in self.saved.values())
-
-    async def close(self) -> None:
-        """End its guests and let go of its machines."""
-        if self._closed:
-            return
-        self._closed = True
-        for guest in list(self._guests):
-            await guest.destroy()
-        for saved in self.saved.values():
-            saved.close()
-        self.saved.clear()
-        os.close(self.image)
-
-
-class MicrovmRuntime(UnsavableRuntime):
+class MicrovmRuntime:
     """Makes microVM guests."""
 
     isolation = Isolation.MICROVM
@@ -121,191 +41,232 @@ class MicrovmRuntime(UnsavableRuntime):
             raise IsolationUnavailable(
                 "microVMs need the daemon to be root", why="each monitor gets a user of its own", fix="run it as root"
             )
+        if shutil.which(PROGRAM) is None:
+            raise IsolationUnavailable(f"{PROGRAM} is missing", fix="install the package qemu-system-x86")
+        packing_tool()
         self.place = state_dir / "machines"
-        self._stage = state_dir / "machine-stage"
-        for directory in (self.place, self._stage):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._packer = Packer(self.place, state_dir / "machine-stage", id_map)
+        self._kept = kept.KeptMachines(self.place / "kept")
         self._kernels = kernels
         self._hierarchy = hierarchy
-        self._id_map = id_map
-        self._driver: Driver | None = None
-        self._launcher: Launcher | None = None
-        self._boot: Boot | None = None
+        self._machinery: Machinery | None = None
         self._lock = asyncio.Lock()
-        self._count = 0
         self._snapshots: set[MachineSnapshot] = set()
+        self._loaded: dict[tuple[int, int, int], Frozen] = {}
+        self._loading = asyncio.Lock()
+        self._count = 0
 
     def capabilities(self) -> Capabilities:
         """What this level gives."""
-        limits = "the machine's" if self._hierarchy is not None else "the machine's, without a cgroup behind it"
+        limits = "the machine's kernel" if self._hierarchy is not None else "the machine's kernel, without a cgroup"
+        missing = ["no mounts of host directories"]
+        if self._machinery is not None and self._machinery.why:
+            missing.append(f"emulated (TCG), so its programs run slowly: {self._machinery.why}")
         return Capabilities(
-            warm_start=False,
+            warm_start=True,
             pause=True,
             own_network=True,
             own_pids=True,
             mounts=False,
             memory_limit=limits,
             cpu_limit="cgroup" if self._hierarchy is not None else "the machine's processors",
-            pids_limit="none inside the machine",
+            pids_limit="the machine's kernel",
             disk_limit="scratch disk",
-            missing=("no mounts of host directories", "no warm interpreter"),
+            saves_memory=True,
+            missing=tuple(missing),
         )
 
     def places(self, rootfs: RootFs, guest_id: str) -> Places:  # noqa: ARG002 - each guest has a root of its own
         """As the template's files say."""
         return Places(home=rootfs.template.user.home, workdir=rootfs.template.workdir, prefix=GUEST_PREFIX)
 
+    async def prove(self) -> str:
+        """Boot a machine with nothing in it; how that went, in words. Raises IsolationUnavailable."""
+        machinery = await self._open()
+        took_ms = await machinery.try_one()
+        kernel = machinery.kernel_release
+        how = "KVM" if machinery.accelerator == "kvm" else f"emulated (TCG), since {machinery.why}"
+        return f"{machinery.version}, {how}; Linux {kernel} booted in {took_ms:.0f} ms"
+
     async def snapshot(self, rootfs: RootFs) -> Snapshot:
         """Pack the template's files, once for each digest; its machines are booted when a size is asked for."""
         await self._open()
-        if rootfs.template.user.uid or rootfs.template.user.gid:
-            raise IsolationUnavailable(
-                "the microVM level runs commands as root only", fix="use a template whose user is root"
-            )
-        target = self.place / f"{rootfs.digest.replace(':', '-')}.erofs"
-        async with self._lock:
-            if not target.exists():
-                aside = self.place / f".making-{os.getpid()}"
-                aside.unlink(missing_ok=True)
-                try:
-                    await packing.pack(rootfs, self._stage, aside, self._id_map)
-                    aside.rename(target)
-                finally:
-                    aside.unlink(missing_ok=True)
-        snapshot = MachineSnapshot(rootfs, os.open(target, os.O_RDONLY | os.O_CLOEXEC))
-        self._snapshots.add(snapshot)
-        return snapshot
+        made = MachineSnapshot(self, rootfs, await self._packer.open(rootfs))
+        self._snapshots = {snapshot for snapshot in self._snapshots if snapshot.alive} | {made}
+        return made
 
-    async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:  # noqa: ARG002
+    async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
         """A new machine, going on where the saved one of its size stands; that one is booted first if need be."""
         assert isinstance(snapshot, MachineSnapshot)
-        if request.mounts or request.build or request.storage is not None:
-            raise Unsupported("a microVM takes no mounts and builds no templates", fix="use the container level")
-        size = (hardware_for(request.resources), request.resources.disk_bytes)
-        async with snapshot.lock:
-            saved = snapshot.saved.get(size)
-            if saved is None:
-                saved = await self._save(snapshot, *size)
-                snapshot.keep(size, saved)
-            borrowed = saved.borrow()
+        _refuse_what_it_lacks(request)
+        frozen = await snapshot.frozen(request.resources, warm=warm)
         try:
-            guest = await self._restore(borrowed, request)
+            guest = await self._restore(snapshot, frozen, request)
         finally:
-            borrowed.close()
-        snapshot.hold(guest)
+            frozen.close()
         return guest
+
+    def needs(self, snapshot: Snapshot) -> dict[str, str]:
+        """What must be the same where a guest of this snapshot is restored."""
+        assert isinstance(snapshot, MachineSnapshot)
+        machinery = self._machinery
+        if machinery is None:
+            raise IsolationUnavailable("the microVM level was not opened")
+        return {
+            "monitor": f"{machinery.driver.name} {machinery.version}",
+            "accelerator": machinery.accelerator,
+            "processor": machinery.processor,
+            "kernel": machinery.kernel_digest,
+            "images": snapshot.images.identity,
+        }
+
+    async def restore(self, snapshot: Snapshot, saved: Path, request: GuestRequest) -> Guest:
+        """A new machine that goes on where one was saved; all that are made of the same files share their memory."""
+        assert isinstance(snapshot, MachineSnapshot)
+        _refuse_what_it_lacks(request)
+        frozen = await self._load(snapshot, saved)
+        try:
+            return await self._restore(snapshot, frozen, request)
+        finally:
+            frozen.close()
 
     async def close(self) -> None:
         """End every machine."""
         for snapshot in list(self._snapshots):
             await snapshot.close()
         self._snapshots.clear()
-        if self._launcher is not None:
-            await self._launcher.close()
-        if self._boot is not None:
-            os.close(self._boot.kernel)
-            os.close(self._boot.initramfs)
-            self._boot = None
+        for loaded in self._loaded.values():
+            loaded.close()
+        self._loaded.clear()
+        if self._machinery is not None:
+            await self._machinery.close()
+            self._machinery = None
 
-    async def _open(self) -> None:
+    async def _open(self) -> Machinery:
         async with self._lock:
-            if self._driver is not None:
-                return
-            chosen = kernel.default(self._kernels)
-            self._boot = Boot(
-                _in_memory("kernel", chosen.image.read_bytes()),
-                _in_memory("initramfs", initramfs(agent_binary().read_bytes(), chosen.load_order())),
-            )
-            self._launcher = await Launcher.open()
-            self._driver = Qemu(self._launcher)
+            if self._machinery is None:
+                self._machinery = await Machinery.open(self.place, self._kernels)
+            return self._machinery
 
-    async def _save(self, snapshot: MachineSnapshot, hardware: Hardware, disk_bytes: int) -> Saved:
-        """Boot a machine until its agent serves, and save it there."""
-        assert self._driver is not None
-        assert self._boot is not None
-        scratch = await self._fresh_scratch(disk_bytes)
-        state = os.memfd_create("tartarus-devices", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        held = [scratch, state]
-        try:
-            memory_file = memory.create(hardware.memory_bytes)
-            held.append(memory_file)
-            parts = Parts(hardware, memory_file, snapshot.image, scratch, self._boot, share=True)
-            machine = await self._driver.boot(parts, None)
-            channel = GuestChannel(machine.channel)
-            try:
-                await _boot(machine, channel)
-                await machine.save(state)
-            finally:
-                machine.kill()
-                await asyncio.shield(machine.ended)
-                channel.close()
-            memory.seal(memory_file)
-            memory.seal(state)
-        except BaseException:
-            for fd in held:
-                os.close(fd)
-            raise
-        return Saved(msgspec.structs.replace(parts, share=False), state)
+    def _group(self, request: GuestRequest, memory_bytes: int) -> Cgroup | None:
+        if self._hierarchy is None:
+            return None
+        return self._hierarchy.create(request.id, with_monitor(request.resources, memory_bytes))
 
-    async def _fresh_scratch(self, size: int) -> int:
+    async def freeze(self, snapshot: MachineSnapshot, size: Size) -> Frozen:
+        """A machine whose agent serves, its interpreter parked if it is to be warm: as it was kept, or booted now."""
+        images = snapshot.images
+        files = sandbox_files(snapshot.rootfs.template, tuple(target for _, target in images.binds), warm=size.warm)
+        name = kept.name_of(self.needs(snapshot), size, files)
+        frozen = await asyncio.to_thread(self._kept.load, name, images)
+        if frozen is None:
+            frozen = await self._boot(snapshot, size, files)
+            await asyncio.to_thread(self._kept.keep, name, frozen)
+        return frozen
+
+    async def _boot(self, snapshot: MachineSnapshot, size: Size, files: dict[str, bytes]) -> Frozen:
+        machinery = await self._open()
+        images = snapshot.images
         self._count += 1
-        path = self.place / f".scratch-{os.getpid()}-{self._count}"
+        name = f"booting-{os.getpid()}-{self._count}"
+        request = GuestRequest(name, name, snapshot.rootfs.template.resources)
+        cgroup = self._group(request, size.hardware.memory_bytes)
         try:
-            await disks.make_scratch(path, size)
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            booting = machinery.booting(
+                images.root, tuple(fd for fd, _ in images.binds), size.hardware, size.disk_bytes, files, cgroup
+            )
+            async with booting as (machine, parts):
+                channel = await reach_agent(machine, BOOT_TIMEOUT_S + (WARM_UP_TIMEOUT_S if size.warm else 0.0))
+                if size.warm and not (await channel.ready()).warm_runner:
+                    raise TemplateFailed(
+                        f"warming template {snapshot.rootfs.template.id} failed", why=await last_words(machine)
+                    )
+                await _rehearse(channel)
+                return await _save_booted(machine, parts, channel, warm=size.warm)
         finally:
-            path.unlink(missing_ok=True)
+            if cgroup is not None:
+                await remove_soon(cgroup)
 
-    async def _restore(self, saved: Saved, request: GuestRequest) -> MachineGuest:
-        assert self._driver is not None
-        held = os.open(self.place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        cgroup = None
-        machine: Machine | None = None
-        state = -1
+    async def _load(self, snapshot: MachineSnapshot, saved: Path) -> Frozen:
+        """Saved files as a machine to clone. Kept for a while, so that the many children of a fork share one."""
         try:
-            await asyncio.to_thread(memory.copy_data, saved.parts.scratch, held)
-            if self._hierarchy is not None:
-                limits = with_monitor(request.resources, saved.parts.hardware.memory_bytes)
-                cgroup = self._hierarchy.create(request.id, limits)
-            state = os.open(f"/proc/self/fd/{saved.device_state}", os.O_RDONLY | os.O_CLOEXEC)
-            machine = await self._driver.restore(msgspec.structs.replace(saved.parts, scratch=held), state, cgroup)
-            guest = MachineGuest(machine, cgroup, request.resources, held, request.hostname)
+            status = (saved / saving.MEMORY).stat()
+        except OSError as error:
+            raise GuestFailed("a saved machine can't be read", why=error.strerror or str(error)) from error
+        key = (status.st_dev, status.st_ino, status.st_mtime_ns)
+        async with self._loading:
+            found = self._loaded.get(key)
+            if found is None:
+                found = await asyncio.to_thread(kept.read, saved, snapshot.images)
+                self._loaded[key] = found
+                asyncio.get_running_loop().call_later(_LOADED_KEPT_S, self._forget, key)
+            return found.borrow()
+
+    def _forget(self, key: tuple[int, int, int]) -> None:
+        found = self._loaded.pop(key, None)
+        if found is not None:
+            found.close()
+
+    async def _restore(self, snapshot: MachineSnapshot, frozen: Frozen, request: GuestRequest) -> MachineGuest:
+        machinery = await self._open()
+        hardware = frozen.parts.hardware
+        origin = Origin(os.dup(frozen.parts.memory), hardware, frozen.warm, self.needs(snapshot))
+        held = [origin.memory]
+        cgroup: Cgroup | None = None
+        machine: Machine | None = None
+        try:
+            scratch = os.open(self.place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            held.append(scratch)
+            await asyncio.to_thread(memory.copy_data, frozen.parts.scratch, scratch)
+            cgroup = self._group(request, hardware.memory_bytes)
+            state = os.open(f"/proc/self/fd/{frozen.device_state}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                parts = msgspec.structs.replace(frozen.parts, scratch=scratch)
+                machine = await machinery.driver.restore(parts, state, cgroup)
+            finally:
+                os.close(state)
+            guest = MachineGuest(machine, cgroup, request.resources, scratch, request.hostname, origin)
         except BaseException:
             if machine is not None:
                 machine.kill()
             if cgroup is not None:
                 await remove_soon(cgroup)
-            os.close(held)
+            for fd in held:
+                os.close(fd)
             raise
-        finally:
-            if state >= 0:
-                os.close(state)
         try:
-            await guest.open()
+            await guest.open(request.session)
             await machine.resume()
         except BaseException:
             await guest.destroy()
             raise
+        snapshot.hold(guest)
         return guest
 
 
-def hardware_for(resources: Resources) -> Hardware:
-    """The machine that holds these limits: whole MiB and whole processors, rounded up."""
-    memory_bytes = -(-max(resources.memory_bytes, MIN_MEMORY) // _MIB) * _MIB
-    return Hardware(memory_bytes, max(1, -(-resources.cpu_milli // 1000)))
+def sandbox_files(template: Template, binds: tuple[str, ...], *, warm: bool) -> dict[str, bytes]:
+    """What a machine's init is told of its sandbox: whose programs run, what is shown where, what is parked."""
+    user = template.user
+    files = {"user": " ".join(map(str, (user.uid, user.gid, *user.groups))).encode()}
+    if binds:
+        files["binds"] = "".join(f"{bind_serial(index)} {target}\n" for index, target in enumerate(binds)).encode()
+    if warm:
+        argv, env = warm_command(template)
+        argv[2:4] = ["companion", f"--link={_RUNNER_FD}"]
+        files["argv"] = b"".join(word.encode() + b"\0" for word in argv)
+        files["env"] = b"".join(f"{name}={value}".encode() + b"\0" for name, value in env.items())
+    return files
 
 
-async def _boot(machine: Machine, channel: GuestChannel) -> None:
-    await channel.open()
-    try:
-        async with asyncio.timeout(_BOOT_TIMEOUT_S):
-            await channel.ready()
-            await _rehearse(channel)
-    except (TimeoutError, GuestFailed) as error:
-        said = "" if machine.ended.done() else await machine.console()
-        raise IsolationUnavailable(
-            "a machine does not boot here", why=said.strip()[-1000:] or str(error), fix="tartarus doctor says more"
-        ) from error
+def _refuse_what_it_lacks(request: GuestRequest) -> None:
+    if request.mounts:
+        raise Unsupported(
+            "a microVM takes no mounts",
+            why="a file server between the machine and the host would be a door",
+            fix="copy files with tartarus cp, or use the container or gvisor level",
+        )
+    if request.build or request.storage is not None:
+        raise Unsupported("templates are not built at the microVM level", fix="build at the container level")
 
 
 async def _rehearse(channel: GuestChannel) -> None:
@@ -316,10 +277,22 @@ async def _rehearse(channel: GuestChannel) -> None:
         await process.wait()
 
 
-def _in_memory(name: str, content: bytes) -> int:
-    """A sealed memory file: monitors, which have users of their own, open it through their descriptor."""
-    fd = os.memfd_create(f"tartarus-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(content)
-    memory.seal(fd)
-    return fd
+async def _save_booted(machine: Machine, parts: Parts, channel: GuestChannel, *, warm: bool) -> Frozen:
+    """Stop it and keep its memory, its devices' state and its scratch disk as descriptors of their own."""
+    held: list[int] = []
+    try:
+        state = os.memfd_create("tartarus-devices", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        held.append(state)
+        await machine.save(state)
+        channel.close()
+        machine.kill()
+        await asyncio.shield(machine.ended)
+        held += [os.dup(parts.memory), os.dup(parts.scratch)]
+        for fd in held[:2]:
+            memory.seal(fd)
+    except BaseException:
+        for fd in held:
+            os.close(fd)
+        raise
+    saved = msgspec.structs.replace(parts, memory=held[1], scratch=held[2], boot=None, share=False)
+    return Frozen(saved, state, warm)

@@ -1,0 +1,191 @@
+/*
+ * In a virtual machine process 1 stays root, to set its clock and names and to switch it off; it acts as the
+ * sandbox's user for all else. Programs become that user for good, in a control group that counts them: a root that
+ * leaves the group gains nothing, for the machine's own memory is the wall that holds.
+ */
+#include "machine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define USER_FILE "/sandbox/user"
+#define ARGV_FILE "/sandbox/argv"
+#define ENV_FILE "/sandbox/env"
+#define GROUPS_AT "/sys/fs/cgroup"
+#define GROUP GROUPS_AT "/sandbox"
+
+enum { FILE_MAX = 1 << 20, WORDS_MAX = 4096, LINK_FD = 3, PARKED = 'P' };
+enum { FILES_SOFT = 1024, FILES_HARD = 65536 };
+
+static const uid_t same = (uid_t)-1;
+
+char *read_all(const char *path, size_t *size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	char *bytes = fd < 0 ? NULL : malloc(FILE_MAX + 1);
+	ssize_t n = 1;
+
+	*size = 0;
+	while (bytes != NULL && *size < FILE_MAX && (n = read(fd, bytes + *size, FILE_MAX - *size)) > 0)
+		*size += (size_t)n;
+	if (fd >= 0)
+		close(fd);
+	if (bytes != NULL)
+		bytes[*size] = '\0';
+	return bytes;
+}
+
+bool user_read(struct agent_config *config)
+{
+	size_t size;
+	char *text = read_all(USER_FILE, &size), *at = text;
+	size_t count = 0;
+
+	if (text == NULL)
+		return true;
+	for (char *end; *at != '\0'; at = end) {
+		unsigned long id = strtoul(at, &end, 10);
+
+		if (end == at || id >= UINT32_MAX || count >= 2 + GROUPS_MAX_KEPT)
+			break;
+		if (count == 0)
+			config->uid = (uid_t)id;
+		else if (count == 1)
+			config->gid = (gid_t)id;
+		else
+			config->groups[config->n_groups++] = (gid_t)id;
+		count++;
+	}
+	bool whole = *at == '\0' && count >= 2;
+	free(text);
+	return whole;
+}
+
+static bool write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool done = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+
+	if (fd >= 0)
+		close(fd);
+	return done;
+}
+
+void group_make(void)
+{
+	if (mount("cgroup2", GROUPS_AT, "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0)
+		return;
+	(void)write_file(GROUPS_AT "/cgroup.subtree_control", "+pids");
+	(void)write_file(GROUPS_AT "/cgroup.subtree_control", "+memory");
+	(void)mkdir(GROUP, 0755);
+}
+
+bool group_limit(uint32_t tasks, uint64_t memory)
+{
+	char text[32];
+
+	snprintf(text, sizeof text, "%u", tasks);
+	bool done = write_file(GROUP "/pids.max", text);
+	snprintf(text, sizeof text, "%llu", (unsigned long long)memory);
+	return write_file(GROUP "/memory.max", text) && done;
+}
+
+/* By the kernel's own calls: the library's would speak to threads that there are none of, in memory that is lent. */
+bool become_program(const struct agent_config *config)
+{
+	struct rlimit files = {FILES_SOFT, FILES_HARD};
+
+	if (syscall(SYS_setresuid, same, 0, same) != 0)
+		return false;
+	(void)write_file(GROUP "/cgroup.procs", "0");
+	(void)syscall(SYS_prlimit64, 0, RLIMIT_NOFILE, &files, NULL);
+	if (syscall(SYS_setgroups, config->n_groups, config->groups) != 0 ||
+	    syscall(SYS_setresgid, config->gid, config->gid, config->gid) != 0 ||
+	    syscall(SYS_setresuid, config->uid, config->uid, config->uid) != 0)
+		return false;
+	/* As at every level: a user who is not root does not become it. */
+	return config->uid == 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
+}
+
+void act_as_user(const struct agent_config *config)
+{
+	if (!config->machine)
+		return;
+	if (syscall(SYS_setgroups, config->n_groups, config->groups) != 0 ||
+	    syscall(SYS_setresgid, same, config->gid, same) != 0 || syscall(SYS_setresuid, same, config->uid, same) != 0)
+		_exit(1);
+	prctl(PR_SET_DUMPABLE, 0);
+}
+
+void act_as_root(const struct agent_config *config)
+{
+	if (config->machine)
+		(void)syscall(SYS_setresuid, same, 0, same);
+}
+
+/* NUL-separated words as execve(2) takes them; nothing when there is no such file. */
+static char **read_words(const char *path)
+{
+	size_t size, count = 0;
+	char *text = read_all(path, &size);
+	char **words = text == NULL ? NULL : calloc(WORDS_MAX + 1, sizeof *words);
+
+	for (size_t at = 0; words != NULL && at < size && count < WORDS_MAX; at += strlen(text + at) + 1)
+		words[count++] = text + at;
+	return words;
+}
+
+static char **companion_argv, **companion_env;
+
+void companion_read(void)
+{
+	companion_argv = read_words(ARGV_FILE);
+	companion_env = read_words(ENV_FILE);
+}
+
+static void become_companion(const struct agent_config *config, int link)
+{
+	char **argv = companion_argv;
+
+	if (dup2(link, LINK_FD) == LINK_FD && chdir("/") == 0 && become_program(config))
+		execve(argv[0], argv, companion_env);
+	dprintf(2, "tartarus-guest init: %s: %s\n", argv[0], strerror(errno));
+	_exit(127);
+}
+
+void companion_start(struct agent_config *config)
+{
+	int ends[2];
+	char said = 0;
+
+	if (companion_argv == NULL || companion_argv[0] == NULL || companion_env == NULL ||
+	    socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
+		return;
+	pid_t pid = fork();
+	if (pid == 0)
+		become_companion(config, ends[1]);
+	close(ends[1]);
+	/* The host waits for the agent only so long, and reads what the interpreter printed when it is not parked. */
+	while (pid > 0 && read(ends[0], &said, 1) < 0 && errno == EINTR)
+		;
+	if (said == PARKED) {
+		config->runner_fd = ends[0];
+		config->runner_pid = pid;
+		return;
+	}
+	close(ends[0]);
+	if (pid > 0)
+		kill(pid, SIGKILL);
+}

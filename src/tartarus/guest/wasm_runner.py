@@ -1,0 +1,340 @@
+"""The warm runner of the WASM level: an interpreter that has loaded wasmtime and perhaps a module, and waits.
+
+It lies in a sandbox where the Python runner lies elsewhere (`/opt/tartarus/runner.py`), and does for modules what
+that does for Python programs, by the same contract with nursery, zygote and agent: all of that is the Python
+runner's own code, which lies beside it. What differs is what a command line means. The host writes
+``[ARGV0, options, program, arguments...]``; the options are JSON, see `Job`.
+
+The host trusts nothing here: a module that finds a hole in wasmtime owns this process, and meets the sandbox's walls.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if not __package__:  # as it runs in a sandbox
+    sys.path.insert(0, "/opt/tartarus/wasm")
+
+import _signal  # type: ignore[import-not-found]
+import ctypes
+import errno
+import importlib
+import json
+import os
+import select
+import struct
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+if TYPE_CHECKING or __package__:
+    from tartarus.guest import runner as base
+    from tartarus.guest import wasm_engine as engines
+else:
+    base, engines = (importlib.import_module(name) for name in ("python_runner", "wasm_engine"))
+
+import wasmtime
+
+HOME = "/opt/tartarus/wasm"
+ARGV0 = HOME + "/run"
+"""The first word of what the host sends. No such file exists: nothing else can run it."""
+MOST_TABLE_ELEMENTS = 1_000_000
+OVERHEAD_BYTES = 16 * 1024 * 1024
+"""What this process needs of the sandbox's memory beside the module's own: the module may take what is left."""
+TRAPPED, NOT_RUN, NOT_FOUND = 134, 126, 127
+"""Exit statuses: as the wasmtime command's for a trap, and as a shell's for what can't be run or found."""
+TRAP_SIGNALS = (4, 7, 8, 11)
+MADV_POPULATE_READ = 22
+LONGEST_TEXT = 16 * 1024
+IDLE_MS = 2
+KEPT_FROM, KEPT_BELOW = 600, 700
+"""The numbers of descriptors that stay open in clones."""
+
+
+class Warm:
+    """What is made once, before parking."""
+
+    def __init__(self) -> None:
+        self.engine = engines.new_engine(metered=False, parallel=False)
+        self.rehearsal = engines.Loaded(self.engine, engines.compiled(self.engine, engines.REHEARSAL))
+        self.trivial = wasmtime.Module(self.engine, engines.MODULE_FORM)
+        self.module = self._load()
+        self.text: list[tuple[int, int]] = []
+        self.madvise = base._libc.madvise
+        self.madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            for line in maps:
+                if "libwasmtime" in line or ".cwasm" in line:
+                    start, _, end = line.split(None, 1)[0].partition("-")
+                    self.text.append((int(start, 16), int(end, 16)))
+
+    def _load(self) -> engines.Loaded | None:
+        """Load the sandbox's own module.
+
+        Its instances' memories are copies of what the open files hold: descriptors that have to stay, and out of the
+        way of those that a clone is handed.
+        """
+        fillers = [os.open("/dev/null", os.O_RDONLY)]
+        while fillers[-1] < KEPT_FROM:
+            fillers.append(os.dup(fillers[-1]))
+        try:
+            return engines.load(HOME, self.engine)
+        finally:
+            for filler in fillers:
+                os.close(filler)
+
+    def touch(self) -> None:
+        """Take ahead the page faults that the way to a module's start would take.
+
+        No WASI context is made here: its random numbers come from a generator that a later fork would copy.
+        """
+        for start, end in self.text:
+            self.madvise(start, end - start, MADV_POPULATE_READ)
+        wasmtime.Instance(wasmtime.Store(self.engine), self.trivial, [])
+
+    def rehearse(self) -> None:
+        """Run a program of our own to its end, on the way that the sandbox's will take. Never before a fork."""
+        self.touch()
+        options = {"loaded": True, "dirs": ["/work", "/tmp"], "memory_bytes": 1 << 29}  # noqa: S108 - the sandbox's
+        payload = base.encode_exec(0, "/", [ARGV0, json.dumps(options), "rehearsal"], {"HOME": "/"})
+        _, cwd, argv, environ = base.decode_exec(payload)
+        job = Job(argv, environ, cwd)
+        try:
+            self.rehearsal.start(job.store(self.rehearsal))
+        except wasmtime.ExitTrap:
+            pass
+        if self.module is not None:
+            self.module.prepare()
+
+
+warm: Any = None
+
+
+class Job:
+    """One command line: options, and the program's own arguments.
+
+    Options: `loaded`, whether the program is the sandbox's own module, else a file's path; `dirs`, what it may see;
+    `memory_bytes` of the sandbox; `fuel` and `deadline_s`, or null; `compile`, "plain" or "metered" to do just that:
+    from standard input to standard output.
+    """
+
+    def __init__(self, argv: list[str], environ: dict[str, str], cwd: str) -> None:
+        if len(argv) < 2 or argv[0] != ARGV0:
+            raise ValueError
+        self.options = json.loads(argv[1])
+        self.argv = argv[2:]
+        self.environ = environ
+        self.cwd = cwd
+
+    def run(self) -> int:
+        """Do it; returns the exit status."""
+        try:
+            if self.options.get("compile"):
+                return self.compile()
+            os.chdir(self.cwd)
+            program = self.program()
+            program.start(self.store(program))
+        except wasmtime.ExitTrap as end:
+            return end.code & 0xFF
+        except (wasmtime.Trap, engines.Trapped) as trap:
+            return self.say(str(trap), TRAPPED)
+        except engines.Failed:
+            return 1
+        except FileNotFoundError as failure:
+            return self.say(f"{failure.filename}: {failure.strerror}", NOT_FOUND)
+        except OSError as failure:
+            return self.say(f"{failure.filename}: {failure.strerror}", NOT_RUN)
+        except (engines.NotRun, wasmtime.WasmtimeError, MemoryError) as failure:
+            return self.say(str(failure) or type(failure).__name__, NOT_RUN)
+        return 0
+
+    def say(self, text: str, status: int) -> int:
+        """Tell on standard error why it ended."""
+        data = f"tartarus: {self.argv[0]}: {text.rstrip()}\n".encode("utf-8", "replace")[:LONGEST_TEXT]
+        try:
+            while data:
+                data = data[os.write(2, data) :]
+        except OSError:
+            pass  # nobody listens
+        return status
+
+    def compile(self) -> int:
+        """Compile standard input to standard output."""
+        metered = self.options["compile"] == "metered"
+        code = engines.compiled(engines.new_engine(metered=metered, parallel=True), engines.read_module(0)).serialize()
+        view = memoryview(code)
+        while view:
+            view = view[os.write(1, view) :]
+        return 0
+
+    def program(self) -> engines.Loaded:
+        """What is to be run, compiled."""
+        if self.options["loaded"]:
+            return warm.module  # type: ignore[no-any-return]
+        file = os.open(self.argv[0], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            data = engines.read_module(file)
+        finally:
+            os.close(file)
+        engine = warm.engine if self.options.get("fuel") is None else engines.new_engine(metered=True, parallel=False)
+        return engines.Loaded(engine, engines.compiled(engine, data))
+
+    def store(self, program: engines.Loaded) -> wasmtime.Store:
+        """What the program gets: arguments, variables, streams, directories, and limits."""
+        store = wasmtime.Store(program.engine)
+        most = max(65536, self.options["memory_bytes"] - OVERHEAD_BYTES)
+        store.set_limits(memory_size=most, table_elements=MOST_TABLE_ELEMENTS)
+        if self.options.get("fuel") is not None:
+            store.set_fuel(self.options["fuel"])
+            self.arm(store, program.engine)
+        wasi = wasmtime.WasiConfig()
+        wasi.argv = self.argv
+        wasi.env = list(self.environ.items())
+        wasi.inherit_stdin()
+        wasi.inherit_stdout()
+        wasi.inherit_stderr()
+        for directory in (".", *self.options["dirs"]):
+            if os.path.isdir(directory):
+                wasi.preopen_dir(directory, directory)
+        store.set_wasi(wasi)
+        return store
+
+    def arm(self, store: wasmtime.Store, engine: wasmtime.Engine) -> None:
+        """Let the deadline interrupt the program, with a trace of where it was."""
+        limit = self.options.get("deadline_s")
+        store.set_epoch_deadline(1)
+        if limit is not None:
+            timer = threading.Timer(limit, engine.increment_epoch)
+            timer.daemon = True
+            timer.start()
+
+
+class WasmRunner(base.Runner):
+    """Serves the agent. The first program runs in this very process, which got ready for it while nothing was asked.
+
+    From then on its keeper, a child forked before, serves in its place, each program in a child of its own. So a
+    process with threads, and with random numbers that it has drawn on, is never forked.
+    """
+
+    keeper = None  # type: int | None
+
+    def serve(self) -> NoReturn:
+        """Get ready while nothing is asked; then as the Python runner does."""
+        poll = select.poll()
+        poll.register(self.sock.fileno(), select.POLLIN)
+        if not poll.poll(IDLE_MS):
+            self.fork_keeper()
+            warm.rehearse()
+        super().serve()
+
+    def fork_keeper(self) -> None:
+        """Make the process that will serve when this one is taken."""
+        waits, self.keeper = os.pipe()
+        if os.fork():
+            os.close(waits)
+            return
+        os.close(self.keeper)
+        self.keeper = -1
+        if not os.read(waits, 1):
+            os._exit(0)
+        os.close(waits)
+        super().serve()
+
+    def run_in_child(self, flags: int, cwd: str, argv: list[str], environ: dict[str, str], fds: list[int]) -> None:
+        """Run the first program here, others in a child."""
+        if self.keeper == -1:
+            super().run_in_child(flags, cwd, argv, environ, fds)
+        else:
+            self.run(flags, cwd, argv, environ, fds)
+
+    def run(self, flags: int, cwd: str, argv: list[str], environ: dict[str, str], fds: list[int]) -> None:
+        """Run a module in this process; returns only when what was sent is no such request."""
+        try:
+            job = Job(argv, environ, cwd)
+        except Exception:
+            if self.verdicts is not None:
+                self.verdicts[os.getpid() % len(self.verdicts)] = 1
+            self.sock.send(base.ANSWER.pack(base.REFUSED, errno.EINVAL, 0))
+            return
+        if self.keeper is None:
+            self.fork_keeper()
+        # WASI has no signals: those that ask for an end give it. A write to a closed pipe is an error that it sees.
+        _signal.signal(base.SIGPIPE, _signal.SIG_IGN)
+        _signal.signal(base.SIGXFSZ, _signal.SIG_IGN)
+        os.setsid()
+        for fd in (0, 1, 2):
+            os.dup2(fds[fd], fd)
+        if flags & base.EXEC_TTY:
+            base._syscall(base.SYS_IOCTL, 0, base.TIOCSCTTY, 0, 0, 0, 0)
+        self.sock.send(base.ANSWER.pack(base.STARTED, os.getpid(), 0))
+        for fd in fds:
+            os.close(fd)
+        self.sock.close()
+        if self.keeper is not None and self.keeper >= 0:
+            os.write(self.keeper, b"\0")
+            os.close(self.keeper)
+        status = TRAPPED
+        try:
+            status = job.run()
+        finally:
+            os._exit(status)
+
+
+def keep_trap_handlers() -> None:
+    """Let wasmtime's signal handlers, which make traps of faults, survive the reset before parking."""
+    reset = base.signals_to_default
+
+    def signals_to_default() -> None:
+        saved = [(number, ctypes.create_string_buffer(32)) for number in TRAP_SIGNALS]
+        for number, action in saved:
+            base._syscall(base.SYS_RT_SIGACTION, number, 0, ctypes.addressof(action), 8, 0, 0)
+        reset()
+        for number, action in saved:
+            base._syscall(base.SYS_RT_SIGACTION, number, ctypes.addressof(action), 0, 8, 0, 0)
+
+    base.signals_to_default = signals_to_default
+
+
+def keep_module_files() -> None:
+    """Let the module's descriptors survive the closing of what a clone inherits."""
+    close = base._syscall
+
+    def close_fds_from(first: int) -> None:
+        close(base.SYS_CLOSE_RANGE, first, KEPT_FROM, 0, 0, 0, 0)
+        close(base.SYS_CLOSE_RANGE, KEPT_BELOW, 0xFFFFFFFF, 0, 0, 0, 0)
+
+    base.close_fds_from = close_fds_from
+
+
+def rehearse() -> None:
+    """In the place of the Python runner's rehearsal: done before parking, and again in a spare clone."""
+    warm.touch()
+
+
+def exercise(exercises: dict[str, str]) -> None:
+    """Nothing: no Python is run here."""
+    del exercises
+
+
+def main(argv: list[str]) -> NoReturn:
+    """Load, park, serve."""
+    global warm
+    # One thread for what wasmtime's WASI does in the background; it looks at its first use, in a clone.
+    os.environ["TOKIO_WORKER_THREADS"] = "1"
+    options = dict(word.lstrip("-").split("=", 1) for word in argv[1:])
+    zygote = base.Zygote(int(options["control"]))
+    try:
+        warm = Warm()
+        keep_trap_handlers()
+        keep_module_files()
+        base.Runner, base.rehearse, base.exercise = WasmRunner, rehearse, exercise  # type: ignore[misc]
+        base.warm_up(zygote, [], "")
+    except BaseException as failure:
+        zygote.fail(f"the warm-up failed: {type(failure).__name__}: {failure}")
+    zygote.control.send(struct.pack("<4sI", b"TRDY", 0))
+    zygote.serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

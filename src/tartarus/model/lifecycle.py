@@ -1,0 +1,50 @@
+"""What callers ask of a sandbox's or a node's end, and what they are told of it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tartarus.model.checks import check_stop
+from tartarus.model.sandbox import Reason, SandboxRecord
+from tartarus.model.states import State
+
+
+class StopRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to end a sandbox gracefully; what is left out is the sandbox's own.
+
+    `signal`: a name or number; `grace_s`: seconds until what still runs is killed, 0 for at once.
+    """
+
+    signal: str = ""
+    grace_s: float | None = None
+
+    def __post_init__(self) -> None:
+        check_stop(self.signal, self.grace_s)
+
+
+class Stopped(msgspec.Struct, frozen=True):
+    """A sandbox after its graceful end."""
+
+    sandbox: SandboxRecord
+
+
+class DrainRequest(StopRequest, frozen=True, forbid_unknown_fields=True):
+    """How to end every sandbox of a node, each as a StopRequest says."""
+
+
+class Drained(msgspec.Struct, frozen=True):
+    """One sandbox of a node that was drained: how it ended, or that it has not."""
+
+    id: str
+    name: str
+    state: State
+    reason: Reason | None
+    message: str = ""
+
+
+class DrainReport(msgspec.Struct, frozen=True):
+    """Whether the node takes no new sandboxes, what a drain ended, and the ids of the sandboxes that are left."""
+
+    draining: bool
+    ended: tuple[Drained, ...] = ()
+    left: tuple[str, ...] = ()

@@ -1,0 +1,93 @@
+"""A sandbox's rest: it stands still so that its guest can be saved, sleeps without one, and wakes with another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from tartarus.model.errors import InvalidState
+from tartarus.model.states import State
+from tartarus.node import sessions
+
+if TYPE_CHECKING:
+    from tartarus.guest.channel import GuestChannel
+    from tartarus.guest.contexts import CodeContext
+    from tartarus.guest.parked import Parked
+    from tartarus.model.sandbox import Reason, SandboxRecord
+    from tartarus.node.commands import MainProcess
+    from tartarus.node.outputlog import OutputLog
+    from tartarus.node.sessions import SandboxSession
+    from tartarus.runtimes.base import Guest
+
+
+class Resting:
+    """The part of a `Sandbox` that rests. It stores nothing: whoever keeps the memory says what state that is."""
+
+    record: SandboxRecord
+    guest: Guest
+    channel: GuestChannel
+    log: OutputLog
+    main: MainProcess | None
+    asleep: bool
+    _contexts: dict[str, CodeContext]
+    _parked: Parked | None
+    _ending: Reason | None
+
+    async def quiesce(self) -> SandboxSession:
+        """Bring it to a stand, and write down where: from then on its guest can be saved.
+
+        A paused one has to run for that moment. What is asked of it meanwhile waits. Raises InvalidState, GuestFailed;
+        it goes on then.
+        """
+        if self.record.state is not State.PAUSED:
+            self._require(State.RUNNING, "save")
+        main = None if self.main is None else self.main.process
+        await sessions.settled(main, self._contexts)
+        if self.record.state is State.PAUSED:
+            await self.guest.resume()
+        try:
+            state = await self.channel.quiesce()
+            session = sessions.describe(state, main, self._contexts, self._parked)
+            await asyncio.to_thread(self.log.sync)
+        except BaseException:
+            self.unquiesce()
+            raise
+        return session
+
+    def unquiesce(self) -> None:
+        """Let it go on as it did, paused if it was."""
+        self.channel.go_on()
+        if self.record.state is State.PAUSED:
+            self._spawn(self.guest.pause())
+
+    async def fall_asleep(self) -> None:
+        """End the guest of a sandbox that stands still and was saved; the sandbox itself stays, with all who wait."""
+        old, self.asleep = self.guest, True
+        old.channel = self.channel.unplug()
+        await old.destroy()
+
+    async def wake_up(self, guest: Guest) -> None:
+        """Go on with a guest that was restored from what was saved. When this raises, it sleeps on."""
+        if not self.asleep or self._ending is not None:
+            raise InvalidState("only a sandbox that is asleep can wake up")
+        await guest.ready()
+        self.channel.plug(guest.channel)
+        guest.channel = self.channel
+        self.guest, self.asleep = guest, False
+        self._watch()
+        self.channel.go_on()
+
+    @property
+    def calls_waiting(self) -> bool:
+        """Whether something was asked of it since it stands still or is asleep."""
+        return self.channel.calls_waiting
+
+    def _watch(self) -> None:
+        """Notice the end of its guest, from now on."""
+
+    def _require(self, state: State, doing: str) -> None:
+        """Raise InvalidState unless it is in that state."""
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do that beside, and hold on to it."""

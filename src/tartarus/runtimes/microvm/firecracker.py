@@ -1,0 +1,218 @@
+"""The Firecracker driver: its API over a Unix socket, its snapshots, its vsock.
+
+Written after Firecracker's OpenAPI document (1.17) and its documentation, and tested against a server that holds every
+request to both; no machine was booted with it by us. MMDS and network interfaces are never configured, and its own
+system call filters stay on, which is its default.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from tartarus.model.errors import GuestFailed, IsolationUnavailable, Unsupported
+from tartarus.runtimes.cgroups import Cgroup
+from tartarus.runtimes.microvm import vsock
+from tartarus.runtimes.microvm.driver import Hardware, Machine, Parts, bind_serial
+from tartarus.runtimes.microvm.monitor import API_SOCKET, VSOCK, Monitor, Start, VsockMachine
+from tartarus.runtimes.microvm.vmmapi import VmmApi
+
+PROGRAM = "firecracker"
+OLDEST: Final = (1, 8)
+"""The first that describes its devices in ACPI tables, which distributions' kernels need to find them."""
+BOOT_TIMEOUT_S = 60.0
+MOST_CPUS = 32
+GUEST_CID = 3
+DISK_BYTES_PER_S = 1024**3
+DISK_OPS_PER_S = 50_000
+ENTROPY_BYTES_PER_S = 1024**2
+_MOST_DEVICE_BYTES = 16 * 1024 * 1024
+_MIB = 1024 * 1024
+_COMMAND_LINE = (
+    "console=ttyS0 quiet loglevel=4 reboot=k panic=-1 random.trust_cpu=on i8042.noaux i8042.nomux i8042.dumbkbd "
+    f"cryptomgr.notests audit=0 tartarus.channel=vsock:{vsock.PORT}"
+)
+
+
+class FirecrackerMachine(VsockMachine):
+    """One Firecracker process."""
+
+    async def pause(self) -> None:
+        """Stop its processors."""
+        await self.api.call("PATCH", "/vm", {"state": "Paused"})
+
+    async def let_run(self) -> None:
+        """Let its processors run."""
+        await self.api.call("PATCH", "/vm", {"state": "Resumed"})
+
+    async def save(self, device_state: int) -> None:
+        """Stop it and write its memory, where it was started with `share`, and its devices' state."""
+        await self.pause()
+        await self._snapshot("memory", device_state)
+
+    async def save_devices(self, device_state: int) -> None:
+        """Write its devices' state. It has no command for that alone: the memory that comes along is thrown away."""
+        await self._snapshot("memory.unused", device_state)
+        self.monitor.home.drop("memory.unused")
+
+    async def _snapshot(self, memory_name: str, device_state: int) -> None:
+        await self.disconnect()
+        body = {"snapshot_type": "Full", "snapshot_path": "state.saved", "mem_file_path": memory_name}
+        await self.api.call("PUT", "/snapshot/create", body)
+        await asyncio.to_thread(self.monitor.home.take, "state.saved", _MOST_DEVICE_BYTES, device_state)
+
+
+class Firecracker:
+    """Starts Firecracker. `place`: a directory for the homes of its processes."""
+
+    name = "firecracker"
+
+    def __init__(self, start: Start, place: Path, program: str | None = None) -> None:
+        self._start = start
+        self._place = place
+        found = program or shutil.which(PROGRAM)
+        if found is None:
+            raise IsolationUnavailable(f"{PROGRAM} is missing", fix="install Firecracker, or use another monitor")
+        self._program = found
+
+    async def version(self) -> str:
+        """Its version. Raises IsolationUnavailable below 1.8."""
+        return await version_of(self._program, "Firecracker", OLDEST)
+
+    async def boot(self, parts: Parts, cgroup: Cgroup | None) -> Machine:
+        """Start a machine from its kernel, and wait until its agent serves."""
+        if parts.hardware.cpus > MOST_CPUS:
+            raise Unsupported(f"Firecracker's machines have at most {MOST_CPUS} processors", fix="ask for fewer")
+        assert parts.boot is not None
+        files = {"kernel": parts.boot.kernel, "initramfs": parts.boot.initramfs, **_disks(parts)}
+        if parts.share:
+            files["memory"] = parts.memory
+        machine = await self._begin(files, cgroup)
+        try:
+            for path, body in configuration(parts):
+                await machine.api.call("PUT", path, body)
+            await machine.reach(BOOT_TIMEOUT_S)
+        except GuestFailed as error:
+            raise await failed_boot(machine, error) from error
+        except BaseException:
+            await end(machine)
+            raise
+        return machine
+
+    async def restore(self, parts: Parts, device_state: int, cgroup: Cgroup | None) -> Machine:
+        """Start a machine where another was saved; its memory is mapped privately from the saved one."""
+        machine = await self._begin({"memory": parts.memory, "state": device_state, **_disks(parts)}, cgroup)
+        backend = {"backend_type": "File", "backend_path": "memory"}
+        body = {"snapshot_path": "state", "mem_backend": backend, "resume_vm": False}
+        try:
+            await machine.api.call("PUT", "/snapshot/load", body)
+        except BaseException:
+            await end(machine)
+            raise
+        return machine
+
+    async def _begin(self, files: dict[str, int], cgroup: Cgroup | None) -> FirecrackerMachine:
+        argv = [self._program, "--api-sock", API_SOCKET]
+        monitor = await Monitor.start(self._start, self._place, argv, files, cgroup)
+        try:
+            return FirecrackerMachine(monitor, VmmApi(monitor.home, API_SOCKET))
+        except BaseException:
+            await monitor.end()
+            raise
+
+
+def configuration(parts: Parts) -> list[tuple[str, dict[str, Any]]]:
+    """The requests that make and start a machine, in their order."""
+    names = list(_disks(parts))
+    serials = ["tartarus-root", "tartarus-scratch", *(bind_serial(index) for index in range(len(parts.binds)))]
+    words = [f"disk.{serial}=vd{chr(ord('a') + index)}" for index, serial in enumerate(serials)]
+    boot = {
+        "kernel_image_path": "kernel",
+        "initrd_path": "initramfs",
+        "boot_args": f"{_COMMAND_LINE} {' '.join(words)}",
+    }
+    hardware = _machine_config(parts.hardware)
+    disks = [(f"/drives/{name}", _drive(name, read_only=name != "scratch")) for name in names]
+    return [
+        ("/machine-config", hardware),
+        ("/boot-source", boot),
+        *disks,
+        ("/vsock", {"guest_cid": GUEST_CID, "uds_path": VSOCK}),
+        ("/entropy", {"rate_limiter": {"bandwidth": _bucket(ENTROPY_BYTES_PER_S)}}),
+        ("/actions", {"action_type": "InstanceStart"}),
+    ]
+
+
+async def failed_boot(machine: VsockMachine, error: GuestFailed) -> GuestFailed:
+    """End a machine that did not boot; the error, with what its console said."""
+    said = (await machine.console()).strip()[-1000:] or "its console is empty"
+    await end(machine)
+    return GuestFailed(error.what, why=f"{error.why}; {said}")
+
+
+async def end(machine: VsockMachine) -> None:
+    """End a machine that did not come to be."""
+    machine.kill()
+    await asyncio.shield(machine.ended)
+    machine.channel.close()
+
+
+async def version_of(program: str, name: str, oldest: tuple[int, int]) -> str:
+    """What a monitor says of its version. Raises IsolationUnavailable for older ones, and what does not say."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            program, "--version", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+    except OSError as error:
+        raise IsolationUnavailable(f"{program} can't be run", why=error.strerror or str(error)) from error
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), 10)
+    except BaseException:
+        process.kill()
+        await asyncio.shield(process.wait())
+        raise
+    match = re.search(rb"v?(\d+)\.(\d+)[\w.-]*", said)
+    if match is None or (int(match[1]), int(match[2])) < oldest:
+        words = said.decode(errors="replace").strip()[:100] or "it does not say its version"
+        raise IsolationUnavailable(f"{name} is too old", why=words, fix=f"install {oldest[0]}.{oldest[1]} or later")
+    return match[0].decode().removeprefix("v")
+
+
+def _disks(parts: Parts) -> dict[str, int]:
+    """Names of the disks, in the order in which the machine finds them."""
+    return {
+        "root": parts.root,
+        "scratch": parts.scratch,
+        **{f"bind{index}": fd for index, fd in enumerate(parts.binds)},
+    }
+
+
+def _machine_config(hardware: Hardware) -> dict[str, Any]:
+    return {
+        "vcpu_count": hardware.cpus,
+        "mem_size_mib": hardware.memory_bytes // _MIB,
+        "smt": False,
+        "track_dirty_pages": False,
+    }
+
+
+def _drive(name: str, *, read_only: bool) -> dict[str, Any]:
+    limits = {"bandwidth": _bucket(DISK_BYTES_PER_S), "ops": _bucket(DISK_OPS_PER_S)}
+    return {
+        "drive_id": name,
+        "path_on_host": name,
+        "is_root_device": False,
+        "is_read_only": read_only,
+        # What a machine flushes need not survive the host: the disk ends with the machine, or is saved whole.
+        "cache_type": "Unsafe",
+        "io_engine": "Sync",
+        "rate_limiter": limits,
+    }
+
+
+def _bucket(per_s: int) -> dict[str, int]:
+    return {"size": per_s, "refill_time": 1000}

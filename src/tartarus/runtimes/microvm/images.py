@@ -1,0 +1,151 @@
+"""What a template's machine has as read-only disks: one image of its layers, and one for each host directory it shows.
+
+A host directory (`/usr` of the host base) is packed once for all templates, and again when something in it changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from tartarus.model.errors import Unsupported
+from tartarus.runtimes.base import RootFs
+from tartarus.runtimes.idmap import IdMap
+from tartarus.runtimes.microvm import packing
+
+_log = structlog.get_logger("tartarus.runtimes.microvm")
+_KEPT_S = 30 * 86400.0
+_MOST_BINDS = 8
+_READ_BYTES = 1024 * 1024
+_OTHERS_READ, _OTHERS_ENTER = 0o004, 0o005
+_MOST_UNREADABLE = 1000
+
+
+class Images(msgspec.Struct, frozen=True):
+    """Open images. `identity`: of the root's content and of the binds', which a saved machine must find again."""
+
+    root: int
+    binds: tuple[tuple[int, str], ...]
+    identity: str
+
+    def close(self) -> None:
+        """Let go of them; machines keep what they have open."""
+        for fd in (self.root, *(fd for fd, _ in self.binds)):
+            os.close(fd)
+
+
+class Packer:
+    """Keeps the images of a daemon in `place`."""
+
+    def __init__(self, place: Path, stage: Path, id_map: IdMap) -> None:
+        self._place = place
+        self._stage = stage
+        self._id_map = id_map
+        self._lock = asyncio.Lock()
+        for directory in (place, stage):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for leftover in place.glob(".*-*"):
+            leftover.unlink(missing_ok=True)
+        for image in place.glob("*.erofs"):
+            if time.time() - image.stat().st_mtime > _KEPT_S:
+                image.unlink(missing_ok=True)
+
+    async def open(self, rootfs: RootFs) -> Images:
+        """The images of a template, packed now if they are not there."""
+        if len(rootfs.binds) > _MOST_BINDS:
+            raise Unsupported(f"a microVM shows at most {_MOST_BINDS} directories of the host")
+        held: list[tuple[int, str]] = []
+        try:
+            async with self._lock:
+                root, identity = await self._root(rootfs)
+                held.append((root, "/"))
+                for source, target in rootfs.binds:
+                    fd, name = await self._bind(Path(source))
+                    held.append((fd, target))
+                    identity = hashlib.sha256(f"{identity} {target} {name}".encode()).hexdigest()
+        except BaseException:
+            for fd, _ in held:
+                os.close(fd)
+            raise
+        return Images(root, tuple(held[1:]), identity)
+
+    async def _root(self, rootfs: RootFs) -> tuple[int, str]:
+        image = self._place / f"{rootfs.digest.replace(':', '-')}.erofs"
+        digest = image.with_suffix(".sha256")
+        if not (image.exists() and digest.exists()):
+            _log.info("packing", template=rootfs.template.id)
+            await self._pack(image, packing.merged(rootfs.layers), f"the image of template {rootfs.template.id}")
+            content = await asyncio.to_thread(_sha256, image)
+            digest.write_text(content)
+        os.utime(image)
+        return os.open(image, os.O_RDONLY | os.O_CLOEXEC), digest.read_text()
+
+    async def _bind(self, source: Path) -> tuple[int, str]:
+        stamp, unreadable = await asyncio.to_thread(survey, source)
+        prefix = f"host-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}-"
+        image = self._place / f"{prefix}{stamp}.erofs"
+        if not image.exists():
+            _log.info("packing", directory=str(source))
+            await self._pack(image, packing.Source((source,), unreadable), f"the image of the host's {source}")
+            for other in self._place.glob(f"{prefix}*"):
+                if other != image:
+                    other.unlink(missing_ok=True)
+        os.utime(image)
+        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        # By its number too: what was packed anew lies differently, whatever it holds.
+        return fd, f"{stamp} {os.fstat(fd).st_ino}"
+
+    async def _pack(self, target: Path, source: packing.Source, what: str) -> None:
+        aside = self._place / f".making-{os.getpid()}"
+        aside.unlink(missing_ok=True)
+        try:
+            await packing.pack(source, self._stage, aside, self._id_map, what)
+            aside.rename(target)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def survey(top: Path) -> tuple[str, tuple[str, ...]]:
+    """A stamp of what lies below a host directory, and what of it not everybody may read, as paths below it."""
+    seen = hashlib.sha256()
+    unreadable: list[str] = []
+    pending = [os.fspath(top)]
+    device = top.stat().st_dev
+    while pending:
+        directory = pending.pop()
+        with os.scandir(directory) as entries:
+            for entry in sorted(entries, key=lambda each: each.name):
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                seen.update(
+                    f"{entry.path}\0{status.st_mode} {status.st_size} {status.st_mtime_ns} {status.st_ino}\n".encode(
+                        "utf-8", "surrogateescape"
+                    )
+                )
+                is_directory = entry.is_dir(follow_symlinks=False)
+                needed = _OTHERS_ENTER if is_directory else _OTHERS_READ
+                if not entry.is_symlink() and (status.st_mode & needed) != needed:
+                    unreadable.append(os.path.relpath(entry.path, top))
+                elif is_directory and status.st_dev == device:
+                    pending.append(entry.path)
+    if len(unreadable) > _MOST_UNREADABLE:
+        raise Unsupported(
+            f"{top} has too many files that not everybody may read", fix="use a template of its own files"
+        )
+    return seen.hexdigest()[:24], tuple(unreadable)
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_READ_BYTES):
+            found.update(chunk)
+    return found.hexdigest()

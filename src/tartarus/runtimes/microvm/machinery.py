@@ -1,0 +1,187 @@
+"""What all machines of a daemon share: the monitor that runs them, the kernel they boot, the nursery they live below.
+
+Which accelerator a monitor uses is found out by booting a machine: where machines are nested, KVM may open, make a
+machine, and then run no kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import structlog
+
+from tartarus.guest.binary import agent_binary
+from tartarus.guest.channel import GuestChannel
+from tartarus.model.errors import GuestFailed, IsolationUnavailable, TartarusError
+from tartarus.runtimes.cgroups import Cgroup
+from tartarus.runtimes.microvm import disks, kernel, memory
+from tartarus.runtimes.microvm.driver import Boot, Driver, Hardware, Machine, Parts
+from tartarus.runtimes.microvm.initramfs import archive, initramfs
+from tartarus.runtimes.microvm.launcher import Launcher
+from tartarus.runtimes.microvm.packing import packing_tool
+from tartarus.runtimes.microvm.qemu import Qemu
+
+BOOT_TIMEOUT_S = 60.0
+"""How long a kernel may take to reach its agent without hardware virtualisation on a busy host; 4 s is usual."""
+KVM_PROBE_S = 15.0
+"""The same where a processor is said to run it: half a second is usual, and a kernel that does not boot may hang."""
+_PROBE_MEMORY = 192 * 1024 * 1024
+_KVM = Path("/dev/kvm")
+_log = structlog.get_logger("tartarus.runtimes.microvm")
+
+
+class Machinery:
+    """The opened parts. `accelerator` is "kvm" or "tcg"; `why` says, for TCG, why not KVM."""
+
+    def __init__(self, place: Path, launcher: Launcher, chosen: kernel.Kernel, driver: Driver) -> None:
+        self.place = place
+        self.driver = driver
+        self.accelerator = "tcg"
+        self.why = ""
+        self.version = ""
+        self._launcher = launcher
+        self._base = initramfs(agent_binary().read_bytes(), chosen.load_order())
+        image = chosen.image.read_bytes()
+        self.kernel_release = chosen.release
+        self.processor = processor()
+        self.kernel_digest = hashlib.sha256(image + self._base).hexdigest()
+        self._kernel = memory.sealed("kernel", image)
+        self._count = 0
+
+    @classmethod
+    async def open(cls, place: Path, kernels: Path) -> Machinery:
+        """Start the nursery and find out how machines run here. Raises IsolationUnavailable."""
+        chosen = await asyncio.to_thread(kernel.default, kernels)
+        launcher = await Launcher.open()
+        try:
+            opened = cls(place, launcher, chosen, Qemu(launcher, "tcg"))
+            opened.version = await opened.driver.version()
+            await opened._choose(launcher)
+        except BaseException:
+            await asyncio.shield(launcher.close())
+            raise
+        return opened
+
+    async def _choose(self, launcher: Launcher) -> None:
+        if not os.access(_KVM, os.R_OK | os.W_OK):
+            self.why = "this host offers no hardware virtualisation"
+            return
+        emulated, self.driver = self.driver, Qemu(launcher, "kvm")
+        try:
+            await self.try_one(KVM_PROBE_S)
+        except TartarusError as error:
+            self.driver = emulated
+            self.why = "KVM opens here, and boots no machine"
+            _log.warning("kvm_unusable", error=str(error))
+        else:
+            self.accelerator = "kvm"
+
+    async def try_one(self, timeout_s: float = BOOT_TIMEOUT_S) -> float:
+        """Boot a machine with nothing in it until its agent serves; milliseconds. Raises IsolationUnavailable."""
+        began = time.perf_counter()
+        root = await self._empty_root()
+        try:
+            async with self.booting(root, (), Hardware(_PROBE_MEMORY, 1), disks.MIN_SCRATCH, {}) as (machine, _):
+                await reach_agent(machine, timeout_s)
+        finally:
+            os.close(root)
+        return (time.perf_counter() - began) * 1e3
+
+    @contextlib.asynccontextmanager
+    async def booting(
+        self,
+        root: int,
+        binds: tuple[int, ...],
+        hardware: Hardware,
+        disk_bytes: int,
+        files: dict[str, bytes],
+        cgroup: Cgroup | None = None,
+    ) -> AsyncIterator[tuple[Machine, Parts]]:
+        """A machine that boots, with `files` in its first file system; it is ended afterwards, its parts are closed."""
+        async with contextlib.AsyncExitStack() as held:
+
+            def keep(fd: int) -> int:
+                held.callback(os.close, fd)
+                return fd
+
+            extra = archive({f"sandbox/{name}": content for name, content in files.items()}) if files else b""
+            boot = Boot(self._kernel, keep(memory.sealed("initramfs", self._base + extra)))
+            scratch = keep(await self._fresh_scratch(disk_bytes))
+            parts = Parts(hardware, keep(memory.create(hardware.memory_bytes)), root, scratch, binds, boot, share=True)
+            machine = await self.driver.boot(parts, cgroup)
+            try:
+                yield machine, parts
+            finally:
+                machine.kill()
+                await asyncio.shield(machine.ended)
+                with contextlib.suppress(OSError):
+                    machine.channel.close()
+
+    async def _empty_root(self) -> int:
+        image = self.place / "empty.erofs"
+        if not image.exists():
+            with tempfile.TemporaryDirectory(prefix=".empty-", dir=self.place) as scratch:
+                made = Path(scratch) / "image"
+                (Path(scratch) / "root").mkdir()
+                await disks.run(packing_tool(), "--quiet", str(made), f"{scratch}/root")
+                made.chmod(0o444)
+                made.rename(image)
+        return os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+
+    async def _fresh_scratch(self, size: int) -> int:
+        self._count += 1
+        path = self.place / f".scratch-{os.getpid()}-{self._count}"
+        try:
+            await disks.make_scratch(path, size)
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def close(self) -> None:
+        """End every machine."""
+        await self._launcher.close()
+        os.close(self._kernel)
+
+
+def processor() -> str:
+    """What of this host's processor a machine's memory may depend on: its model, its features, its counter's speed."""
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags")
+    first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n", 1)[0]
+    lines = [line.split(":", 1) for line in first.splitlines() if ":" in line]
+    said = {name.strip(): value.strip() for name, value in lines}
+    return hashlib.sha256("\n".join(said.get(name, "") for name in wanted).encode()).hexdigest()[:32]
+
+
+async def reach_agent(machine: Machine, timeout_s: float) -> GuestChannel:
+    """Wait until a machine's agent serves. Raises IsolationUnavailable with what its kernel said."""
+    channel = GuestChannel(machine.channel)
+    try:
+        await channel.open()
+        async with asyncio.timeout(timeout_s):
+            await channel.ready()
+    except (TimeoutError, GuestFailed) as error:
+        said = await last_words(machine)
+        channel.close()
+        why = said or str(error) or f"its agent did not answer within {timeout_s:g} s"
+        raise IsolationUnavailable("a machine does not boot here", why=why, fix="tartarus doctor says more") from error
+    except BaseException:
+        channel.close()
+        raise
+    return channel
+
+
+async def last_words(machine: Machine) -> str:
+    """The end of what a machine's console shows; nothing when its monitor is gone or hangs."""
+    if machine.ended.done():
+        return ""
+    try:
+        return (await asyncio.wait_for(machine.console(), 5.0)).strip()[-1000:]
+    except (TartarusError, TimeoutError):
+        return ""

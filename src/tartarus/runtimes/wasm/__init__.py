@@ -1,0 +1,1 @@
+"""The WASM level: modules run by wasmtime, inside the container level's walls."""

@@ -1,0 +1,1 @@
+"""Monitors' official API documents, and servers that hold every request to them."""
