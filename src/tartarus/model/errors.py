@@ -216,6 +216,13 @@ class IsolationUnavailable(TartarusError):
     http_status = 501
 
 
+class RequestRejected(TartarusError):
+    """A judge refused the request by the policies in force; nothing was made."""
+
+    code = "rejected"
+    http_status = 403
+
+
 class Unsupported(TartarusError):
     """This isolation level does not have that capability."""
 

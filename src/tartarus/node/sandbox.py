@@ -30,6 +30,7 @@ from tartarus.model.sandbox import ExecSpec, ExitStatus, Isolation, Reason, Sand
 from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node import sessions
+from tartarus.node.admission import Place
 from tartarus.node.commands import MainProcess, Process
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
@@ -64,6 +65,7 @@ class Sandbox(Resting):
         self._on_end = on_end
         self._parked = parked
         self.offer: Offer | None = None
+        self.place: Place | None = None
         self._contexts: dict[str, CodeContext] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()

@@ -78,3 +78,8 @@ def choose(
 def _at_least(floor: Isolation) -> tuple[Isolation, ...]:
     """That level and the stronger ones, the strongest first; all of them for `auto`."""
     return STRONGEST_FIRST[: STRONGEST_FIRST.index(floor) + 1] if floor in STRONGEST_FIRST else STRONGEST_FIRST
+
+
+def stricter(one: Isolation, other: Isolation) -> Isolation:
+    """The floor that leaves fewer levels."""
+    return min(one, other, key=lambda floor: len(_at_least(floor)))

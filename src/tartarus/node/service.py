@@ -23,9 +23,10 @@ from tartarus.model.errors import (
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import ExecSpec, Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec, Wasm
 from tartarus.model.settings import Settings
-from tartarus.model.states import State
+from tartarus.model.states import TERMINAL, State
 from tartarus.model.template import Template
 from tartarus.node import reconcile, selection
+from tartarus.node.admission import Admission
 from tartarus.node.levels import LevelReport, Levels
 from tartarus.node.library import Library
 from tartarus.node.modules import Modules
@@ -36,6 +37,7 @@ from tartarus.node.sandbox import Sandbox
 from tartarus.node.spares import Spare, SparePool, could_serve
 from tartarus.node.termination import stop_order
 from tartarus.node.terminator import Terminator
+from tartarus.policy.judges import court
 from tartarus.runtimes.base import Guest, GuestRequest, RootFs
 from tartarus.runtimes.nursery import exhausted_or_failed
 from tartarus.store.sandboxes import SandboxStore
@@ -58,6 +60,7 @@ class Node:
         self._store = store
         self._metrics = metrics or Metrics(settings.node_name)
         self._levels = Levels(settings)
+        self.admission = Admission(court())
         self._pool = SnapshotPool(self._levels.runtimes, host_meminfo)
         self._spares = SparePool(self._levels.runtimes, self._pool, host_meminfo, lambda: bool(self._creating))
         self._live: dict[str, Sandbox] = {}
@@ -128,8 +131,28 @@ class Node:
         template = offer.template
         limits = spec.resources.over(template.resources)
         offer.limits.check(limits, template.id)
-        spec = msgspec.structs.replace(spec, resources=ResourceRequest(**msgspec.structs.asdict(limits)))
+        spec = msgspec.structs.replace(
+            self.admission.with_defaults(tenant, template.id, spec),
+            resources=ResourceRequest(**msgspec.structs.asdict(limits)),
+        )
         isolation, why = await self._choose_level(tenant, spec, offer)
+        place = self.admission.admit(tenant, spec, template.id, limits, isolation)
+        try:
+            spec = msgspec.structs.replace(spec, labels=spec.labels | place.tags)
+            sandbox = await self._create_admitted(tenant, spec, offer, isolation, why, began, clock)
+        except BaseException:
+            place.give_back()
+            raise
+        sandbox.place = place
+        if sandbox.record.state in TERMINAL:
+            place.give_back()
+        return sandbox
+
+    async def _create_admitted(
+        self, tenant: str, spec: SandboxSpec, offer: Offer, isolation: Isolation, why: str, began: float, clock: float
+    ) -> Sandbox:
+        template = offer.template
+        limits = spec.resources.over(template.resources)
         why = "; ".join([why, *self._levels.runtimes[isolation].capabilities().missing])
         spare: Spare | None = None
         if could_serve(template, isolation, spec):
@@ -163,9 +186,9 @@ class Node:
     async def _choose_level(self, tenant: str, spec: SandboxSpec, offer: Offer) -> tuple[Isolation, str]:
         """Decide; a level that `auto` takes for the first time is first proved by starting its nursery."""
         while True:
-            isolation, why = selection.choose(
-                spec, self._levels.unavailable, offer.floor, self._settings.isolation_floor
-            )
+            by_policy = self.admission.limits(tenant, offer.template.id).floor
+            host_floor = selection.stricter(self._settings.isolation_floor, by_policy)
+            isolation, why = selection.choose(spec, self._levels.unavailable, offer.floor, host_floor)
             if spec.isolation is not Isolation.AUTO or isolation in self._levels.proved:
                 return isolation, why
             try:
@@ -316,6 +339,8 @@ class Node:
     def _ended(self, sandbox: Sandbox) -> None:
         self._live.pop(sandbox.record.id, None)
         self._metrics.ended(sandbox.record)
+        if sandbox.place is not None:
+            sandbox.place.give_back()
 
     async def _reconcile_forever(self) -> None:
         while True:

@@ -1,0 +1,142 @@
+"""Admission: before a sandbox is made, the judges hear what is asked, by the policies in force and what there is.
+
+Counting is done here, at the moment of the decision, so that two requests at once can't both take the last place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
+
+import msgspec
+import structlog
+
+from tartarus.model.errors import RequestRejected
+from tartarus.model.sandbox import Isolation, Resources, SandboxSpec
+from tartarus.policy.documents import Limits, PolicyDocument, limits_of
+from tartarus.policy.judges import Admission as Asked
+from tartarus.policy.judges import Court, Ruling, Usage, Verdict
+
+_log = structlog.get_logger("tartarus.node.admission")
+_MINUTE_S = 60.0
+_MOST_CACHED = 4096
+
+
+class Place:
+    """What an admitted sandbox takes of its tenant's share, until it is given back."""
+
+    def __init__(self, books: _Books, template: str, resources: Resources, rulings: tuple[Ruling, ...]) -> None:
+        self.rulings = rulings
+        self._books = books
+        self._template = template
+        self._resources = resources
+        self._held = True
+        books.take(template, resources)
+
+    @property
+    def quarantine(self) -> tuple[str, ...]:
+        """Why the sandbox is to be watched as a suspect, from the judges that said so."""
+        return tuple(ruling.reason for ruling in self.rulings if ruling.verdict is Verdict.QUARANTINE)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the judges put on the record."""
+        return {name: value for ruling in self.rulings for name, value in ruling.tags.items()}
+
+    def give_back(self) -> None:
+        """The sandbox is gone, or was never made; safe to repeat."""
+        if self._held:
+            self._held = False
+            self._books.give_back(self._template, self._resources)
+
+
+class _Books:
+    """What one tenant has."""
+
+    def __init__(self) -> None:
+        self.sandboxes = self.cpu_milli = self.memory_bytes = 0
+        self.of_template: dict[str, int] = defaultdict(int)
+        self.launches: deque[float] = deque()
+
+    def take(self, template: str, resources: Resources) -> None:
+        self.sandboxes += 1
+        self.cpu_milli += resources.cpu_milli
+        self.memory_bytes += resources.memory_bytes
+        self.of_template[template] += 1
+        self.launches.append(time.monotonic())
+
+    def give_back(self, template: str, resources: Resources) -> None:
+        self.sandboxes -= 1
+        self.cpu_milli -= resources.cpu_milli
+        self.memory_bytes -= resources.memory_bytes
+        self.of_template[template] -= 1
+        if not self.of_template[template]:
+            del self.of_template[template]
+
+    def usage(self, template: str) -> Usage:
+        since = time.monotonic() - _MINUTE_S
+        while self.launches and self.launches[0] < since:
+            self.launches.popleft()
+        return Usage(self.sandboxes, self.of_template.get(template, 0), self.cpu_milli, self.memory_bytes,
+                     len(self.launches))  # fmt: skip
+
+
+class Admission:
+    """Judges requests. `replace` puts other policies in force, all at once."""
+
+    def __init__(self, court: Court, said: Callable[[Asked, Verdict, tuple[Ruling, ...]], None] | None = None) -> None:
+        self._court = court
+        self._said = said
+        self._documents: tuple[PolicyDocument, ...] = ()
+        self._limits: dict[tuple[str, str], Limits] = {}
+        self._books: dict[str, _Books] = defaultdict(_Books)
+
+    def replace(self, documents: Iterable[PolicyDocument]) -> None:
+        """From the next request on; what runs goes on as it was admitted."""
+        self._documents = tuple(documents)
+        self._limits.clear()
+
+    def limits(self, tenant: str, template: str) -> Limits:
+        """What the policies in force say of a tenant's sandboxes of a template."""
+        key = (tenant, template)
+        found = self._limits.get(key)
+        if found is None:
+            if len(self._limits) >= _MOST_CACHED:
+                self._limits.clear()
+            found = self._limits[key] = limits_of(self._documents, tenant, template)
+        return found
+
+    def with_defaults(self, tenant: str, template: str, spec: SandboxSpec) -> SandboxSpec:
+        """The request with what the policies give where it asks for nothing."""
+        default_s = self.limits(tenant, template).default_timeout_s
+        return (
+            spec
+            if spec.timeout_s is not None or default_s is None
+            else msgspec.structs.replace(spec, timeout_s=default_s)
+        )
+
+    def admit(
+        self, tenant: str, spec: SandboxSpec, template: str, resources: Resources, isolation: Isolation, *,
+        caller: str = "", roles: tuple[str, ...] = (),
+    ) -> Place:  # fmt: skip
+        """Hear the judges. Raises RequestRejected with every reason, and what would be accepted."""
+        books = self._books[tenant]
+        asked = Asked(
+            tenant=tenant, caller=caller or tenant, roles=roles, spec=spec, template=template, resources=resources,
+            isolation=isolation, usage=books.usage(template), limits=self.limits(tenant, template),
+        )  # fmt: skip
+        verdict, rulings = self._court.pre_admit(asked)
+        if self._said is not None:
+            self._said(asked, verdict, rulings)
+        if verdict is Verdict.REJECT:
+            against = [ruling for ruling in rulings if ruling.verdict is Verdict.REJECT]
+            _log.info("rejected", tenant=tenant, template=template, reasons=[ruling.reason for ruling in against])
+            raise RequestRejected(
+                "the request was rejected",
+                why="; ".join(f"{ruling.judge}: {ruling.reason}" for ruling in against),
+                fix="accepted would be: " + "; ".join(ruling.accepted for ruling in against if ruling.accepted)
+                if any(ruling.accepted for ruling in against)
+                else "",
+            )
+        return Place(books, template, resources, rulings)
