@@ -72,7 +72,7 @@ async def serving(**limits: Any) -> AsyncIterator[Service]:
         library = Library(uploads)
         api = Api(
             settings, store, node, metrics, hangups, uploads=uploads, modules=node.modules, templates=library.templates,
-            snapshots=library.snapshots, started_at=time.time(), shut_down=stop.set,
+            snapshots=library.snapshots, policies=node.policies, started_at=time.time(), shut_down=stop.set,
         )  # fmt: skip
         listener = listen(settings.socket, frozenset({os.geteuid()}))
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "init": ("init", "Create something of your own: a template."),
     "template": ("templates", "Make and manage what sandboxes are made from."),
     "snapshot": ("snapshots", "Keep what sandboxes have changed in their files."),
+    "policy": ("policy", "Say what sandboxes of this host may ask for."),
     "kernel": ("kernel", "Install and choose the kernels of microVMs."),
     "migrate": ("migrate", "Leave Docker, Podman or containerd: containers become templates."),
     "up": ("daemon", "Start the daemon."),

@@ -17,7 +17,7 @@ from litestar.handlers import HTTPRouteHandler
 from tartarus.control.decode import nearest
 from tartarus.control.hangups import HangupWatcher
 from tartarus.control.peers import Peer, peer_of
-from tartarus.control.ports import Modules, Node, Sandbox, Snapshots, Templates, Uploads
+from tartarus.control.ports import Modules, Node, Policies, Sandbox, Snapshots, Templates, Uploads
 from tartarus.model.errors import InvalidRequest, InvalidState, SandboxNotFound, TartarusError
 from tartarus.model.sandbox import SandboxRecord
 from tartarus.model.settings import Settings
@@ -25,7 +25,9 @@ from tartarus.store import SandboxStore
 from tartarus.telemetry.metrics import Metrics
 
 T = TypeVar("T")
-_PATH_PARAMETERS = frozenset({"sandbox_id", "context_id", "template_id", "snapshot_id", "upload_id", "module_id"})
+_PATH_PARAMETERS = frozenset(
+    {"sandbox_id", "context_id", "template_id", "snapshot_id", "upload_id", "module_id", "policy_id"}
+)
 
 
 class ClientGone(TartarusError):
@@ -50,6 +52,7 @@ class Api:
         modules: Modules,
         templates: Templates,
         snapshots: Snapshots,
+        policies: Policies,
         started_at: float,
         shut_down: Callable[[], None],
     ) -> None:
@@ -62,6 +65,7 @@ class Api:
         self.modules = modules
         self.templates = templates
         self.snapshots = snapshots
+        self.policies = policies
         self.started_at = started_at
         self.shut_down = shut_down
         self._background: set[asyncio.Task[None]] = set()

@@ -216,6 +216,13 @@ class IsolationUnavailable(TartarusError):
     http_status = 501
 
 
+class PolicyNotFound(TartarusError):
+    """No policy has that id, or that version."""
+
+    code = "policy_not_found"
+    http_status = 404
+
+
 class RequestRejected(TartarusError):
     """A judge refused the request by the policies in force; nothing was made."""
 

@@ -32,6 +32,7 @@ from tartarus.node.library import Library
 from tartarus.node.modules import Modules
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.outputlog import OutputLog, finished
+from tartarus.node.policies import PolicyService
 from tartarus.node.pool import SnapshotPool, host_meminfo
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.spares import Spare, SparePool, could_serve
@@ -61,6 +62,7 @@ class Node:
         self._metrics = metrics or Metrics(settings.node_name)
         self._levels = Levels(settings)
         self.admission = Admission(court())
+        self.policies = PolicyService(store, self.admission)
         self._pool = SnapshotPool(self._levels.runtimes, host_meminfo)
         self._spares = SparePool(self._levels.runtimes, self._pool, host_meminfo, lambda: bool(self._creating))
         self._live: dict[str, Sandbox] = {}
@@ -75,6 +77,7 @@ class Node:
 
     async def start(self) -> None:
         """End what an earlier daemon left, then keep comparing."""
+        await self.policies.open()
         self._levels.open()
         groups = await reconcile.groups_without_sandboxes(self._levels.hierarchy, set())
         directories = reconcile.directories_without_sandboxes(self._settings.state_dir / "process", set())

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tartarus.sdk.async_client import AsyncClient
     from tartarus.sdk.async_contexts import AsyncCodeContext
     from tartarus.sdk.async_files import AsyncFiles
+    from tartarus.sdk.async_policies import AsyncPolicies
     from tartarus.sdk.async_process import AsyncProcess
     from tartarus.sdk.async_sandbox import AsyncSandbox
     from tartarus.sdk.async_snapshots import AsyncSnapshot
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tartarus.sdk.client import Client
     from tartarus.sdk.contexts import CodeContext
     from tartarus.sdk.files import Files
+    from tartarus.sdk.policies import Policies
     from tartarus.sdk.process import Process
     from tartarus.sdk.results import (
         CellError,
@@ -41,6 +43,7 @@ __all__ = [
     "AsyncClient",
     "AsyncCodeContext",
     "AsyncFiles",
+    "AsyncPolicies",
     "AsyncProcess",
     "AsyncSandbox",
     "AsyncSnapshot",
@@ -58,6 +61,7 @@ __all__ = [
     "LevelReport",
     "LogEntry",
     "OutputChunk",
+    "Policies",
     "Process",
     "Sandbox",
     "Snapshot",
@@ -69,12 +73,14 @@ _MODULES = {
     "AsyncCodeContext": "async_contexts",
     "AsyncFiles": "async_files",
     "AsyncProcess": "async_process",
+    "AsyncPolicies": "async_policies",
     "AsyncSandbox": "async_sandbox",
     "AsyncSnapshot": "async_snapshots",
     "AsyncTemplate": "async_templates",
     "Client": "client",
     "CodeContext": "contexts",
     "Files": "files",
+    "Policies": "policies",
     "Process": "process",
     "Sandbox": "sandbox",
     "Snapshot": "snapshots",

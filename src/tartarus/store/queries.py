@@ -38,6 +38,12 @@ _live_name = (
     .where(sandboxes.c.name != "", sandboxes.c.ended_at.is_(None))
 )
 _alive = select(*_columns).where(sandboxes.c.ended_at.is_(None)).order_by(sandboxes.c.created_at)
+_recent = (
+    select(*_columns)
+    .where(sandboxes.c.created_at >= bindparam("since"))
+    .order_by(sandboxes.c.created_at.desc())
+    .limit(bindparam("most"))
+)
 _prune = delete(sandboxes).where(sandboxes.c.ended_at < bindparam("before"))
 _by_name = (
     select(*_columns)
@@ -138,6 +144,11 @@ def page(
 def alive(connection: Connection) -> list[SandboxRecord]:
     """Every record that has not ended, oldest first."""
     return [_some(row) for row in connection.execute(_alive)]
+
+
+def recent(connection: Connection, since: float, limit: int) -> list[SandboxRecord]:
+    """Every record made after that time, the newest first."""
+    return [_some(row) for row in connection.execute(_recent, {"since": since, "most": limit})]
 
 
 def prune(connection: Connection, ended_before: float) -> int:

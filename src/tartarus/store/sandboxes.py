@@ -16,6 +16,7 @@ from tartarus.model.sandbox import SandboxRecord
 from tartarus.model.states import TERMINAL, State, check_transition
 from tartarus.store import queries
 from tartarus.store.database import migrate, open_engine, storage_error
+from tartarus.store.policies import PolicyStore
 from tartarus.store.snapshots import SnapshotStore
 from tartarus.store.templates import TemplateStore
 from tartarus.store.writer import Worker
@@ -45,6 +46,7 @@ class SandboxStore:
         # One file, one writer: what belongs together can share a commit.
         self.templates = TemplateStore(self._writer, self._reader)
         self.snapshots = SnapshotStore(self._writer, self._reader)
+        self.policies = PolicyStore(self._writer, self._reader)
 
     @classmethod
     async def open(cls, path: Path) -> SandboxStore:
@@ -141,6 +143,10 @@ class SandboxStore:
     async def alive(self) -> Records:
         """Every sandbox of every tenant that has not ended, oldest first."""
         return await self._reader.run(queries.alive)
+
+    async def recent(self, since: float, limit: int) -> Records:
+        """Sandboxes of every tenant that were made after that time (Unix seconds), the newest first."""
+        return await self._reader.run(lambda connection: queries.recent(connection, since, limit))
 
     async def prune(self, ended_before: float) -> int:
         """Forget the sandboxes that ended before that time (Unix seconds); returns how many."""

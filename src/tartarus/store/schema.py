@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 
 # The newest revision in `migrations/versions`; a test holds the two together. Bump it with each migration.
-SCHEMA_VERSION = "0002"
+SCHEMA_VERSION = "0003"
 
 metadata = MetaData()
 
@@ -95,6 +95,19 @@ snapshots = Table(
     Column("layers", LargeBinary, nullable=False),
     Column("details", LargeBinary, nullable=False),
     Column("revision", Integer, nullable=False),
+)
+
+policy_versions = Table(
+    "policy_versions",
+    metadata,
+    Column("id", String(63), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("author", String(128), nullable=False),
+    Column("comment", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("deleted", Boolean(create_constraint=False), nullable=False),
 )
 
 # Alive is "has not ended": the store sets `ended_at` in the same statement as the terminal state.

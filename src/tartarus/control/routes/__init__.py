@@ -8,6 +8,7 @@ from tartarus.control.routes import (
     files,
     logs,
     modules,
+    policies,
     sandboxes,
     snapshots,
     streams,
@@ -28,4 +29,5 @@ ROUTES = [
     *snapshots.ROUTES,
     *uploads.ROUTES,
     *modules.ROUTES,
+    *policies.ROUTES,
 ]

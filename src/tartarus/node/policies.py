@@ -1,0 +1,145 @@
+"""The policies of a node: kept with their versions, put in force, tried against what was asked before."""
+
+from __future__ import annotations
+
+import builtins
+import difflib
+import hashlib
+import time
+
+import structlog
+
+from tartarus.model.errors import InvalidRequest, InvalidState
+from tartarus.model.policies import (
+    ChangedVerdict,
+    DryRun,
+    DryRunReport,
+    PolicyVersion,
+    PutPolicy,
+    Rollback,
+    check_policy_id,
+)
+from tartarus.model.sandbox import Resources, SandboxRecord
+from tartarus.node.admission import Admission
+from tartarus.policy.documents import PolicyDocument, limits_of, read_policy
+from tartarus.policy.judges import Admission as Asked
+from tartarus.policy.judges import Court, Usage, Verdict, court
+from tartarus.store.sandboxes import SandboxStore
+
+_log = structlog.get_logger("tartarus.node.policies")
+_MOST_TRIED = 10_000
+_MOST_SHOWN = 200
+
+
+class PolicyService:
+    """Every change is written down first, then in force for the next request."""
+
+    def __init__(self, store: SandboxStore, admission: Admission) -> None:
+        self._store = store
+        self._admission = admission
+
+    async def open(self) -> None:
+        """Put in force what is kept. Raises InvalidRequest for a document that this version can't read.
+
+        Better no daemon than one whose policies are not in force.
+        """
+        self._admission.replace([_read(version) for version in await self._store.policies.in_force()])
+
+    async def list(self) -> builtins.list[PolicyVersion]:
+        """Those in force, by id."""
+        return await self._store.policies.in_force()
+
+    async def get(self, policy: str, version: int | None = None) -> PolicyVersion:
+        """One version, the newest if none is named. Raises PolicyNotFound."""
+        return await self._store.policies.get(policy, version)
+
+    async def history(self, policy: str) -> builtins.list[PolicyVersion]:
+        """Every version, the newest first. Raises PolicyNotFound."""
+        return await self._store.policies.history(policy)
+
+    async def put(self, policy: str, author: str, request: PutPolicy) -> PolicyVersion:
+        """A new version, from now on in force. Raises InvalidRequest with the line, and InvalidState."""
+        check_policy_id(policy)
+        document = read_policy(request.text, policy)
+        if document.id != policy:
+            raise InvalidRequest(
+                f"the document says that it is {document.id!r}, not {policy!r}", fix="give it the id that it says"
+            )
+        return await self._add(policy, author, request.text, request.comment, request.expected)
+
+    async def rollback(self, policy: str, author: str, request: Rollback) -> PolicyVersion:
+        """An earlier version once more, as the newest. Raises PolicyNotFound, and InvalidState for a deletion."""
+        old = await self._store.policies.get(policy, request.version)
+        if old.deleted:
+            raise InvalidState(f"version {old.version} of {policy!r} is its deletion", fix="choose another version")
+        comment = request.comment or f"back to version {old.version}"
+        return await self._add(policy, author, old.text, comment, None)
+
+    async def delete(self, policy: str, author: str) -> PolicyVersion:
+        """Not in force any more; its history stays. Raises PolicyNotFound, and InvalidState when it is deleted."""
+        newest = await self._store.policies.get(policy)
+        if newest.deleted:
+            raise InvalidState(f"policy {policy!r} is deleted already", fix="roll it back to have it again")
+        return await self._add(policy, author, newest.text, "deleted", newest.version, deleted=True)
+
+    async def diff(self, policy: str, old: int, new: int | None = None) -> str:
+        """What changed between two versions, as a unified diff. Raises PolicyNotFound."""
+        before, after = await self.get(policy, old), await self.get(policy, new)
+        lines = difflib.unified_diff(
+            before.text.splitlines(keepends=True), after.text.splitlines(keepends=True),
+            f"{policy} version {before.version}", f"{policy} version {after.version}",
+        )  # fmt: skip
+        return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+    async def dry_run(self, request: DryRun) -> DryRunReport:
+        """How recent requests would be judged with a policy in the place of the one of its id, or beside the others.
+
+        Raises InvalidRequest. Only what is known of a past request counts: not how much was live at that moment.
+        """
+        candidate = read_policy(request.text, "the policy")
+        now = [_read(version) for version in await self._store.policies.in_force()]
+        then = [*(document for document in now if document.id != candidate.id), candidate]
+        records = await self._store.recent(time.time() - request.hours * 3600.0, _MOST_TRIED)
+        judges = court()
+        changed = []
+        before_count = after_count = 0
+        for record in records:
+            before, _ = _judged(judges, record, now)
+            after, reasons = _judged(judges, record, then)
+            before_count += before is Verdict.REJECT
+            after_count += after is Verdict.REJECT
+            if before is not after:
+                changed.append(
+                    ChangedVerdict(record.id, record.tenant, record.template, before.value, after.value, reasons)
+                )
+        return DryRunReport(len(records), before_count, after_count, tuple(changed[:_MOST_SHOWN]))
+
+    async def _add(
+        self, policy: str, author: str, text: str, comment: str, expected: int | None, *, deleted: bool = False
+    ) -> PolicyVersion:
+        kept = await self._store.policies.add(
+            PolicyVersion(
+                id=policy, version=0, text=text, digest=hashlib.sha256(text.encode()).hexdigest(), author=author,
+                comment=comment, created_at=time.time(), deleted=deleted,
+            ),
+            expected,
+        )  # fmt: skip
+        await self.open()
+        _log.info("policy_changed", policy=policy, version=kept.version, author=author, deleted=deleted)
+        return kept
+
+
+def _read(version: PolicyVersion) -> PolicyDocument:
+    return read_policy(version.text, f"policy {version.id!r}, version {version.version}")
+
+
+def _judged(
+    judges: Court, record: SandboxRecord, documents: builtins.list[PolicyDocument]
+) -> tuple[Verdict, tuple[str, ...]]:
+    asked = Asked(
+        tenant=record.tenant, caller=record.tenant, roles=(), spec=record.spec, template=record.template,
+        resources=record.spec.resources.over(Resources()), isolation=record.isolation, usage=Usage(),
+        limits=limits_of(documents, record.tenant, record.template),
+    )  # fmt: skip
+    verdict, rulings = judges.pre_admit(asked)
+    return verdict, tuple(ruling.reason for ruling in rulings if ruling.verdict is not Verdict.ACCEPT)
