@@ -33,6 +33,7 @@ COMMANDS = {
     "snapshot": ("snapshots", "Keep what sandboxes have changed in their files."),
     "kernel": ("kernel", "Install and choose the kernels of microVMs."),
     "migrate": ("migrate", "Leave Docker, Podman or containerd: containers become templates."),
+    "legacy": ("legacy", "Run through another engine, which then holds what runs."),
     "up": ("daemon", "Start the daemon."),
     "drain": ("endings", "Take no new sandboxes, and end all there are."),
     "down": ("daemon", "Stop the daemon and its sandboxes."),
