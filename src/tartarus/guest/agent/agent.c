@@ -460,8 +460,11 @@ static bool set_up(struct session *session)
 	int size = SOCKET_BUFFER;
 
 	prctl(PR_SET_DUMPABLE, 0);
-	if (!session->config.own_pid_namespace)
+	if (!session->config.own_pid_namespace) {
 		prctl(PR_SET_CHILD_SUBREAPER, 1);
+		/* Were it stopped when the host dies, it could never see the channel's end. */
+		prctl(PR_SET_PDEATHSIG, SIGCONT);
+	}
 	umask(022);
 	fill_standard_fds();
 	close_others(&session->config);

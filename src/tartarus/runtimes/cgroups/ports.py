@@ -26,6 +26,11 @@ class Cgroup(Protocol):
         """
         ...
 
+    @property
+    def can_freeze(self) -> bool:
+        """Whether `freeze` can work on this host."""
+        ...
+
     def freeze(self, frozen: bool) -> None:
         """Stop or continue every process in it."""
         ...

@@ -70,6 +70,11 @@ class V1Cgroup:
             raise
         return opened
 
+    @property
+    def can_freeze(self) -> bool:
+        """Whether the freezer is mounted, and ours to use."""
+        return "freezer" in self._paths
+
     def freeze(self, frozen: bool) -> None:
         """Stop or continue every process in it."""
         if "freezer" not in self._paths:

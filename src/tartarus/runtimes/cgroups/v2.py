@@ -51,6 +51,11 @@ class V2Cgroup:
         """Descriptors to join by; see `Cgroup.entries`."""
         return []
 
+    @property
+    def can_freeze(self) -> bool:
+        """True: every group of version 2 can."""
+        return True
+
     def freeze(self, frozen: bool) -> None:
         """Stop or continue every process in it."""
         write_value(f"{self._path}/cgroup.freeze", "1" if frozen else "0")

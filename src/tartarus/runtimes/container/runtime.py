@@ -147,13 +147,12 @@ class ContainerRuntime(UnsavableRuntime):
 
     def capabilities(self) -> Capabilities:
         """What this host gives the level."""
-        groups = self._hierarchy
         missing = list(weaker_limits(self._lacking))
         if self._landlock_abi == 0:
             missing.append("no Landlock in this kernel: one wall less")
         return Capabilities(
             warm_start=True,
-            pause=groups is not None and "freezer" not in self._lacking,
+            pause=True,
             own_network=True,
             own_pids=True,
             mounts=True,

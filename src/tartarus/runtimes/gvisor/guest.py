@@ -63,6 +63,8 @@ class RunscLog:
 class RunscGuest(HostGuest):
     """A guest whose first process is its runsc."""
 
+    can_stop_each = False  # runsc stops and starts its programs' processes itself
+
     def __init__(
         self,
         clone: Clone,

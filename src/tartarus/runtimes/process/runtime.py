@@ -89,7 +89,7 @@ class ProcessRuntime(UnsavableRuntime):
         missing = lacking(self._hierarchy)
         return Capabilities(
             warm_start=True,
-            pause="freezer" not in missing,
+            pause=True,
             own_network=False,
             own_pids=False,
             mounts=False,
