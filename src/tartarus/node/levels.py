@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 
+from tartarus.images.unpack.written import WrittenFiles
 from tartarus.model.errors import IsolationUnavailable, TartarusError
 from tartarus.model.sandbox import Isolation
 from tartarus.model.settings import Settings
@@ -57,7 +58,9 @@ class Levels:
         state, kernels = self._settings.state_dir, self._settings.kernels
         makers: dict[Isolation, Callable[[], Runtime]] = {
             Isolation.MICROVM: lambda: MicrovmRuntime(state, kernels, self.hierarchy, self.id_map),
-            Isolation.GVISOR: lambda: GvisorRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
+            Isolation.GVISOR: lambda: GvisorRuntime(
+                self._settings.state_dir, self.hierarchy, self.id_map, WrittenFiles()
+            ),
             Isolation.CONTAINER: lambda: ContainerRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
             Isolation.PROCESS: lambda: ProcessRuntime(self._settings.state_dir, self.hierarchy),
             Isolation.WASM: lambda: WasmRuntime(self._settings.state_dir, self.hierarchy, self.id_map),

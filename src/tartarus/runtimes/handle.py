@@ -58,7 +58,7 @@ class HostGuest(UnsavableGuest):
         self._final_stats: Stats | None = None
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(self._pidfd, self._first_process_gone)
+        self._loop.add_reader(self._pidfd, self._on_pidfd)
         self._cleanup: asyncio.Task[None] | None = None
 
     @property
@@ -156,11 +156,23 @@ class HostGuest(UnsavableGuest):
             )
         return self._cgroup
 
-    def _first_process_gone(self) -> None:
+    def _on_pidfd(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
+        self._first_process_gone()
+
+    def _first_process_gone(self) -> None:
+        """What follows from it: for most guests it is their end."""
         self._cleanup = self._loop.create_task(self._clean_up())
+
+    def _adopt(self, clone: Clone, cgroup: Cgroup, steps: Sequence[str]) -> None:
+        """Go on with another first process and group."""
+        self.pid = clone.pid
+        self._steps = steps
+        self._cgroup = cgroup
+        self._pidfd = clone.pidfd
+        self._loop.add_reader(self._pidfd, self._on_pidfd)
 
     async def _clean_up(self) -> None:
         if self._stopped is not None:

@@ -43,6 +43,10 @@ class Cgroup(Protocol):
         """How many processes the memory limit killed."""
         ...
 
+    def pids(self) -> list[int]:
+        """The processes in it."""
+        ...
+
     def kill(self) -> None:
         """SIGKILL to every process in it."""
         ...

@@ -15,6 +15,7 @@ from tartarus.runtimes.cgroups.files import (
     field_in,
     kill_all,
     number_in,
+    pids_in,
     read_text,
     remove_directory,
     write_value,
@@ -81,6 +82,10 @@ class V2Cgroup:
     def oom_kills(self) -> int:
         """How many processes the memory limit killed."""
         return field_in(read_text(f"{self._path}/memory.events"), "oom_kill")
+
+    def pids(self) -> list[int]:
+        """The processes in it."""
+        return pids_in(f"{self._path}/cgroup.procs")
 
     def kill(self) -> None:
         """SIGKILL to every process in it."""
