@@ -198,6 +198,8 @@ static int session_frame(struct session *session, const struct frame *frame, con
 			return -EPROTO;
 		out_frame(session, F_PONG, 0, bytes, frame->length);
 		return 0;
+	case F_FREEZE:
+		return serve_freeze(session, payload);
 	case F_QUIESCE:
 		return quiet_begin(session, payload);
 	case F_GO_ON:
