@@ -56,8 +56,9 @@ class Levels:
         except IsolationUnavailable as error:
             _log.warning("no_cgroups", error=str(error))
         state, kernels = self._settings.state_dir, self._settings.kernels
+        monitor = self._settings.microvm_monitor
         makers: dict[Isolation, Callable[[], Runtime]] = {
-            Isolation.MICROVM: lambda: MicrovmRuntime(state, kernels, self.hierarchy, self.id_map),
+            Isolation.MICROVM: lambda: MicrovmRuntime(state, kernels, self.hierarchy, self.id_map, monitor),
             Isolation.GVISOR: lambda: GvisorRuntime(
                 self._settings.state_dir, self.hierarchy, self.id_map, WrittenFiles()
             ),
