@@ -21,6 +21,8 @@ from tartarus.runtimes.microvm.runtime import MicrovmRuntime
 from tartarus.runtimes.process.runtime import ProcessRuntime
 from tartarus.runtimes.wasm.runtime import WasmRuntime
 
+KINDS: tuple[type[Runtime], ...] = (ProcessRuntime, ContainerRuntime, GvisorRuntime, MicrovmRuntime, WasmRuntime)
+"""Every level's runtime, the weakest first; `wasm` stands beside the others."""
 _log = structlog.get_logger("tartarus.node.levels")
 
 
@@ -85,7 +87,7 @@ class Levels:
     async def prove(self, start_one: Callable[[Isolation], Awaitable[None]]) -> list[LevelReport]:
         """Start a guest at each level and say how it went."""
         reports = []
-        for isolation in (Isolation.PROCESS, Isolation.CONTAINER, Isolation.GVISOR, Isolation.MICROVM, Isolation.WASM):
+        for isolation in [kind.isolation for kind in KINDS]:
             began = time.perf_counter()
             runtime = self.runtimes.get(isolation)
             capabilities = runtime.capabilities() if runtime is not None else None

@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
+
 from tartarus.guest.binary import agent_binary
 from tartarus.model.errors import GuestFailed, IsolationUnavailable, TemplateFailed, Unsupported
 from tartarus.model.sandbox import Isolation
@@ -31,6 +33,11 @@ class GvisorRuntime:
     """Makes gVisor guests, as root. Guests' ids are mapped to ids nobody on the host has."""
 
     isolation = Isolation.GVISOR
+    best = Capabilities(
+        warm_start=True, pause=True, own_network=True, own_pids=True, mounts=True,
+        memory_limit="cgroup (runsc included)", cpu_limit="cgroup", pids_limit="its own kernel (rlimit)",
+        disk_limit="tmpfs", keeps_files=True, saves_memory=True,
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -61,16 +68,11 @@ class GvisorRuntime:
 
     def capabilities(self) -> Capabilities:
         """What this host gives the level."""
-        return Capabilities(
-            warm_start=True,
+        return msgspec.structs.replace(
+            self.best,
             pause=self._launcher.shared and "freezer" not in self._lacking,
-            own_network=True,
-            own_pids=True,
-            mounts=True,
-            memory_limit="none" if "memory" in self._lacking else "cgroup (runsc included)",
+            memory_limit="none" if "memory" in self._lacking else self.best.memory_limit,
             cpu_limit="none" if "cpu" in self._lacking else "cgroup",
-            pids_limit="its own kernel (rlimit)",
-            disk_limit="tmpfs",
             saves_memory=self._launcher.shared and self._trees is not None,
             missing=weaker_limits(self._lacking - {"pids"}),
         )

@@ -34,6 +34,11 @@ class MicrovmRuntime:
     """Makes microVM guests."""
 
     isolation = Isolation.MICROVM
+    best = Capabilities(
+        warm_start=True, pause=True, own_network=True, own_pids=True, mounts=False,
+        memory_limit="the machine's kernel", cpu_limit="cgroup", pids_limit="the machine's kernel",
+        disk_limit="scratch disk", saves_memory=True, missing=("no mounts of host directories",),
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -65,21 +70,14 @@ class MicrovmRuntime:
 
     def capabilities(self) -> Capabilities:
         """What this level gives."""
-        limits = "the machine's kernel" if self._hierarchy is not None else "the machine's kernel, without a cgroup"
-        missing = ["no mounts of host directories"]
+        limits = self.best.memory_limit if self._hierarchy is not None else "the machine's kernel, without a cgroup"
+        missing = list(self.best.missing)
         if self._machinery is not None and self._machinery.accelerator == "tcg":
             missing.append(f"emulated (TCG), so its programs run slowly: {self._machinery.why}")
-        return Capabilities(
-            warm_start=True,
-            pause=True,
-            own_network=True,
-            own_pids=True,
-            mounts=False,
+        return msgspec.structs.replace(
+            self.best,
             memory_limit=limits,
             cpu_limit="cgroup" if self._hierarchy is not None else "the machine's processors",
-            pids_limit="the machine's kernel",
-            disk_limit="scratch disk",
-            saves_memory=True,
             missing=tuple(missing),
         )
 
