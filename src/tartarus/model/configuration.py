@@ -43,6 +43,7 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ended_kept: str | int = "7d"
     upload: str | int = "16GiB"
     stop_grace: str | int = "10s"
+    memory_budget: str | int = "64GiB"
     log: LogSection = LogSection()
     isolation: IsolationSection = IsolationSection()
     microvm: MicrovmSection = MicrovmSection()
@@ -86,6 +87,7 @@ KEYS: dict[str, Key] = {
     "ended_kept": Key("ended_kept_s", parse_duration, _seconds),
     "upload": Key("upload_bytes", parse_size, format_size),
     "stop_grace": Key("stop_grace_s", parse_duration, _seconds),
+    "memory_budget": Key("memory_budget_bytes", parse_size, format_size),
     "log.size": Key("log_bytes", parse_size, format_size),
     "log.files": Key("log_files", _files, str),
     "microvm.monitor": Key("microvm_monitor", lambda monitor: monitor, lambda monitor: str(monitor.value)),

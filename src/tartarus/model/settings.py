@@ -37,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     `ended_kept_s`: how long the records and logs of ended sandboxes are kept.
     `upload_bytes`: the largest file that a client may send ahead of making a template.
+    `memory_budget_bytes`: how much disk memory snapshots and hibernated sandboxes may take in all.
     `stop_grace_s`: how long a graceful stop waits for sandboxes and open requests.
     `microvm_monitor`: what runs microVMs. `isolation_floor`: the weakest level that any sandbox here may have.
     `config_file`: where the rest is said.
@@ -53,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True):
     isolation_floor: Isolation = Isolation.AUTO
     config_file: Path | None = None
     microvm_monitor: MicrovmMonitor = MicrovmMonitor.AUTO
+    memory_budget_bytes: int = 64 * 1024**3
 
     @classmethod
     def at(cls, state_dir: Path, socket: Path | None = None) -> Settings:

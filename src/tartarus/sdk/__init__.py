@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tartarus.sdk.client import Client
     from tartarus.sdk.contexts import CodeContext
     from tartarus.sdk.files import Files
+    from tartarus.sdk.forks import Forks
     from tartarus.sdk.process import Process
     from tartarus.sdk.results import (
         CellError,
@@ -55,6 +56,7 @@ __all__ = [
     "CommandResult",
     "CommandTimedOut",
     "Files",
+    "Forks",
     "LevelReport",
     "LogEntry",
     "OutputChunk",
@@ -75,6 +77,7 @@ _MODULES = {
     "Client": "client",
     "CodeContext": "contexts",
     "Files": "files",
+    "Forks": "forks",
     "Process": "process",
     "Sandbox": "sandbox",
     "Snapshot": "snapshots",
