@@ -12,15 +12,22 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks import image_benches, node_benches, peers
+from benchmarks import image_benches, memory_benches, node_benches, peers, wasm_benches
 from benchmarks.measure import Row, machine, table
 
-BENCHES = {**node_benches.BENCHES, "images": image_benches.pull_and_unpack, "image-warm": image_benches.warm_from_image}
+BENCHES = {
+    **node_benches.BENCHES,
+    **wasm_benches.BENCHES,
+    "images": image_benches.pull_and_unpack,
+    "image-warm": image_benches.warm_from_image,
+    "memory": memory_benches.memory,
+    "memory-sets": memory_benches.memory_sets,
+}
 
 
 async def _all(names: list[str], home: Path) -> list[Row]:
     rows: list[Row] = []
-    missing = [*peers.absent(), *image_benches.absent()]
+    missing = [*peers.absent(), *image_benches.absent(), *wasm_benches.absent()]
     if missing:
         print(f"not installed here, so absent below: {', '.join(missing)}", file=sys.stderr)
     for name, bench in BENCHES.items():
@@ -39,7 +46,7 @@ def run(names: list[str], json_file: Path | None) -> None:
     if json_file is not None:
         document = {
             "machine": machine(),
-            "absent": [*peers.absent(), *image_benches.absent()],
+            "absent": [*peers.absent(), *image_benches.absent(), *wasm_benches.absent()],
             "rows": [row.as_json() for row in rows],
         }
         json_file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that repeat what the code says: errors.md, cli.md and template.schema.json.
+"""Write the pages of docs/ that repeat what the code says: errors.md, cli.md, capabilities.md, template.schema.json.
 
 `make docs` runs it; a test fails when a committed page is not what it would write.
 
@@ -13,7 +13,7 @@ import inspect
 import json
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ from tartarus.model.errors import registry
 
 if TYPE_CHECKING:
     import click
+
+    from tartarus.runtimes.base import Capabilities
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _NOTICE = "<!-- Written by scripts/generate_docs.py; change the code that it reads instead. -->\n"
@@ -53,7 +55,10 @@ def errors_page() -> str:
     """The registry as a table."""
     # An error is in the registry once its module is imported: all are, but programs and what others load by path.
     for module in pkgutil.walk_packages(tartarus.__path__, "tartarus."):
-        if not module.name.endswith((".runner", ".__main__")) and ".migrations" not in module.name:
+        if (
+            not module.name.endswith((".runner", ".wasm_runner", ".wasm_engine", ".__main__"))
+            and ".migrations" not in module.name
+        ):
             importlib.import_module(module.name)
 
     rows = []
@@ -111,7 +116,47 @@ def template_schema() -> str:
     return json.dumps({**head, **msgspec.json.schema(Definition)}, indent=2) + "\n"
 
 
-PAGES = {"errors.md": errors_page, "cli.md": cli_page, "template.schema.json": template_schema}
+_CAPABILITIES_HEAD = """\
+# What each level can do
+
+On a host that lacks nothing; `tartarus doctor` says what yours lacks. What a level can't do is refused with the error
+`unsupported`, which says what to use instead. [Isolation levels](isolation-levels.md) tells what each of them is.
+
+"""
+
+
+def capabilities_page() -> str:
+    """What the runtimes say of themselves, as a table."""
+    from tartarus.node.levels import KINDS
+
+    rows: dict[str, Callable[[Capabilities], object]] = {
+        "its commands are": lambda can: can.runs,
+        "code contexts": lambda can: can.contexts,
+        "terminals": lambda can: can.terminals,
+        "starts from a warm snapshot": lambda can: can.warm_start,
+        "pause and resume": lambda can: can.pause,
+        "snapshots of files": lambda can: can.keeps_files,
+        "snapshots with memory, fork of live memory, hibernation": lambda can: can.saves_memory,
+        "mounts of host directories": lambda can: can.mounts,
+        "a network stack of its own": lambda can: can.own_network,
+        "process ids of its own": lambda can: can.own_pids,
+        "memory limit": lambda can: can.memory_limit,
+        "CPU limit": lambda can: can.cpu_limit,
+        "process limit": lambda can: can.pids_limit,
+        "disk limit": lambda can: can.disk_limit,
+    }
+    lines = [f"| | {' | '.join(kind.isolation.value for kind in KINDS)} |", "|---" * (len(KINDS) + 1) + "|"]
+    for what, of in rows.items():
+        said = [of(kind.best) for kind in KINDS]
+        shown = ["yes" if value is True else "no" if value is False else str(value) for value in said]
+        lines.append(f"| {what} | {' | '.join(shown)} |")
+    return _NOTICE + _CAPABILITIES_HEAD + "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "errors.md": errors_page, "cli.md": cli_page, "template.schema.json": template_schema,
+    "capabilities.md": capabilities_page,
+}  # fmt: skip
 
 
 def stale() -> list[str]:

@@ -23,8 +23,10 @@ from tartarus.model.errors import (
     NameTaken,
     RegistryFailed,
     SnapshotNotFound,
+    SnapshotRefused,
     TemplateExists,
     TemplateNotFound,
+    Unsupported,
 )
 from tartarus.model.ids import new_id
 from tartarus.model.library import (
@@ -46,9 +48,11 @@ from tartarus.model.library import (
     TemplateInfo,
     UploadSource,
 )
+from tartarus.model.snapshots import ImportSnapshot, SnapshotKind
 from tartarus.node.uploads import Uploads
 
 STARTED, UPDATED, DONE, CACHED = StepState.STARTED, StepState.UPDATED, StepState.DONE, StepState.CACHED
+EXPORTED = b"a sealed set"
 BUILT_IN = TemplateInfo(id="host", name="host", title="Host base", base="host", builtin=True)
 FINDING = {
     "id": "CVE-2026-1", "package": "openssl", "version": "3.0.1", "severity": "high", "fixed_in": ["3.0.2"],
@@ -212,7 +216,8 @@ def content(path: Path) -> dict[str, Any]:
 class Snapshots:
     """The tenants' snapshots."""
 
-    def __init__(self) -> None:
+    def __init__(self, uploads: Uploads) -> None:
+        self.uploads = uploads
         self.own: dict[tuple[str, str], SnapshotInfo] = {}
 
     async def create(self, tenant: str, request: CreateSnapshot) -> SnapshotInfo:
@@ -221,9 +226,23 @@ class Snapshots:
         info = SnapshotInfo(
             id=new_id("snap"), tenant=tenant, name=request.name, sandbox=request.sandbox, template="host",
             digest="sha256:" + "3" * 64, size_bytes=4096, created_at=time.time(), labels=request.labels,
+            kind=request.kind, isolation="gvisor" if request.kind is SnapshotKind.MEMORY else "", paused_ms=12.5,
         )  # fmt: skip
         self.own[tenant, info.id] = info
         return info
+
+    async def bring(self, tenant: str, request: ImportSnapshot) -> SnapshotInfo:
+        async with self.uploads.claimed(tenant, request.upload) as path:
+            if path.read_bytes() != EXPORTED:
+                raise SnapshotRefused("the file is no memory snapshot")
+        return await self.create(tenant, CreateSnapshot("elsewhere", request.name, request.labels, SnapshotKind.MEMORY))
+
+    async def export(self, tenant: str, name: str) -> AsyncIterator[bytes]:
+        info = await self.get(tenant, name)
+        if info.kind is not SnapshotKind.MEMORY:
+            raise Unsupported("only snapshots of memory can be exported")
+        yield EXPORTED[:3]
+        yield EXPORTED[3:]
 
     async def list(self, tenant: str) -> list[SnapshotInfo]:
         return [info for (owner, _), info in self.own.items() if owner == tenant][::-1]
@@ -244,4 +263,4 @@ class Library:
     def __init__(self, uploads: Uploads) -> None:
         self.uploads = uploads
         self.templates = Templates(uploads)
-        self.snapshots = Snapshots()
+        self.snapshots = Snapshots(uploads)

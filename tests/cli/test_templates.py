@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.kit import OnTerminal, refused, start, tartarus, text
+from tests.library import EXPORTED
 from tests.library_service import Served, served
 
 from tartarus.model.errors import InvalidRequest
@@ -238,13 +239,41 @@ def test_snapshots(server):
     assert found is not None
     snapshot = found[1]
     head, row = text("snapshot", "list").splitlines()
-    assert head.split() == ["ID", "NAME", "TEMPLATE", "SANDBOX", "SIZE", "CREATED"]
-    assert row.split()[:4] == [snapshot, "before", "host", name]
+    assert head.split() == ["ID", "NAME", "KIND", "TEMPLATE", "SANDBOX", "SIZE", "CREATED"]
+    assert row.split()[:5] == [snapshot, "before", "files", "host", name]
     assert text("snapshot", "list", "-q") == f"{snapshot}\n"
     (info,) = json.loads(text("snapshot", "inspect", "before"))
     assert (info["id"], info["labels"]) == (snapshot, {"a": "b"})
     assert text("snapshot", "delete", "before") == "Snapshot before deleted\n"
     assert json.loads(text("snapshot", "list", "--json")) == []
+    text("kill", "-q", name)
+
+
+def test_snapshots_of_memory(server, tmp_path):
+    name = text("run", "-d", "--isolation", "process", "--", "sleep", "60").strip()
+    made = text("snapshot", "create", "--memory", name, "all")
+    assert re.fullmatch(r"Snapshot 'all' created \(ID: snap-[0-9a-z]{16}, 4KiB, stood still for 12 ms\)\n", made)
+    assert "two names" in refused("snapshot", "create", name, "one", "--name", "other")
+    text("snapshot", "create", name, "files")
+    file = tmp_path / "all.snapshot"
+    assert text("snapshot", "export", "all", str(file)) == f"Snapshot all exported to {file}\n"
+    assert (file.read_bytes(), file.stat().st_mode & 0o777) == (EXPORTED, 0o600)
+    assert "already" in refused("snapshot", "export", "all", str(file))
+    assert "error[unsupported]" in refused("snapshot", "export", "files", str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+    again = json.loads(text("snapshot", "import", str(file), "--name", "again", "--json"))
+    assert (again["name"], again["kind"]) == ("again", "memory")
+    file.write_bytes(b"something else")
+    assert "error[snapshot_refused]" in refused("snapshot", "import", str(file))
+    assert server.uploads == []
+    text("kill", "-q", name)
+
+
+def test_a_process_can_not_be_forked(server):
+    name = text("run", "-d", "--isolation", "process", "--", "sleep", "60").strip()
+    assert "error[unsupported]" in refused("fork", name, "-n", "2")
+    assert "error[invalid_request]" in refused("fork", name, "-n", "65")
+    assert "error[sandbox_not_found]" in refused("fork", "nobody")
     text("kill", "-q", name)
 
 

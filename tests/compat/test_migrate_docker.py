@@ -16,7 +16,11 @@ import pytest
 from tests.cli.kit import COMMAND, refused, tartarus, text
 from tests.compat.engine import Engine
 
-from tartarus.sdk import Sandbox, Template
+from tartarus.compat.docker import DockerRuntime
+from tartarus.compat.migration import plan_migration
+from tartarus.compat.plan import Wishes
+from tartarus.compat.proving import Verdict, prove
+from tartarus.sdk import Client, Sandbox, Template
 from tartarus.sdk.places import Places
 
 pytestmark = [pytest.mark.needs("root", "dockerd", "busybox", "cgroups"), pytest.mark.usefixtures("home")]
@@ -199,3 +203,12 @@ def test_killed_while_it_has_a_container_frozen(untouched: Engine, home: Places,
     assert list(place.iterdir()) == []
     assert [template.name for template in Template.list() if not template.info.builtin] == []
     assert Sandbox.list() == []
+
+
+def test_where_no_sandbox_can_be_made_there_is_no_proof(untouched: Engine) -> None:
+    untouched.run("job", "/bin/true")
+    runtime = DockerRuntime(untouched.socket)
+    state, plan = plan_migration(runtime, "job", Wishes(name="never-made"))
+    proof = prove(runtime, state, plan, (), timeout_s=10, client=Client())
+    assert proof.verdict is Verdict.FAILED
+    assert "never-made" in proof.why

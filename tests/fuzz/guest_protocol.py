@@ -55,7 +55,7 @@ def one_input(data: bytes, cut: int) -> None:
         assert kind in ToHost._value2member_map_
         assert len(payload) <= (MAX_DATA if kind in DATA else MAX_CONTROL)
         assert (stream == 0) == (
-            kind in {ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED, ToHost.STOPPED}
+            kind in {ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED, ToHost.STOPPED, ToHost.FROZEN}
         )
         check_reader(payload)
     cut %= len(data) + 1

@@ -99,6 +99,7 @@ EXITED = EXIT.pack(0, 0, 0, 0, 0)
         GREETING + raw(ToHost.BOOT_FAILED, 0, struct.pack("<II", 7, 13)),
         raw(ToHost.PONG, 0, b"to nothing"),
         raw(ToHost.STOPPED, 0, b"\1\0\0\0"),
+        raw(ToHost.FROZEN, 0, b"\1\0\0\0"),
         raw(ToHost.STARTED, 2, STARTED),
         raw(ToHost.STDOUT, 1, b"before the start"),
         raw(ToHost.STARTED, 1, STARTED) + raw(ToHost.STDOUT, 1, b"x" * 1001),

@@ -25,10 +25,10 @@ from tartarus.guest.protocol import (
     texts,
 )
 
-SESSION = {ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED, ToHost.STOPPED}
+SESSION = {ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED, ToHost.STOPPED, ToHost.FROZEN}
 SIZES = {
     ToHost.READY: 12, ToHost.BOOT_FAILED: 8, ToHost.STARTED: 8, ToHost.EXIT: 32, ToHost.STDIN_CREDIT: 4,
-    ToHost.FORWARD_EOF: 0, ToHost.STOPPED: 4,
+    ToHost.FORWARD_EOF: 0, ToHost.STOPPED: 4, ToHost.FROZEN: 4,
 }  # fmt: skip
 
 

@@ -25,7 +25,39 @@ from tartarus.runtimes.microvm.runtime import MicrovmRuntime
 from tartarus.runtimes.microvm.snapshot import MachineSnapshot
 
 RESOURCES = Resources(memory_bytes=128 * 1024**2, disk_bytes=64 * 1024**2)
-APPLETS = ("sh", "echo", "cat", "hostname", "dd", "id", "stty", "sleep", "mount", "ls", "od", "head", "mkdir", "wc")
+APPLETS = [
+    "sh",
+    "echo",
+    "cat",
+    "hostname",
+    "dd",
+    "id",
+    "stty",
+    "sleep",
+    "mount",
+    "ls",
+    "od",
+    "head",
+    "mkdir",
+    "wc",
+    "md5sum",
+    "mv",
+    "rm",
+    "sync",
+    "kill",
+    "ps",
+    "reboot",
+    "halt",
+    "poweroff",
+    "touch",
+    "date",
+    "cut",
+    "seq",
+    "true",
+    "tail",
+    "ln",
+    "uname",
+]
 
 
 @pytest.fixture(scope="module")

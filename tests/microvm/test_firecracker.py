@@ -16,9 +16,9 @@ from tests.microvm.contract.guest import descriptors
 from tests.microvm.contract.stage import Stage, parts, said
 
 from tartarus.guest.channel import GuestChannel
-from tartarus.model.errors import GuestFailed, IsolationUnavailable, Unsupported
+from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.runtimes.microvm import vmmapi
-from tartarus.runtimes.microvm.firecracker import Firecracker, version_of
+from tartarus.runtimes.microvm.firecracker import Firecracker
 from tartarus.runtimes.microvm.home import Home
 from tartarus.runtimes.microvm.launcher import FIRST_UID
 
@@ -272,21 +272,6 @@ async def test_foreign_things_in_a_home_are_refused(homes: Path, tmp_path: Path)
     home.remove()
     assert os.listdir(homes) == []
     assert Path("/etc/passwd").exists()
-
-
-async def test_versions(tmp_path: Path) -> None:
-    """Too old, unreadable and missing ones are refused with what to install."""
-    program = tmp_path / "firecracker"
-    for words, wanted in {"Firecracker v1.17.0": "1.17.0", "v1.8.0-dirty": "1.8.0-dirty"}.items():
-        program.write_text(f"#!/bin/sh\necho '{words}'\n")
-        program.chmod(0o755)
-        assert await version_of(str(program), "Firecracker", (1, 8)) == wanted
-    for words in ("Firecracker v1.7.0", "Firecracker v0.25", "no version", ""):
-        program.write_text(f"#!/bin/sh\necho '{words}'\n")
-        with pytest.raises(IsolationUnavailable, match="too old"):
-            await version_of(str(program), "Firecracker", (1, 8))
-    with pytest.raises(IsolationUnavailable, match="can't be run"):
-        await version_of("/nonexistent/firecracker", "Firecracker", (1, 8))
 
 
 @pytest.mark.parametrize(

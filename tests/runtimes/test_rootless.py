@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,6 +136,55 @@ def test_another_user_is_refused(tartarus: Rootless) -> None:
         capture_output=True,
     )
     assert b"PermissionError" in done.stderr
+
+
+@pytest.mark.parametrize("level", ["process", "container"])
+def test_pause_without_cgroups(tartarus: Rootless, level: str) -> None:
+    """Each process is stopped; that they stand still shows in what they write."""
+    script = "setsid sh -c 'while :; do echo x; sleep 0.01; done' & wait"
+    name = f"still-{level}"
+    done = tartarus("run", "--detach", "--isolation", level, "--name", name, "--", "/bin/sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert tartarus("pause", name).returncode == 0
+    time.sleep(0.2)
+    size = len(tartarus("logs", name).stdout)
+    time.sleep(0.2)
+    assert len(tartarus("logs", name).stdout) == size
+    assert tartarus("resume", name).returncode == 0
+    time.sleep(0.2)
+    assert len(tartarus("logs", name).stdout) > size
+    assert tartarus("pause", name).returncode == 0
+    assert tartarus("kill", name).returncode == 0
+    assert not _of_nobody("setsid sh -c")
+
+
+@pytest.mark.parametrize("level", ["process", "container"])
+def test_a_daemon_killed_while_a_sandbox_is_paused_leaves_nothing(tartarus: Rootless, level: str) -> None:
+    marker = f"sleep 98765.{len(level)}"
+    done = tartarus("run", "--detach", "--isolation", level, "--", "/bin/sh", "-c", f"{marker} & exec {marker}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(tartarus("ps", "--json").stdout)
+    assert tartarus("pause", found[-1]["id"] if isinstance(found, list) else found["items"][-1]["id"]).returncode == 0
+    assert _of_nobody(marker)
+    (daemon,) = _of_nobody("tartarus.control") or _of_nobody("tartarus daemon")
+    os.kill(daemon, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while _of_nobody(marker):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _of_nobody(words: str) -> list[int]:
+    """Processes of nobody's whose command line holds these words."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if entry.name.isdigit() and entry.stat().st_uid == NOBODY and words in line:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from tests.library import EXPORTED
 from tests.library_service import Served, served
 
 from tartarus.model.definition import BuildNetwork, Definition
@@ -22,12 +24,16 @@ from tartarus.model.errors import (
     DaemonUnavailable,
     FileFailed,
     InvalidRequest,
+    NameTaken,
+    NoSpace,
     RegistryFailed,
     SnapshotNotFound,
     TartarusError,
     TemplateExists,
     TemplateNotFound,
+    Unsupported,
 )
+from tartarus.model.forking import ForkChild, ForkError, ForkResult
 from tartarus.model.library import (
     BuildOutput,
     Credentials,
@@ -38,7 +44,11 @@ from tartarus.model.library import (
     TemplateBase,
     UploadSource,
 )
+from tartarus.model.sandbox import Isolation, SandboxRecord, SandboxSpec
+from tartarus.model.snapshots import SnapshotKind
+from tartarus.model.states import State
 from tartarus.sdk import AsyncClient, AsyncSandbox, AsyncSnapshot, AsyncTemplate, Client, Sandbox, Snapshot, Template
+from tartarus.sdk.forks import Forks
 from tartarus.sdk.library_calls import Following
 from tartarus.sdk.packing import Payload
 from tartarus.sdk.plans import build_source, default_name, plan
@@ -290,6 +300,52 @@ def test_snapshots(server, client):
         taken.delete()
         with pytest.raises(SnapshotNotFound):
             Snapshot.delete("before", client=client)
+
+
+def test_snapshots_of_memory(server, client, tmp_path):
+    file = str(tmp_path / "file")
+    with Sandbox.create(timeout_s=60, isolation="process", client=client) as sandbox:
+        taken = sandbox.snapshot(name="all", memory=True)
+        assert (taken.info.kind, taken.info.isolation) == (SnapshotKind.MEMORY, "gvisor")
+        taken.export(file)
+        with pytest.raises(InvalidRequest, match="already"):
+            taken.export(file)
+        assert Snapshot.load(file, name="again", labels={"a": "b"}, client=client).info.labels == {"a": "b"}
+        with pytest.raises(NameTaken):
+            Snapshot.load(file, name="again", client=client)
+        with pytest.raises(FileFailed):
+            taken.export(str(tmp_path / "no" / "file"))
+        with pytest.raises(Unsupported):
+            sandbox.fork(2)
+        with pytest.raises(InvalidRequest):
+            sandbox.fork(0)
+
+    async def go() -> None:
+        there = AsyncClient(server.home, start=False)
+        again = await AsyncSnapshot.load(file, client=there)
+        await again.export(f"{file}.async")
+        async with AsyncSandbox.create(timeout_s=60, isolation="process", client=there) as sandbox:
+            assert (await sandbox.snapshot(memory=True)).info.kind is SnapshotKind.MEMORY
+            with pytest.raises(Unsupported):
+                await sandbox.fork()
+
+    asyncio.run(go())
+    assert (tmp_path / "file.async").read_bytes() == EXPORTED
+    assert server.uploads == []
+
+
+def test_what_a_fork_made():
+    record = SandboxRecord(
+        id="sbx-1", tenant="t", name="", template="host", isolation=Isolation.GVISOR, isolation_reason="",
+        state=State.RUNNING, spec=SandboxSpec(), created_at=0.0,
+    )  # fmt: skip
+    failed = ForkError("no_space", "full", "why", "fix")
+    result = ForkResult("sbx-0", SnapshotKind.MEMORY, 7.5, (ForkChild(record), ForkChild(error=failed)))
+    forks = Forks(msgspec.json.decode(msgspec.json.encode(result), type=ForkResult), lambda made: made.id)
+    assert (list(forks), len(forks), forks.paused_ms) == (["sbx-1"], 1, 7.5)
+    (error,) = forks.errors
+    assert isinstance(error, NoSpace)
+    assert (error.what, error.why, error.fix) == ("full", "why", "fix")
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])

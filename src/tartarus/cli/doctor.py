@@ -45,6 +45,7 @@ def doctor(*, as_json: bool) -> int:
 
 def examine() -> Findings:
     """Try everything; starts the daemon for the levels."""
+    from tartarus.compat.checks import engine_checks
     from tartarus.node.doctor import EVERY_LEVEL, examine
     from tartarus.sdk import Client
 
@@ -55,6 +56,7 @@ def examine() -> Findings:
         levels, daemon_error = client.levels(), ""
     except TartarusError as error:
         levels, daemon_error = [], str(error)
+    checks += engine_checks()
     lacking = any(check.ok is False and set(EVERY_LEVEL) <= set(check.needed_for) for check in checks)
     return Findings(not lacking and any(level.ok for level in levels), checks, levels, daemon_error)
 

@@ -34,7 +34,8 @@ def run(values: Values, words: Sequence[str]) -> int:
         _send_module(spec, program)
     if values["detach"]:
         return _detached(values, spec)
-    return _Launch(values, "/v1/run", {"spec": spec}, spec["command"]).go()
+    command = spec["command"] or {"stdin": requests.forwards_stdin(bool(values["interactive"])), "tty": values["tty"]}
+    return _Launch(values, "/v1/run", {"spec": spec}, command).go()
 
 
 def execute(values: Values, words: Sequence[str]) -> int:
@@ -66,7 +67,8 @@ def _send_module(spec: dict[str, Any], path: str) -> None:
 def _detached(values: Values, spec: dict[str, Any]) -> int:
     from tartarus.sdk.detached import create
 
-    spec["command"]["stdin"] = False
+    if spec["command"] is not None:
+        spec["command"]["stdin"] = False
     record = create(spec)
     if values["json"]:
         output.write(1, json.dumps(record).encode() + b"\n")

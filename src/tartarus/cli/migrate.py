@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from tartarus.compat.plan import MigrationPlan, Wishes
     from tartarus.compat.proving import Proof
 
-LEVELS = next(option.choices for option in RUN if option.name == "isolation")
+# A container's file system is a root of its own, which these can't give.
+_WITHOUT_ROOT = {"process", "wasm"}
+LEVELS = next(tuple(filter(lambda level: level not in _WITHOUT_ROOT, o.choices)) for o in RUN if o.name == "isolation")
 _OPTIONS: tuple[Any, ...] = (
     click.argument("container", metavar="CONTAINER"),
     click.option("--name", default="", metavar="NAME", help="What to call the template.  [default: as the container]"),
@@ -58,7 +60,8 @@ def _options(command: Any) -> Any:
 def migrate() -> None:
     """Leave another engine: make a template and a request from one of its containers, and prove them.
 
-    Nothing in the engine is changed. Exit status 1 when the sandbox did something else than the container.
+    Nothing in the engine is changed. Exit status 1 when the sandbox did something else than the container, or could
+    not be made.
     """
 
 
@@ -177,7 +180,7 @@ def _report(made: Migration, *, as_json: bool) -> int:
         _say(f"Request saved in {saved}; run it with: tartarus run --request {shlex.quote(saved)}")
         if proof is not None:
             _print_proof(proof)
-    return 1 if proof is not None and proof.verdict is Verdict.DIFFERS else 0
+    return 1 if proof is not None and proof.verdict in {Verdict.DIFFERS, Verdict.FAILED} else 0
 
 
 def _print_proof(proof: Proof) -> None:
@@ -189,6 +192,8 @@ def _print_proof(proof: Proof) -> None:
             f"Proven at level {proof.isolation}: {command} ended with {proof.exit_code} in both, "
             f"with the same {proof.output_bytes} bytes of output"
         )
+    elif proof.verdict is Verdict.FAILED:
+        _say(f"Not proven at level {proof.isolation}, no sandbox could be made: {proof.why}")
     elif proof.verdict is Verdict.UNPROVEN:
         _say(f"Not proven: {proof.why}")
     else:

@@ -28,11 +28,12 @@ def run_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
 
 def given_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
     """The same from the options alone, without a saved request."""
+    goes_on = bool(values["snapshot"]) and not words  # with the command that was running when it was taken
     spec: dict[str, Any] = {
         "template": values["template"],
         "isolation": values["isolation"],
         "network": values["network"],
-        "command": _command(values, words, "tartarus run -- echo hello"),
+        "command": None if goes_on else _command(values, words, "tartarus run -- echo hello"),
         "env": environment(_texts(values["env"]), os.environ),
         "workdir": values["workdir"] or "",
         "name": values["name"] or "",

@@ -18,6 +18,7 @@ from tartarus.compat.docker_nouns import (
     summary,
 )
 from tartarus.compat.engines import (
+    LABEL,
     STDERR,
     STDOUT,
     CommandOutcome,
@@ -27,10 +28,11 @@ from tartarus.compat.engines import (
     LegacyRequest,
     Usage,
     check_container,
+    is_ours,
     shown,
 )
-from tartarus.compat.wire import EngineSocket, demultiplexed
-from tartarus.model.errors import EngineFailed, TimeLimit
+from tartarus.compat.wire import EngineSlow, EngineSocket, demultiplexed
+from tartarus.model.errors import ContainerNotFound, EngineFailed, TimeLimit
 
 EXPORT_S = 4 * 3600.0
 LOGS_S = 600.0
@@ -106,11 +108,16 @@ class DockerRuntime:
         with self._socket.stream("GET", self._at(container, "export"), deadline_s=EXPORT_S) as pieces:
             yield pieces
 
-    def logs(self, container: str, *, since: str = "") -> Iterator[tuple[int, bytes]]:
-        """What it wrote: the stream's number and a piece."""
-        query = {"stdout": "1", "stderr": "1", **_since(since)}
+    def logs(
+        self, container: str, *, since: str = "", follow: bool = False, timeout_s: float | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        """What it wrote: the stream's number and a piece, and with `follow` what still comes."""
+        query = {"stdout": "1", "stderr": "1", **_since(since), **({"follow": "1"} if follow else {})}
         tty = self.export_state(container).tty
-        with self._socket.stream("GET", self._at(container, "logs"), query=query, deadline_s=LOGS_S) as pieces:
+        limit_s = timeout_s or (_WAIT_S if follow else LOGS_S)
+        with _time_limit(container, limit_s), self._socket.stream(
+            "GET", self._at(container, "logs"), query=query, deadline_s=limit_s, stall_s=limit_s
+        ) as pieces:  # fmt: skip
             yield from self._output(pieces, tty=tty)
 
     def _output(self, pieces: Iterator[bytes], *, tty: bool) -> Iterator[tuple[int, bytes]]:
@@ -144,7 +151,7 @@ class DockerRuntime:
             "Env": [f"{name}={value}" for name, value in request.env.items()],
             "WorkingDir": request.workdir,
             "User": request.user,
-            "Labels": {"tartarus.legacy": "1"},
+            "Labels": {LABEL: request.token},
             "NetworkDisabled": True,
             "HostConfig": {
                 "NetworkMode": "none",
@@ -167,17 +174,13 @@ class DockerRuntime:
 
     def wait(self, container: str, *, timeout_s: float | None) -> int:
         """Wait for its end; its exit status. Raises TimeLimit."""
-        limit_s = _WAIT_S if timeout_s is None else timeout_s
+        limit_s = timeout_s or _WAIT_S
+        with _time_limit(container, limit_s), self._socket.stream(
+            "POST", self._at(container, "wait"), deadline_s=limit_s, stall_s=limit_s
+        ) as pieces:  # fmt: skip
+            content = b"".join(pieces)
         try:
-            with self._socket.stream(
-                "POST", self._at(container, "wait"), deadline_s=limit_s, stall_s=limit_s
-            ) as pieces:
-                content = b"".join(pieces)
             return msgspec.json.decode(content, type=_Waited).status_code
-        except EngineFailed as error:
-            if "in time" in error.what:
-                raise TimeLimit(f"container {container} did not end within {limit_s:g} s") from None
-            raise
         except msgspec.MsgspecError as error:
             raise EngineFailed(f"{self.kind} answered with nonsense", why=shown(str(error))) from None
 
@@ -187,10 +190,15 @@ class DockerRuntime:
             "POST", self._at(container, "stop"), query={"t": str(grace_s)}, deadline_s=grace_s + 60.0, accept=(304,)
         )
 
-    def remove(self, container: str) -> None:
-        """End and remove it; one that is not there is fine."""
-        query = {"force": "1", "v": "1"}
-        self._socket.call("DELETE", f"/containers/{check_container(container)}", query=query, accept=(404,))
+    def remove(self, container: str, token: str = "") -> None:
+        """End and remove a container that `create` made; see the protocol."""
+        try:
+            found = self.export_state(container)
+        except ContainerNotFound:
+            return
+        if is_ours(found, token):
+            query = {"force": "1", "v": "1"}
+            self._socket.call("DELETE", f"/containers/{check_container(found.id)}", query=query, accept=(404,))
 
     def pause(self, container: str) -> None:
         """Freeze its processes."""
@@ -225,6 +233,14 @@ def collect(output: Iterator[tuple[int, bytes]], most_bytes: int) -> tuple[bytes
         kept[number] += piece[:room]
         truncated = truncated or len(piece) > room
     return bytes(kept[STDOUT]), bytes(kept[STDERR]), truncated
+
+
+@contextlib.contextmanager
+def _time_limit(container: str, limit_s: float) -> Iterator[None]:
+    try:
+        yield
+    except EngineSlow:
+        raise TimeLimit(f"container {container} did not end within {limit_s:g} s") from None
 
 
 def _since(started_at: str) -> dict[str, str]:

@@ -12,6 +12,8 @@ import msgspec
 from tartarus.model.errors import InvalidRequest
 
 STDOUT, STDERR = 1, 2
+LABEL = "tartarus.legacy"
+"""The label of containers that we made."""
 # What all three engines allow for names and ids, and nothing that a command line or a path could take for more.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}", re.ASCII)
 MAX_TEXT = 4096
@@ -109,10 +111,11 @@ class LegacyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A container to be made through another engine.
 
     No mounts, no network and no privileges can be asked for: what needs those should be run with the engine's own
-    command. Memory in bytes, CPU in thousandths of a CPU.
+    command. Memory in bytes, CPU in thousandths of a CPU. `token` marks the container as of this request.
     """
 
     image: str
+    token: str
     argv: tuple[str, ...] = ()
     env: dict[str, str] = {}
     workdir: str = ""
@@ -155,8 +158,13 @@ class LegacyRuntime(Protocol):
     def export_files(self, container: str) -> AbstractContextManager[Iterator[bytes]]:
         """Its file system as a tar, without what is mounted in it."""
 
-    def logs(self, container: str, *, since: str = "") -> Iterator[tuple[int, bytes]]:
-        """What it wrote: the stream's number and a piece. `since`: a time stamp of the engine's."""
+    def logs(
+        self, container: str, *, since: str = "", follow: bool = False, timeout_s: float | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        """What it wrote: the stream's number and a piece. `since`: a time stamp of the engine's.
+
+        With `follow` also what still comes, until its end; TimeLimit is raised after `timeout_s`.
+        """
 
     def execute(self, container: str, argv: tuple[str, ...], *, timeout_s: float, most_bytes: int) -> CommandOutcome:
         """Run one more command in it."""
@@ -173,8 +181,11 @@ class LegacyRuntime(Protocol):
     def stop(self, container: str, *, grace_s: int) -> None:
         """Ask it to end, and end it after `grace_s`."""
 
-    def remove(self, container: str) -> None:
-        """End and remove it; one that is not there is fine."""
+    def remove(self, container: str, token: str = "") -> None:
+        """End and remove a container that `create` made; one that is not there is fine.
+
+        With a `token` only the one that was made for it; another, which may have its name, is left alone.
+        """
 
     def pause(self, container: str) -> None:
         """Freeze its processes."""
@@ -194,6 +205,19 @@ def check_container(name: str) -> str:
             fix="use letters, digits, '_', '.' and '-', beginning with a letter or a digit",
         )
     return name
+
+
+def is_ours(found: ContainerState, token: str = "") -> bool:
+    """Whether we made a container, for the request with that token. Without one, InvalidRequest is raised if not."""
+    mark = found.labels.get(LABEL, "")
+    if token:
+        return mark == token
+    if not mark:
+        raise InvalidRequest(
+            f"{shown(found.name or found.id)} was not made by tartarus legacy run",
+            fix=f"remove it with {found.engine}'s own command",
+        )
+    return True
 
 
 def shown(text: str, most: int = 200) -> str:

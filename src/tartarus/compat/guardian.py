@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 from tartarus.compat.engines import LegacyRuntime
@@ -16,17 +17,20 @@ from tartarus.compat.opening import reopen
 from tartarus.model.errors import EngineFailed, TartarusError
 
 _ACT_S = 180.0
+_ORDERLY = b"."
+# Who was killed may have asked the engine for something that is still to come: so we look again.
+_ATTEMPTS, _PAUSE_S = 5, 0.5
 UNPAUSE, REMOVE = "unpause", "remove"
 
 
 @contextlib.contextmanager
-def guarded(runtime: LegacyRuntime, act: str, container: str) -> Iterator[None]:
-    """Within the block, `act` (unpause or remove) is certain to be done at the end, even after a SIGKILL.
+def guarded(runtime: LegacyRuntime, act: str, container: str, token: str = "") -> Iterator[None]:
+    """`act` (unpause or remove) is certain to be done at the block's end, even if that is a SIGKILL.
 
-    Raises EngineFailed when it could not be done.
+    `token`: of the request that the container to remove was made for. Raises EngineFailed when it could not be done.
     """
     guardian = subprocess.Popen(
-        [sys.executable, "-P", "-m", "tartarus.compat.guardian", act, container, *runtime.words()],
+        [sys.executable, "-P", "-m", "tartarus.compat.guardian", act, container, token, *runtime.words()],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is for us; it has still to act then
     )  # fmt: skip
@@ -40,7 +44,9 @@ def guarded(runtime: LegacyRuntime, act: str, container: str) -> Iterator[None]:
         try:
             yield
         finally:
-            guardian.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                guardian.stdin.write(_ORDERLY)
+                guardian.stdin.close()
             try:
                 done = guardian.wait(_ACT_S) == 0
             except subprocess.TimeoutExpired:
@@ -48,27 +54,30 @@ def guarded(runtime: LegacyRuntime, act: str, container: str) -> Iterator[None]:
                 guardian.wait()
                 done = False
             if not done:
-                _act(runtime, act, container)  # it was killed itself
+                _act(runtime, act, container, token)  # it was killed itself
 
 
-def _act(runtime: LegacyRuntime, act: str, container: str) -> None:
+def _act(runtime: LegacyRuntime, act: str, container: str, token: str) -> None:
     if act == UNPAUSE:
         runtime.unpause(container)
     else:
-        runtime.remove(container)
+        runtime.remove(container, token)
 
 
 def main() -> int:
     """Say that we are there, wait, and act."""
-    act, container, *words = sys.argv[1:]
+    act, container, token, *words = sys.argv[1:]
     runtime = reopen(*words)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    sys.stdin.buffer.read()
-    try:
-        _act(runtime, act, container)
-    except TartarusError:
-        return 1
+    orderly = sys.stdin.buffer.read() == _ORDERLY
+    for attempt in range(1 if orderly else _ATTEMPTS):
+        time.sleep(attempt * _PAUSE_S)
+        try:
+            _act(runtime, act, container, token)
+        except TartarusError:
+            if orderly:
+                return 1
     return 0
 
 

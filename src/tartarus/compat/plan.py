@@ -168,7 +168,7 @@ class _Planner:
                 env[name] = value
         secrets = [name for name, value in env.items() if looks_secret(name, value)]
         kept = len(env) - len(secrets)
-        self._say(Effect.CARRIED, "environment", f"{kept} variables, into the template")
+        self._say(Effect.CARRIED, "environment", f"{kept} variable{'s' if kept != 1 else ''}, into the template")
         where = {
             Secrets.NONE: (Effect.DROPPED, "kept nowhere; see --secrets, or pass them with tartarus run -e NAME"),
             Secrets.REQUEST: (Effect.CARRIED, "kept in the request, which its owner alone can read"),

@@ -10,7 +10,7 @@ import msgspec
 from tartarus.compat.docker import collect
 from tartarus.compat.engines import CommandOutcome, ContainerState, LegacyRuntime, shown
 from tartarus.compat.plan import MigrationPlan
-from tartarus.model.errors import CommandNotFound, InvalidRequest, NotExecutable, TimeLimit
+from tartarus.model.errors import CommandNotFound, InvalidRequest, NotExecutable, TartarusError, TimeLimit
 from tartarus.model.sandbox import Mount, SandboxSpec
 from tartarus.sdk.client import Client
 from tartarus.sdk.results import CommandTimedOut
@@ -23,11 +23,15 @@ _CLEANUP_S = 60.0
 
 
 class Verdict(str, Enum):
-    """`same`: exit status and output are equal. `unproven`: there was nothing to compare with."""
+    """`same`: exit status and output are equal. `unproven`: there was nothing to compare with.
+
+    `failed`: no sandbox could be made at that level.
+    """
 
     SAME = "same"
     DIFFERS = "differs"
     UNPROVEN = "unproven"
+    FAILED = "failed"
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +65,12 @@ def prove(
         return Proof(verdict=Verdict.UNPROVEN, why=found)
     spec = plan.request
     mounts = [msgspec.structs.replace(mount, read_only=True) for mount in spec.mounts]
-    with _sandbox(spec, mounts, timeout_s, client) as sandbox:
+    try:
+        made = _sandbox(spec, mounts, timeout_s, client)
+    except TartarusError as error:
+        why = shown(str(error), 600)
+        return Proof(verdict=Verdict.FAILED, command=found.argv, isolation=spec.isolation.value, why=why)
+    with made as sandbox:
         isolation = sandbox.info.isolation.value
         try:
             outcome = _run(sandbox, found, timeout_s)

@@ -29,6 +29,10 @@ _MAX_ERROR = 64 * 1024
 _PIECE = 256 * 1024
 
 
+class EngineSlow(EngineFailed):
+    """The engine, or what it was asked to wait for, took too long."""
+
+
 class _Problem(msgspec.Struct):
     """Docker says `message`, Podman also `cause`."""
 
@@ -113,7 +117,7 @@ class EngineSocket:
             yield self._pieces(connection, method, path, query, body, accept)
         except (OSError, http.client.HTTPException) as error:
             if late.is_set() or isinstance(error, TimeoutError):
-                raise EngineFailed(
+                raise EngineSlow(
                     f"{self._engine} did not answer in time", why=f"{shown(path)} was given {deadline_s:g} s",
                     fix="see whether the engine hangs",
                 ) from None  # fmt: skip

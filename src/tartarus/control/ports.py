@@ -6,6 +6,7 @@ import builtins
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, Protocol
 
+from tartarus.model.forking import ForkRequest, ForkResult
 from tartarus.model.library import (
     CreateSnapshot,
     CreateTemplate,
@@ -20,6 +21,7 @@ from tartarus.model.library import (
 from tartarus.model.lifecycle import DrainReport, DrainRequest, Stopped, StopRequest
 from tartarus.model.policies import DryRun, DryRunReport, PolicyVersion, PutPolicy, Rollback
 from tartarus.model.sandbox import ExecSpec, ExitStatus, FileEvent, FileInfo, Reason, SandboxRecord, SandboxSpec, Stats
+from tartarus.model.snapshots import ImportSnapshot
 
 
 class Process(Protocol):
@@ -220,6 +222,9 @@ class Node(Protocol):
     def log(self, record: SandboxRecord) -> OutputLog:
         """The output of a sandbox, live or ended."""
 
+    async def fork(self, tenant: str, id_or_name: str, request: ForkRequest) -> ForkResult:
+        """Live copies of a live sandbox; none is left when this raises."""
+
     async def levels(self) -> list[Any]:
         """What this host can give."""
 
@@ -260,10 +265,16 @@ class Templates(Protocol):
 
 
 class Snapshots(Protocol):
-    """File-system snapshots of the tenant's sandboxes; another tenant's are SnapshotNotFound."""
+    """Snapshots of the tenant's sandboxes; another tenant's are SnapshotNotFound."""
 
     async def create(self, tenant: str, request: CreateSnapshot) -> SnapshotInfo:
-        """Keep what a live sandbox has changed, as a layer over its template."""
+        """Keep what a live sandbox has changed, as a layer over its template, or its memory too."""
+
+    async def bring(self, tenant: str, request: ImportSnapshot) -> SnapshotInfo:
+        """Keep one that was exported. Raises SnapshotRefused."""
+
+    def export(self, tenant: str, name: str) -> AsyncIterator[bytes]:
+        """One of memory as a file."""
 
     async def list(self, tenant: str) -> builtins.list[SnapshotInfo]:
         """The tenant's, newest first."""

@@ -62,6 +62,7 @@ class ToGuest(IntEnum):
     QUIESCE = 0x44
     GO_ON = 0x45
     STOP = 0x46
+    FREEZE = 0x4E
 
 
 class ToHost(IntEnum):
@@ -72,6 +73,7 @@ class ToHost(IntEnum):
     PONG = 0x83
     QUIESCED = 0x84
     STOPPED = 0x86
+    FROZEN = 0x8E
     STARTED = 0x90
     STDOUT = 0x91
     STDERR = 0x92
@@ -109,6 +111,7 @@ _LENGTHS: dict[int, tuple[int, int]] = {
     ToHost.PONG: (0, MAX_TEXT),
     ToHost.QUIESCED: (8, 8 + 16 * MAX_STREAMS),
     ToHost.STOPPED: (4, 4),
+    ToHost.FROZEN: (4, 4),
     ToHost.STARTED: (8, 8),
     ToHost.STDOUT: (0, MAX_DATA),
     ToHost.STDERR: (0, MAX_DATA),
@@ -121,7 +124,9 @@ _LENGTHS: dict[int, tuple[int, int]] = {
     ToHost.FORWARD_DATA: (0, MAX_DATA),
     ToHost.FORWARD_EOF: (0, 0),
 }
-_SESSION_ONLY = frozenset({ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED, ToHost.STOPPED})
+_SESSION_ONLY = frozenset(
+    {ToHost.READY, ToHost.BOOT_FAILED, ToHost.PONG, ToHost.QUIESCED, ToHost.STOPPED, ToHost.FROZEN}
+)
 
 Piece = tuple[int, int, int, bytes]
 """(type, flags, stream, payload); of a data frame, the payload's next part."""

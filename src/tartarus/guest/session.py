@@ -36,8 +36,8 @@ MOST_U32 = 0xFFFF_FFFF
 STATE_VERSION = 1
 Others = Literal["keep", "detach", "kill"]
 _OTHERS: dict[Others, int] = {"keep": 0, "detach": 1, "kill": 2}
-_ONLY_GO_ON = frozenset({ToGuest.GO_ON})
-_BEFORE_GO_ON = frozenset({ToGuest.FIXUP, ToGuest.PING, ToGuest.GO_ON})
+_ONLY_GO_ON = frozenset({ToGuest.GO_ON, ToGuest.FREEZE})
+_BEFORE_GO_ON = frozenset({ToGuest.FIXUP, ToGuest.PING, ToGuest.GO_ON, ToGuest.FREEZE})
 
 
 class OpenStream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,6 +95,7 @@ class Session(Connection):
     _serial = 0
     _answered: asyncio.Future[SessionState] | None = None
     _resumed: asyncio.Future[None] | None = None
+    _freezing: asyncio.Future[bool] | None = None
     _state: SessionState | None = None
 
     def __init__(self, sock: socket.socket) -> None:
@@ -153,6 +154,17 @@ class Session(Connection):
             self._give_up()
             raise
 
+    async def freeze(self, on: bool) -> bool:
+        """Let a machine's programs stand still, or go on; whether all of them do. Its session may be quiet.
+
+        What is saved then does nothing where it is restored before a FIXUP has renewed it, which lets them go on.
+        """
+        if self.closed.done():
+            raise self._reason()
+        self._freezing = self.loop.create_future()
+        self.send(ToGuest.FREEZE, 0, U32.pack(on))
+        return await asyncio.shield(self._freezing)
+
     def go_on(self, others: Others = "keep") -> None:
         """End the stand, and send what waited; nothing when it is not quiet.
 
@@ -209,6 +221,11 @@ class Session(Connection):
 
     def on_session_frame(self, kind: int, payload: bytes) -> None:
         """The answer to QUIESCE, or what a resumed guest says of its streams."""
+        if kind == ToHost.FROZEN:
+            if self._freezing is None or self._freezing.done():
+                raise BadFrame("programs that nobody asked to be frozen")
+            settle(self._freezing, U32.unpack(payload)[0] == 1)
+            return
         if kind != ToHost.QUIESCED:
             super().on_session_frame(kind, payload)
             return
@@ -232,7 +249,7 @@ class Session(Connection):
     def on_closed(self, error: GuestFailed) -> None:
         """Fail what waits on no stream."""
         super().on_closed(error)
-        for waiting in (self._answered, self._resumed):
+        for waiting in (self._answered, self._resumed, self._freezing):
             if waiting is not None:
                 fail(waiting, error)
         self._state = None
@@ -250,6 +267,8 @@ class Session(Connection):
 
     def check_quiet(self, number: int) -> None:
         """A guest that stands still says nothing at all; one that is being resumed, nothing on its old streams."""
+        if number == 0 and self._freezing is not None and not self._freezing.done():
+            return
         if number or self._quiet_to == MOST_U32:
             raise BadFrame(f"a frame on stream {number} while the session stands still")
 

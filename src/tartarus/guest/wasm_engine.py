@@ -87,10 +87,11 @@ def read_module(file: int) -> bytes:
 class Loaded:
     """A compiled module or component with what it takes to start it."""
 
-    def __init__(self, engine: wasmtime.Engine, code: Any) -> None:
+    def __init__(self, engine: wasmtime.Engine, code: Any, *, inert: bool = False) -> None:
+        """`inert`: instantiating it runs none of its code."""
         self.engine = engine
+        self.inert = inert
         self._code = code
-        self._linked: wasmtime.InstancePre | None = None
         self._linker: Any
         if isinstance(code, components.Component):
             self._linker = components.Linker(engine)
@@ -99,21 +100,18 @@ class Loaded:
             self._linker = wasmtime.Linker(engine)
             self._linker.define_wasi()
 
-    def prepare(self) -> None:
-        """Link a module ahead of its start; one that can't be linked is refused then."""
-        if isinstance(self._code, wasmtime.Module):
-            try:
-                self._linked = self._linker.instantiate_pre(self._code)
-            except wasmtime.WasmtimeError:
-                self._linked = None
-
-    def start(self, store: wasmtime.Store) -> None:
-        """Instantiate it and call its entry point; returns if that returns.
-
-        Raises ExitTrap, Trap, Trapped, Failed; NotRun and WasmtimeError for what can't be started.
-        """
+    def enter(self, store: wasmtime.Store) -> Any:
+        """Instantiate it; returns its entry point. Raises NotRun and WasmtimeError for what can't be started, Trap."""
         is_module = isinstance(self._code, wasmtime.Module)
-        entry = self._module_entry(store) if is_module else self._component_entry(store)
+        return self._module_entry(store) if is_module else self._component_entry(store)
+
+    def start(self, store: wasmtime.Store, entry: Any = None) -> None:
+        """Call its entry point, instantiating it if it is not; returns if that returns.
+
+        Raises ExitTrap, Trap, Trapped, Failed, and what `enter` raises.
+        """
+        if entry is None:
+            entry = self.enter(store)
         try:
             result = entry(store)
         except wasmtime.ExitTrap:
@@ -124,9 +122,7 @@ class Loaded:
             raise Failed
 
     def _module_entry(self, store: wasmtime.Store) -> Any:
-        linked = self._linked
-        instance = self._linker.instantiate(store, self._code) if linked is None else linked.instantiate(store)
-        entry = instance.exports(store).get("_start")
+        entry = self._linker.instantiate(store, self._code).exports(store).get("_start")
         if not isinstance(entry, wasmtime.Func):
             raise NotRun("it exports no _start: it is a library, not a command")
         return entry
@@ -150,5 +146,24 @@ def load(home: str, engine: wasmtime.Engine) -> Loaded | None:
             path = f"{home}/{name}{suffix}"
             if os.path.exists(path):
                 own = new_engine(metered=True, parallel=False) if metered else engine
-                return Loaded(own, kind.deserialize_file(own, path))
+                inert = kind is wasmtime.Module and not metered and not has_start(f"{home}/source.wasm")
+                return Loaded(own, kind.deserialize_file(own, path), inert=inert)
     return None
+
+
+def has_start(path: str) -> bool:
+    """Whether a module's file, which was compiled, has a start section: code that is run when it is instantiated."""
+    with open(path, "rb") as file:
+        file.seek(len(MODULE_FORM))
+        while True:
+            section = file.read(1)
+            if section in {b"", b"\x08"}:
+                return section != b""
+            size = shift = 0
+            while True:
+                byte = file.read(1)[0]
+                size |= (byte & 0x7F) << shift
+                shift += 7
+                if byte < 0x80:
+                    break
+            file.seek(size, os.SEEK_CUR)

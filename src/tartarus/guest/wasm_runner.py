@@ -24,7 +24,7 @@ import os
 import select
 import struct
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -48,6 +48,7 @@ TRAP_SIGNALS = (4, 7, 8, 11)
 MADV_POPULATE_READ = 22
 LONGEST_TEXT = 16 * 1024
 IDLE_MS = 2
+USUAL_DIRS = ["/work", "/tmp"]  # noqa: S108 - the sandbox's
 KEPT_FROM, KEPT_BELOW = 600, 700
 """The numbers of descriptors that stay open in clones."""
 
@@ -60,6 +61,7 @@ class Warm:
         self.rehearsal = engines.Loaded(self.engine, engines.compiled(self.engine, engines.REHEARSAL))
         self.trivial = wasmtime.Module(self.engine, engines.MODULE_FORM)
         self.module = self._load()
+        self.ahead: Ahead | None = None
         self.text: list[tuple[int, int]] = []
         self.madvise = base._libc.madvise
         self.madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
@@ -96,16 +98,36 @@ class Warm:
     def rehearse(self) -> None:
         """Run a program of our own to its end, on the way that the sandbox's will take. Never before a fork."""
         self.touch()
-        options = {"loaded": True, "dirs": ["/work", "/tmp"], "memory_bytes": 1 << 29}  # noqa: S108 - the sandbox's
+        options = {"loaded": True, "dirs": USUAL_DIRS, "memory_bytes": 1 << 29}
         payload = base.encode_exec(0, "/", [ARGV0, json.dumps(options), "rehearsal"], {"HOME": "/"})
         _, cwd, argv, environ = base.decode_exec(payload)
         job = Job(argv, environ, cwd)
+        store = job.store(self.rehearsal)
+        store.set_wasi(job.filled(job.wasi()))
         try:
-            self.rehearsal.start(job.store(self.rehearsal))
+            self.rehearsal.start(store)
         except wasmtime.ExitTrap:
             pass
-        if self.module is not None:
-            self.module.prepare()
+        if self.module is not None and self.module.inert:
+            self.set_up(self.module, job)
+
+    def set_up(self, module: engines.Loaded, job: Job) -> None:
+        """Make ahead what the sandbox's own module will most likely be given, and instantiate it."""
+        os.chdir(USUAL_DIRS[0])
+        store = job.store(module)
+        try:
+            entry = module.enter(store)
+        except (engines.NotRun, wasmtime.WasmtimeError, wasmtime.Trap):
+            return  # it will be told when it is asked for
+        self.ahead = Ahead(store, job.wasi(), entry)
+
+
+class Ahead(NamedTuple):
+    """The sandbox's own module, instantiated before it was asked for, in the usual directories."""
+
+    store: wasmtime.Store
+    wasi: wasmtime.WasiConfig
+    entry: Any
 
 
 warm: Any = None
@@ -134,7 +156,12 @@ class Job:
                 return self.compile()
             os.chdir(self.cwd)
             program = self.program()
-            program.start(self.store(program))
+            ahead = warm.ahead if self.is_usual() else None
+            store = self.store(program) if ahead is None else ahead.store
+            if ahead is not None:
+                self.limit(store)
+            store.set_wasi(self.filled(self.wasi() if ahead is None else ahead.wasi))
+            program.start(store, None if ahead is None else ahead.entry)
         except wasmtime.ExitTrap as end:
             return end.code & 0xFF
         except (wasmtime.Trap, engines.Trapped) as trap:
@@ -181,24 +208,40 @@ class Job:
         return engines.Loaded(engine, engines.compiled(engine, data))
 
     def store(self, program: engines.Loaded) -> wasmtime.Store:
-        """What the program gets: arguments, variables, streams, directories, and limits."""
+        """Where the program lives, with its limits."""
         store = wasmtime.Store(program.engine)
-        most = max(65536, self.options["memory_bytes"] - OVERHEAD_BYTES)
-        store.set_limits(memory_size=most, table_elements=MOST_TABLE_ELEMENTS)
+        self.limit(store)
         if self.options.get("fuel") is not None:
             store.set_fuel(self.options["fuel"])
             self.arm(store, program.engine)
+        return store
+
+    def limit(self, store: wasmtime.Store) -> None:
+        """Bound its memory and its tables."""
+        most = max(65536, self.options["memory_bytes"] - OVERHEAD_BYTES)
+        store.set_limits(memory_size=most, table_elements=MOST_TABLE_ELEMENTS)
+
+    def wasi(self) -> wasmtime.WasiConfig:
+        """The streams and directories that it gets."""
         wasi = wasmtime.WasiConfig()
-        wasi.argv = self.argv
-        wasi.env = list(self.environ.items())
         wasi.inherit_stdin()
         wasi.inherit_stdout()
         wasi.inherit_stderr()
         for directory in (".", *self.options["dirs"]):
             if os.path.isdir(directory):
                 wasi.preopen_dir(directory, directory)
-        store.set_wasi(wasi)
-        return store
+        return wasi
+
+    def filled(self, wasi: wasmtime.WasiConfig) -> wasmtime.WasiConfig:
+        """With its arguments and variables."""
+        wasi.argv = self.argv
+        wasi.env = list(self.environ.items())
+        return wasi
+
+    def is_usual(self) -> bool:
+        """Whether what was made ahead is what is asked for."""
+        asked = self.options
+        return bool(asked["loaded"]) and asked["dirs"] == USUAL_DIRS and self.cwd == USUAL_DIRS[0]
 
     def arm(self, store: wasmtime.Store, engine: wasmtime.Engine) -> None:
         """Let the deadline interrupt the program, with a trace of where it was."""

@@ -10,7 +10,7 @@ import msgspec
 
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import Isolation
-from tartarus.model.settings import Settings
+from tartarus.model.settings import MicrovmMonitor, Settings
 from tartarus.model.structured_yaml import StructReader
 from tartarus.model.units import format_size, parse_duration, parse_size
 
@@ -30,6 +30,12 @@ class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: int = 3
 
 
+class MicrovmSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`monitor`: the virtual machine monitor; `auto` takes the first that is installed and boots a machine."""
+
+    monitor: MicrovmMonitor = MicrovmMonitor.AUTO
+
+
 class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of the file. Sizes as in ``512MiB``, durations as in ``10m``; what is left out has its default."""
 
@@ -37,8 +43,10 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ended_kept: str | int = "7d"
     upload: str | int = "16GiB"
     stop_grace: str | int = "10s"
+    memory_budget: str | int = "64GiB"
     log: LogSection = LogSection()
     isolation: IsolationSection = IsolationSection()
+    microvm: MicrovmSection = MicrovmSection()
 
 
 class Key(NamedTuple):
@@ -79,8 +87,10 @@ KEYS: dict[str, Key] = {
     "ended_kept": Key("ended_kept_s", parse_duration, _seconds),
     "upload": Key("upload_bytes", parse_size, format_size),
     "stop_grace": Key("stop_grace_s", parse_duration, _seconds),
+    "memory_budget": Key("memory_budget_bytes", parse_size, format_size),
     "log.size": Key("log_bytes", parse_size, format_size),
     "log.files": Key("log_files", _files, str),
+    "microvm.monitor": Key("microvm_monitor", lambda monitor: monitor, lambda monitor: str(monitor.value)),
     "isolation.floor": Key("isolation_floor", _floor, lambda level: str(level.value)),
 }
 """Every key, by the path that it has in the file."""

@@ -14,6 +14,7 @@ from tartarus.model.checks import check_labels, no_nul, require
 from tartarus.model.definition import BuildNetwork, Definition, TemplateResources
 from tartarus.model.ids import check_snapshot_name, check_template_name
 from tartarus.model.sandbox import Resources
+from tartarus.model.snapshots import SnapshotKind
 from tartarus.model.template import Template, WarmUp
 
 MAX_DOCKERFILE_BYTES = 1024**2
@@ -315,11 +316,12 @@ class ModuleInfo(msgspec.Struct, frozen=True):
 
 
 class CreateSnapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A snapshot of a live sandbox's files, by the sandbox's id or name."""
+    """A snapshot of a live sandbox, by the sandbox's id or name."""
 
     sandbox: str
     name: str = ""
     labels: dict[str, str] = {}
+    kind: SnapshotKind = SnapshotKind.FILES
 
     def __post_init__(self) -> None:
         require(bool(self.sandbox), "no sandbox given", "give its id or name")
@@ -329,7 +331,10 @@ class CreateSnapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SnapshotInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One snapshot: `sandbox` and `template` are what it was taken of; `digest` names the content it adds."""
+    """One snapshot: `sandbox` and `template` are what it was taken of; `digest` names the content it adds.
+
+    Of memory: `isolation` is the level at which it goes on, `paused_ms` how long the sandbox stood still for it.
+    """
 
     id: str
     tenant: str
@@ -340,6 +345,9 @@ class SnapshotInfo(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     created_at: float
     labels: dict[str, str] = {}
+    kind: SnapshotKind = SnapshotKind.FILES
+    isolation: str = ""
+    paused_ms: float | None = None
 
 
 class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -357,6 +365,21 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[str, ...] = ()
     details: dict[str, Any] = {}
     revision: int = 0
+
+    @property
+    def kind(self) -> SnapshotKind:
+        """What was kept of the sandbox."""
+        return SnapshotKind(self.details.get("kind", SnapshotKind.FILES.value))
+
+    @property
+    def isolation(self) -> str:
+        """The level at which its memory goes on."""
+        return str(self.details.get("isolation", ""))
+
+    @property
+    def paused_ms(self) -> float | None:
+        """How long the sandbox stood still for it."""
+        return self.details.get("paused_ms")
 
     @property
     def info(self) -> SnapshotInfo:

@@ -5,6 +5,7 @@ Nothing else reads the environment: every part is handed this object.
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,24 @@ CONFIG_NAME = "config.yaml"
 MAX_SOCKET_PATH_BYTES = 107
 
 
+class MicrovmMonitor(str, Enum):
+    """Which virtual machine monitor runs microVMs; AUTO: the first that is installed and boots one here."""
+
+    AUTO = "auto"
+    QEMU = "qemu"
+    FIRECRACKER = "firecracker"
+    CLOUD_HYPERVISOR = "cloud-hypervisor"
+
+
 class Settings(msgspec.Struct, frozen=True):
     """One daemon's places and limits. Paths are absolute; sizes are bytes, durations seconds.
 
     `ended_kept_s`: how long the records and logs of ended sandboxes are kept.
     `upload_bytes`: the largest file that a client may send ahead of making a template.
+    `memory_budget_bytes`: how much disk memory snapshots and hibernated sandboxes may take in all.
     `stop_grace_s`: how long a graceful stop waits for sandboxes and open requests.
-    `isolation_floor`: the weakest level that any sandbox here may have. `config_file`: where the rest is said.
+    `microvm_monitor`: what runs microVMs. `isolation_floor`: the weakest level that any sandbox here may have.
+    `config_file`: where the rest is said.
     """
 
     state_dir: Path
@@ -41,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True):
     stop_grace_s: float = 10.0
     isolation_floor: Isolation = Isolation.AUTO
     config_file: Path | None = None
+    microvm_monitor: MicrovmMonitor = MicrovmMonitor.AUTO
+    memory_budget_bytes: int = 64 * 1024**3
 
     @classmethod
     def at(cls, state_dir: Path, socket: Path | None = None) -> Settings:

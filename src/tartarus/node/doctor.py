@@ -10,6 +10,7 @@ import os
 import platform
 import pwd
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from tartarus.model.units import format_size
 from tartarus.node import probes
 from tartarus.runtimes.confine import landlock
 from tartarus.runtimes.idmap import host_id_map
+from tartarus.runtimes.microvm import choice, versions
 
 CONTAINER: Final = "container"
 PROCESS: Final = "process"
@@ -65,6 +67,7 @@ def examine(state_dir: Path) -> list[Check]:
         check_cgroups(_CGROUPS, inside),
         check_disk(state_dir),
         check_kvm(),
+        *check_monitors(choice.look()),
         check_tun(),
     ]
 
@@ -236,6 +239,18 @@ def check_kvm() -> Check:
     absent = "switch virtualisation on in the firmware or hypervisor"
     fix = f"sudo usermod -aG kvm {_user()}" if Path("/dev/kvm").exists() else absent
     return Check("KVM", None, found.detail, fix, (MICROVM,))
+
+
+def check_monitors(seen: Sequence[choice.Seen]) -> list[Check]:
+    """Each virtual machine monitor: whether it is installed, its version, and what was proved of its driver."""
+    checks = []
+    for one in seen:
+        if one.version:
+            detail, ok = f"{one.version}; {one.monitor.proved}", True if one.monitor is versions.QEMU else None
+        else:
+            detail, ok = f"{one.trouble} (one monitor is enough)", None
+        checks.append(Check(f"monitor {one.monitor.name}", ok, detail, one.fix, (MICROVM,)))
+    return checks
 
 
 def check_tun() -> Check:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 
+from tartarus.images.unpack.written import WrittenFiles
 from tartarus.model.errors import IsolationUnavailable, TartarusError
 from tartarus.model.sandbox import Isolation
 from tartarus.model.settings import Settings
@@ -20,6 +21,8 @@ from tartarus.runtimes.microvm.runtime import MicrovmRuntime
 from tartarus.runtimes.process.runtime import ProcessRuntime
 from tartarus.runtimes.wasm.runtime import WasmRuntime
 
+KINDS: tuple[type[Runtime], ...] = (ProcessRuntime, ContainerRuntime, GvisorRuntime, MicrovmRuntime, WasmRuntime)
+"""Every level's runtime, the weakest first; `wasm` stands beside the others."""
 _log = structlog.get_logger("tartarus.node.levels")
 
 
@@ -55,9 +58,12 @@ class Levels:
         except IsolationUnavailable as error:
             _log.warning("no_cgroups", error=str(error))
         state, kernels = self._settings.state_dir, self._settings.kernels
+        monitor = self._settings.microvm_monitor
         makers: dict[Isolation, Callable[[], Runtime]] = {
-            Isolation.MICROVM: lambda: MicrovmRuntime(state, kernels, self.hierarchy, self.id_map),
-            Isolation.GVISOR: lambda: GvisorRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
+            Isolation.MICROVM: lambda: MicrovmRuntime(state, kernels, self.hierarchy, self.id_map, monitor),
+            Isolation.GVISOR: lambda: GvisorRuntime(
+                self._settings.state_dir, self.hierarchy, self.id_map, WrittenFiles()
+            ),
             Isolation.CONTAINER: lambda: ContainerRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
             Isolation.PROCESS: lambda: ProcessRuntime(self._settings.state_dir, self.hierarchy),
             Isolation.WASM: lambda: WasmRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
@@ -81,7 +87,7 @@ class Levels:
     async def prove(self, start_one: Callable[[Isolation], Awaitable[None]]) -> list[LevelReport]:
         """Start a guest at each level and say how it went."""
         reports = []
-        for isolation in (Isolation.PROCESS, Isolation.CONTAINER, Isolation.GVISOR, Isolation.MICROVM, Isolation.WASM):
+        for isolation in [kind.isolation for kind in KINDS]:
             began = time.perf_counter()
             runtime = self.runtimes.get(isolation)
             capabilities = runtime.capabilities() if runtime is not None else None

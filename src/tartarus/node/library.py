@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tartarus.model.library import SnapshotRecord, TemplateRecord
 from tartarus.model.settings import Settings
 from tartarus.node.levels import Levels
+from tartarus.node.memory import Memory
 from tartarus.node.offers import Offers
 from tartarus.node.pool import SnapshotPool
 from tartarus.node.proving import Prover
@@ -103,8 +104,10 @@ class Library:
         pool: SnapshotPool,
         offers: Offers,
         spares: SparePool,
+        memory: Memory,
         live: Callable[[str, str], Sandbox],
     ) -> None:
+        self._memory = memory
         self._tenants = settings.cache_dir / "tenants"
         self._store = store
         self._pool = pool
@@ -114,11 +117,13 @@ class Library:
         scanner = Scanner(settings, self.uploads, lambda: offers.uid_base)
         self._tools = Tools(settings, store, levels, offers, self.uploads, scanner, prover)
         self.templates = TemplateService(store, offers, self._tools, prover, scanner)
-        self.snapshots = SnapshotService(store, offers, prover, live)
+        self.snapshots = SnapshotService(store, offers, prover, memory, self.uploads, live)
 
     async def open(self) -> None:
         """Remove what an earlier daemon left, and warm what users made."""
         await asyncio.to_thread(self.uploads.open)
+        await asyncio.to_thread(self._memory.sets.open)
+        await self._sweep_memory(older_than_s=0.0)
         await self._tools.clean()
         holders = {str(record.details.get("holder")) for record in await self._store.templates.all()}
         for tenant in await asyncio.to_thread(_names, self._tenants):
@@ -143,10 +148,18 @@ class Library:
         used = {path.parent.name for rootfs in needed for path in rootfs.layers}
         for record in records:
             used.update(record.layers)
+        await self._sweep_memory(older_than_s=_UNUSED_KEPT_S)
+        await self._memory.cool()
         tenants = await asyncio.to_thread(_names, self._tenants)
         for tenant in tenants:
             if not self.templates.is_making(tenant):
                 await asyncio.to_thread(self._sweep_one, tenant, used)
+
+    async def _sweep_memory(self, *, older_than_s: float) -> None:
+        """Remove what was saved for snapshots that are not recorded, or sandboxes that have ended."""
+        known = {record.id for record in await self._store.snapshots.all()}
+        known |= {record.id for record in await self._store.alive()}
+        await self._memory.sets.sweep(known, older_than_s=older_than_s)
 
     def _sweep_one(self, tenant: str, used: set[str]) -> None:
         layers = self._offers.layers(tenant)

@@ -182,6 +182,11 @@ class Modules:
             self._engine = f"{key}-{name[:8]}", await store.get(f"engine-{name}", build)
         return self._engine
 
+    def forget(self) -> None:
+        """Look at everything anew, as at the first use after a start."""
+        self._verified.clear()
+        self._ready.clear()
+
     def _place(self, tenant: str) -> Path:
         return self._settings.cache_dir / "tenants" / tenant / "modules"
 

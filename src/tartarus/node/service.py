@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,6 +19,7 @@ from tartarus.model.errors import (
     TartarusError,
     TimeLimit,
 )
+from tartarus.model.forking import ForkRequest, ForkResult
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import ExecSpec, Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec, Wasm
 from tartarus.model.settings import Settings
@@ -27,8 +27,10 @@ from tartarus.model.states import TERMINAL, State
 from tartarus.model.template import Template
 from tartarus.node import reconcile, selection
 from tartarus.node.admission import Admission
+from tartarus.node.forking import Forker
 from tartarus.node.levels import LevelReport, Levels
 from tartarus.node.library import Library
+from tartarus.node.memory import Memory, Source, attached, continued
 from tartarus.node.modules import Modules
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.outputlog import OutputLog, finished
@@ -36,11 +38,11 @@ from tartarus.node.policies import PolicyService
 from tartarus.node.pool import SnapshotPool, host_meminfo
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.spares import Spare, SparePool, could_serve
+from tartarus.node.starting import as_failure, is_called, preparing, wants_clone
 from tartarus.node.termination import stop_order
 from tartarus.node.terminator import Terminator
 from tartarus.policy.judges import court
 from tartarus.runtimes.base import Guest, GuestRequest, RootFs
-from tartarus.runtimes.nursery import exhausted_or_failed
 from tartarus.store.sandboxes import SandboxStore
 from tartarus.telemetry.metrics import Metrics
 
@@ -50,7 +52,6 @@ _START_LIMIT_S = 30.0
 """How long a guest may take from its fork to its command's start; templates are prepared before."""
 _LAYERS_KEPT_S = 30 * 86400.0
 _DOCTOR = "tartarus-doctor"
-_MIN_PREFIX = 8  # "sbx-" and four characters
 
 
 class Node:
@@ -69,7 +70,11 @@ class Node:
         self._starting: set[str] = set()
         self._creating: set[asyncio.Task[Sandbox]] = set()
         self._offers = Offers(settings, store, self._levels)
-        self.library = Library(settings, store, self._levels, self._pool, self._offers, self._spares, self.live)
+        self.memory = Memory(settings, self._levels, self._pool, self._offers)
+        self.library = Library(
+            settings, store, self._levels, self._pool, self._offers, self._spares, self.memory, self.live
+        )
+        self._forker = Forker(self.memory, self.library.snapshots, self._live.values, self.create)
         self.modules = Modules(settings, self._levels, self._pool, self._offers, self.library.uploads)
         self.terminator = Terminator(self._live.values, self._end_creations)
         self._background: asyncio.Task[None] | None = None
@@ -106,12 +111,15 @@ class Node:
         await self._pool.close()
         await self._levels.close()
 
-    async def create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
-        """Make a sandbox and start its command. When this raises, nothing is left but the record of the failure."""
+    async def create(self, tenant: str, spec: SandboxSpec, source: Source | None = None) -> Sandbox:
+        """Make a sandbox and start its command, or go on from a saved one.
+
+        When this raises, nothing is left but the record of the failure.
+        """
         if self._stopping:
             raise InvalidState("the daemon is stopping", fix="try again in a moment")
         self.terminator.check()
-        creating = asyncio.create_task(self._create(tenant, spec))
+        creating = asyncio.create_task(self._create(tenant, spec, source))
         self._creating.add(creating)
         creating.add_done_callback(self._creating.discard)
         try:
@@ -127,10 +135,17 @@ class Node:
             creating.cancel()
         await asyncio.gather(*self._creating, return_exceptions=True)
 
-    async def _create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
+    async def fork(self, tenant: str, id_or_name: str, request: ForkRequest) -> ForkResult:
+        """Live copies of a live sandbox. When this raises, there is none."""
+        return await self._forker.fork(self.live(tenant, id_or_name), request)
+
+    async def _create(self, tenant: str, spec: SandboxSpec, source: Source | None) -> Sandbox:
         began = time.time()
         clock = time.perf_counter()
-        offer = await self._offers.find(tenant, spec.template, spec.snapshot)
+        if source is None and spec.snapshot:
+            source = await self.library.snapshots.source(tenant, spec.snapshot)
+            spec = spec if source is None else continued(spec, source)
+        offer = await self._offers.find(tenant, spec.template, spec.snapshot) if source is None else source.offer
         template = offer.template
         limits = spec.resources.over(template.resources)
         offer.limits.check(limits, template.id)
@@ -142,7 +157,7 @@ class Node:
         place = self.admission.admit(tenant, spec, template.id, limits, isolation)
         try:
             spec = msgspec.structs.replace(spec, labels=spec.labels | place.tags)
-            sandbox = await self._create_admitted(tenant, spec, offer, isolation, why, began, clock)
+            sandbox = await self._create_admitted(tenant, spec, source, offer, isolation, why, began, clock)
         except BaseException:
             place.give_back()
             raise
@@ -152,13 +167,14 @@ class Node:
         return sandbox
 
     async def _create_admitted(
-        self, tenant: str, spec: SandboxSpec, offer: Offer, isolation: Isolation, why: str, began: float, clock: float
-    ) -> Sandbox:
+        self, tenant: str, spec: SandboxSpec, source: Source | None, offer: Offer, isolation: Isolation, why: str,
+        began: float, clock: float,
+    ) -> Sandbox:  # fmt: skip
         template = offer.template
         limits = spec.resources.over(template.resources)
         why = "; ".join([why, *self._levels.runtimes[isolation].capabilities().missing])
         spare: Spare | None = None
-        if could_serve(template, isolation, spec):
+        if source is None and could_serve(template, isolation, spec):
             spare = self._spares.take(await self._rootfs(tenant, offer, isolation, spec), isolation, spec, limits)
         record = SandboxRecord(
             id=spare.id if spare is not None else new_id("sbx"), tenant=tenant, name=spec.name, template=template.id,
@@ -167,7 +183,7 @@ class Node:
         self._starting.add(record.id)
         try:
             record = await self._store.insert(record, State.SCHEDULED, State.STARTING)
-            return await self._start(record, offer, spare, clock)
+            return await self._start(record, offer, spare or source, clock)
         except asyncio.CancelledError:
             why, reason = ("the caller went away", Reason.USER_REQUEST)
             if self._stopping or self.terminator.draining:
@@ -175,7 +191,7 @@ class Node:
             await asyncio.shield(self._start_failed(record, why, reason, State.KILLED))
             raise
         except Exception as error:
-            failure = _as_failure(error)
+            failure = as_failure(error)
             if record.state is State.STARTING and isinstance(failure, TimeLimit):
                 await self._start_failed(record, str(failure), Reason.TIMEOUT, State.TIMED_OUT)
             elif record.state is State.STARTING:
@@ -202,7 +218,9 @@ class Node:
             else:
                 self._levels.proved.add(isolation)
 
-    async def _start(self, record: SandboxRecord, offer: Offer, spare: Spare | None, clock: float) -> Sandbox:
+    async def _start(self, record: SandboxRecord, offer: Offer, begun: Spare | Source | None, clock: float) -> Sandbox:
+        """`begun`: what it is made of, if not a fresh guest."""
+        spare = begun if isinstance(begun, Spare) else None
         spec = record.spec
         template = offer.template
         rootfs = await self._rootfs(record.tenant, offer, record.isolation, spec)
@@ -210,14 +228,17 @@ class Node:
         warm = False
         if spare is not None:
             guest, ready = spare.give(), True
+        elif isinstance(begun, Source):
+            request = GuestRequest(id=record.id, hostname=record.id, resources=limits, mounts=spec.mounts)
+            guest, ready = await self.memory.restore(begun, rootfs, request), True
         else:
-            warm = _wants_clone(template, spec) or record.isolation is Isolation.WASM
+            warm = wants_clone(template, spec) or record.isolation is Isolation.WASM
             request = GuestRequest(id=record.id, hostname=record.id, resources=limits, mounts=spec.mounts)
             guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
         try:
             if spare is not None and spare.resources != limits:
                 guest.limit(limits)
-            sandbox = await self._run(record, rootfs, guest, spare)
+            sandbox = await self._run(record, rootfs, guest, begun)
             if spare is not None:
                 warm = sandbox.main is None or (await sandbox.main.started())[1]
         except BaseException:
@@ -257,10 +278,12 @@ class Node:
                     raise
                 _log.warning("snapshot_died", template=rootfs.template.id, isolation=isolation.value, error=str(error))
 
-    async def _run(self, record: SandboxRecord, rootfs: RootFs, guest: Guest, spare: Spare | None) -> Sandbox:
+    async def _run(self, record: SandboxRecord, rootfs: RootFs, guest: Guest, begun: Spare | Source | None) -> Sandbox:
         places = self._levels.runtimes[record.isolation].places(rootfs, record.id)
         log = OutputLog(self._log_path(record.id))
-        parked = None if spare is None else spare.parked
+        if isinstance(begun, Source):
+            return await attached(begun, record, rootfs.template, guest, self._store, log, places, self._ended)
+        parked = None if begun is None else begun.parked
         sandbox = Sandbox(record, rootfs.template, guest, self._store, log, places, self._ended, parked)
         main = sandbox.start_command(record.spec.command) if record.spec.command is not None else None
         limit_s = record.spec.timeout_s
@@ -294,7 +317,7 @@ class Node:
         found = [
             sandbox
             for sandbox in self._live.values()
-            if sandbox.record.tenant == tenant and _is_called(sandbox.record, id_or_name)
+            if sandbox.record.tenant == tenant and is_called(sandbox.record, id_or_name)
         ]
         if len(found) != 1:
             raise SandboxNotFound(f"no live sandbox {id_or_name!r}", fix="tartarus ps --all lists yours")
@@ -336,7 +359,7 @@ class Node:
         return self._settings.state_dir / "logs" / f"{sandbox_id}.log"
 
     async def _rootfs(self, tenant: str, offer: Offer, isolation: Isolation, spec: SandboxSpec) -> RootFs:
-        rootfs = await self._offers.prepared(tenant, offer, _progress(offer.template.id))
+        rootfs = await self._offers.prepared(tenant, offer, preparing(offer.template.id))
         return rootfs if isolation is not Isolation.WASM else await self.modules.rootfs(tenant, rootfs, spec.wasm)
 
     def _ended(self, sandbox: Sandbox) -> None:
@@ -371,31 +394,3 @@ class Node:
         for path in (self._settings.state_dir / "logs").glob("sbx-*"):
             if path.stat().st_mtime < cutoff and path.name.split(".")[0] not in self._live:
                 path.unlink(missing_ok=True)
-
-
-def _wants_clone(template: Template, spec: SandboxSpec) -> bool:
-    warm_up = template.warm_up
-    if warm_up is None or not warm_up.is_cloned:
-        return False
-    return spec.command is None or spec.command.argv[0] in warm_up.argv0
-
-
-def _is_called(record: SandboxRecord, id_or_name: str) -> bool:
-    is_prefix = len(id_or_name) >= _MIN_PREFIX and record.id.startswith(id_or_name)
-    return record.name == id_or_name or is_prefix
-
-
-def _as_failure(error: Exception) -> TartarusError:
-    """What kept a sandbox from starting, as the user is told it."""
-    if isinstance(error, TartarusError):
-        return error
-    if isinstance(error, OSError):
-        return exhausted_or_failed("the sandbox can't be started", error.errno or 0)
-    return GuestFailed("the sandbox can't be started", why=f"{type(error).__name__}: {error}")
-
-
-def _progress(template_id: str) -> Callable[[str], None]:
-    def report(message: str) -> None:
-        _log.info("preparing", template=template_id, step=message)
-
-    return report

@@ -17,7 +17,12 @@ GUEST_PREFIX = "/opt/tartarus"
 
 
 class Capabilities(msgspec.Struct, frozen=True):
-    """What a level can do on this host. `missing` explains, in words, each thing it can't."""
+    """What a level can do on this host. `missing` explains, in words, each thing it can't.
+
+    `runs`: what its commands are. `contexts`: whether code contexts can be had; `terminals`: whether commands can have
+    one; `keeps_files`: whether snapshots of what a sandbox wrote can be made; `saves_memory`: of its memory too, and
+    forks and hibernation. docs/capabilities.md is written from these.
+    """
 
     warm_start: bool
     pause: bool
@@ -29,6 +34,10 @@ class Capabilities(msgspec.Struct, frozen=True):
     pids_limit: str
     disk_limit: str
     saves_memory: bool = False
+    keeps_files: bool = False
+    contexts: bool = True
+    terminals: bool = True
+    runs: str = "programs"
     missing: tuple[str, ...] = ()
 
 
@@ -190,6 +199,8 @@ class Runtime(Protocol):
     """One isolation kind."""
 
     isolation: Isolation
+    best: Capabilities
+    """What it can do on a host that lacks nothing."""
 
     def capabilities(self) -> Capabilities:
         """What it can do on this host."""

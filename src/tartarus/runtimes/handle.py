@@ -16,6 +16,7 @@ from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.model.sandbox import Resources, Stats
 from tartarus.runtimes.cgroups import Cgroup
 from tartarus.runtimes.nursery import Clone, step_failed
+from tartarus.runtimes.stopping import StoppedTree
 from tartarus.runtimes.unsaved import UnsavableGuest
 
 _REMOVE_ATTEMPTS = 200
@@ -23,6 +24,9 @@ _REMOVE_ATTEMPTS = 200
 
 class HostGuest(UnsavableGuest):
     """Holds a guest's first process (by pidfd), its channel and its cgroup; gives all back when it ends."""
+
+    can_stop_each = True
+    """Whether its processes are this host's, all below its first one, and bear to be stopped one by one."""
 
     def __init__(
         self,
@@ -50,10 +54,11 @@ class HostGuest(UnsavableGuest):
         self._end_guest = end_guest
         self._after_end = after_end
         self._paused = False
+        self._stopped: StoppedTree | None = None
         self._final_stats: Stats | None = None
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(self._pidfd, self._first_process_gone)
+        self._loop.add_reader(self._pidfd, self._on_pidfd)
         self._cleanup: asyncio.Task[None] | None = None
 
     @property
@@ -69,13 +74,25 @@ class HostGuest(UnsavableGuest):
             raise step_failed("starting the sandbox", self._steps, error.step, error.errno) from None
 
     async def pause(self) -> None:
-        """Freeze its cgroup."""
-        self._require_cgroup("pause").freeze(True)
+        """Freeze its cgroup; without one, stop its processes one by one. Raises GuestFailed when they are too quick."""
+        if self._cgroup is not None and self._cgroup.can_freeze:
+            self._cgroup.freeze(True)
+        elif not self.can_stop_each:
+            self._require_cgroup("pause").freeze(True)
+        elif self._stopped is None and self._pidfd >= 0:
+            stopped = self._stopped = StoppedTree(self.pid)
+            try:
+                await asyncio.to_thread(stopped.stop)
+            except BaseException:
+                self._let_stopped_go()
+                raise
         self._paused = True
 
     async def resume(self) -> None:
-        """Thaw its cgroup."""
-        self._require_cgroup("resume").freeze(False)
+        """Thaw its cgroup, or let its processes go on."""
+        if self._cgroup is not None and self._cgroup.can_freeze:
+            self._cgroup.freeze(False)
+        self._let_stopped_go()
         self._paused = False
 
     def changes(self) -> Path | None:
@@ -125,6 +142,11 @@ class HostGuest(UnsavableGuest):
             with contextlib.suppress(GuestFailed, OSError):
                 self._cgroup.freeze(False)
 
+    def _let_stopped_go(self) -> None:
+        stopped, self._stopped = self._stopped, None
+        if stopped is not None:
+            stopped.go_on()
+
     def _require_cgroup(self, doing: str) -> Cgroup:
         if self._cgroup is None:
             raise Unsupported(
@@ -134,13 +156,27 @@ class HostGuest(UnsavableGuest):
             )
         return self._cgroup
 
-    def _first_process_gone(self) -> None:
+    def _on_pidfd(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
+        self._first_process_gone()
+
+    def _first_process_gone(self) -> None:
+        """What follows from it: for most guests it is their end."""
         self._cleanup = self._loop.create_task(self._clean_up())
 
+    def _adopt(self, clone: Clone, cgroup: Cgroup, steps: Sequence[str]) -> None:
+        """Go on with another first process and group."""
+        self.pid = clone.pid
+        self._steps = steps
+        self._cgroup = cgroup
+        self._pidfd = clone.pidfd
+        self._loop.add_reader(self._pidfd, self._on_pidfd)
+
     async def _clean_up(self) -> None:
+        if self._stopped is not None:
+            self._stopped.kill()
         try:
             oom_kills = 0 if self._cgroup is None else self._cgroup.oom_kills()
             self._final_stats = Stats(memory_limit_bytes=self._resources.memory_bytes, oom_kills=oom_kills)

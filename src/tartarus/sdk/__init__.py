@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tartarus.sdk.client import Client
     from tartarus.sdk.contexts import CodeContext
     from tartarus.sdk.files import Files
+    from tartarus.sdk.forks import Forks
     from tartarus.sdk.policies import Policies
     from tartarus.sdk.process import Process
     from tartarus.sdk.results import (
@@ -58,6 +59,7 @@ __all__ = [
     "CommandResult",
     "CommandTimedOut",
     "Files",
+    "Forks",
     "LevelReport",
     "LogEntry",
     "OutputChunk",
@@ -81,6 +83,7 @@ _MODULES = {
     "CodeContext": "contexts",
     "Files": "files",
     "Policies": "policies",
+    "Forks": "forks",
     "Process": "process",
     "Sandbox": "sandbox",
     "Snapshot": "snapshots",

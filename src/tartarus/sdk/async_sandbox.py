@@ -10,9 +10,11 @@ from types import TracebackType
 import anyio
 
 from tartarus.model.errors import TimeLimit
+from tartarus.model.forking import ForkRequest
 from tartarus.model.library import CreateSnapshot
 from tartarus.model.lifecycle import Stopped, StopRequest
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
+from tartarus.model.snapshots import SnapshotKind
 from tartarus.model.states import TERMINAL, State
 from tartarus.sdk import calls, library_calls, modules
 from tartarus.sdk.async_client import AsyncClient
@@ -22,6 +24,7 @@ from tartarus.sdk.async_process import AsyncProcess
 from tartarus.sdk.async_snapshots import AsyncSnapshot
 from tartarus.sdk.contexts import MAX_OUTPUT_BYTES, OnOutput
 from tartarus.sdk.decoding import LogDecoder
+from tartarus.sdk.forks import Forks
 from tartarus.sdk.http import Call
 from tartarus.sdk.opening import Opening
 from tartarus.sdk.progress import Progress
@@ -267,13 +270,33 @@ class AsyncSandbox:
         """What it uses now."""
         return await self._client.transport.call(calls.stats(self.id))
 
-    async def snapshot(self, *, name: str = "", labels: Mapping[str, str] | None = None) -> AsyncSnapshot:
+    async def snapshot(
+        self, *, name: str = "", labels: Mapping[str, str] | None = None, memory: bool = False
+    ) -> AsyncSnapshot:
         """Keep what it has changed in its files, to make sandboxes from; it goes on.
 
-        No other snapshot of yours may have the `name`. Raises Unsupported at levels that can't.
+        With `memory`, all of it: sandboxes made from that go on where this one stands. No other snapshot of yours may
+        have the `name`. Raises Unsupported at levels that can't.
         """
-        request = CreateSnapshot(self.id, name, dict(labels or {}))
+        kind = SnapshotKind.MEMORY if memory else SnapshotKind.FILES
+        request = CreateSnapshot(self.id, name, dict(labels or {}), kind)
         return AsyncSnapshot(await self._client.transport.call(library_calls.create_snapshot(request)), self._client)
+
+    async def fork(
+        self, count: int = 1, *, name: str = "", labels: Mapping[str, str] | None = None
+    ) -> Forks[AsyncSandbox]:
+        """Make `count` live copies, memory included where the level can (gVisor, microVM); it goes on.
+
+        Each has an id, host name, network and randomness of its own, and is called `name` (this one's, if it has one)
+        with ``-1``, ``-2``… after it. A container's copies have its files and nothing runs in them: `Forks.kind` says
+        so. Raises what kept the first from being made when none was; else `Forks.errors` has it.
+        """
+        request = ForkRequest(count, name, dict(labels or {}))
+        result = await self._client.transport.call(library_calls.fork(self.id, request))
+        forks = Forks(result, lambda record: AsyncSandbox(record, self._client, owned=True))
+        if not forks.sandboxes:
+            raise forks.errors[0]
+        return forks
 
     async def pause(self) -> None:
         """Freeze every process in it. Its time limit goes on."""

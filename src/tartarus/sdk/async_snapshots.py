@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Mapping
+
+import anyio.to_thread
 
 from tartarus.model.library import SnapshotInfo
+from tartarus.model.snapshots import ImportSnapshot
 from tartarus.sdk import library_calls as calls
 from tartarus.sdk.async_client import AsyncClient
+from tartarus.sdk.async_templates import in_threads
+from tartarus.sdk.packing import Payload
+from tartarus.sdk.wholefile import whole_file
 
 
 class AsyncSnapshot:
@@ -27,6 +34,26 @@ class AsyncSnapshot:
         """Your snapshots, newest first."""
         client = client or AsyncClient()
         return [cls(info, client) for info in await client.transport.call(calls.snapshots())]
+
+    @classmethod
+    async def load(
+        cls, path: str, *, name: str = "", labels: Mapping[str, str] | None = None, client: AsyncClient | None = None
+    ) -> AsyncSnapshot:
+        """Take in the file that `export` wrote, here or on a host that is trusted here. Raises SnapshotRefused."""
+        client = client or AsyncClient()
+        upload = (await client.transport.call(calls.upload(), in_threads(Payload(path).parts()))).id
+        request = ImportSnapshot(upload, name, dict(labels or {}))
+        return cls(await client.transport.call(calls.import_snapshot(request)), client)
+
+    async def export(self, path: str) -> None:
+        """Write one of memory to a file, which holds all that was in the sandbox's memory; there is none if it fails.
+
+        Raises InvalidRequest when there is a file already.
+        """
+        with whole_file(path) as file:
+            async with self._client.transport.stream(calls.export_snapshot(self.id)) as parts:
+                async for part in parts:
+                    await anyio.to_thread.run_sync(file.write, part)
 
     @property
     def id(self) -> str:

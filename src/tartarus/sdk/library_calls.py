@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from tartarus.model.errors import DaemonUnavailable, InvalidRequest
+from tartarus.model.forking import ForkRequest, ForkResult
 from tartarus.model.library import (
     AddModule,
     BuildOutput,
@@ -25,6 +26,7 @@ from tartarus.model.library import (
     TemplateInfo,
     Upload,
 )
+from tartarus.model.snapshots import ImportSnapshot
 from tartarus.sdk.calls import encode
 from tartarus.sdk.decoding import LineDecoder
 from tartarus.sdk.http import Call, target
@@ -132,6 +134,21 @@ def snapshots() -> Call[builtins.list[SnapshotInfo]]:
 def snapshot(name: str) -> Call[SnapshotInfo]:
     """One snapshot."""
     return Call("GET", _one("snapshots", name), _reads(SnapshotInfo))
+
+
+def import_snapshot(request: ImportSnapshot) -> Call[SnapshotInfo]:
+    """Keep one that was exported and uploaded."""
+    return Call("POST", target("snapshots", "import"), _reads(SnapshotInfo), encode(request), patience_s=None)
+
+
+def export_snapshot(name: str) -> Call[None]:
+    """One of memory, as a stream of bytes."""
+    return Call("GET", _one("snapshots", name, "export"), _nothing, patience_s=None)
+
+
+def fork(sandbox: str, request: ForkRequest) -> Call[ForkResult]:
+    """Live copies of a sandbox."""
+    return Call("POST", target("sandboxes", sandbox, "fork"), _reads(ForkResult), encode(request), patience_s=None)
 
 
 def delete_snapshot(name: str) -> Call[None]:

@@ -8,15 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 from tartarus.model.errors import TimeLimit
+from tartarus.model.forking import ForkRequest
 from tartarus.model.library import CreateSnapshot
 from tartarus.model.lifecycle import Stopped, StopRequest
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
+from tartarus.model.snapshots import SnapshotKind
 from tartarus.model.states import TERMINAL, State
 from tartarus.sdk import calls, library_calls, modules
 from tartarus.sdk.client import Client
 from tartarus.sdk.contexts import MAX_OUTPUT_BYTES, CodeContext, OnOutput, run_cell
 from tartarus.sdk.decoding import LogDecoder
 from tartarus.sdk.files import Files
+from tartarus.sdk.forks import Forks
 from tartarus.sdk.process import Process
 from tartarus.sdk.progress import Progress
 from tartarus.sdk.results import CodeResult, CommandResult, LogEntry
@@ -246,13 +249,29 @@ class Sandbox:
         """What it uses now."""
         return self._client.transport.call(calls.stats(self.id))
 
-    def snapshot(self, *, name: str = "", labels: Mapping[str, str] | None = None) -> Snapshot:
+    def snapshot(self, *, name: str = "", labels: Mapping[str, str] | None = None, memory: bool = False) -> Snapshot:
         """Keep what it has changed in its files, to make sandboxes from; it goes on.
 
-        No other snapshot of yours may have the `name`. Raises Unsupported at levels that can't.
+        With `memory`, all of it: sandboxes made from that go on where this one stands. No other snapshot of yours may
+        have the `name`. Raises Unsupported at levels that can't.
         """
-        request = CreateSnapshot(self.id, name, dict(labels or {}))
+        kind = SnapshotKind.MEMORY if memory else SnapshotKind.FILES
+        request = CreateSnapshot(self.id, name, dict(labels or {}), kind)
         return Snapshot(self._client.transport.call(library_calls.create_snapshot(request)), self._client)
+
+    def fork(self, count: int = 1, *, name: str = "", labels: Mapping[str, str] | None = None) -> Forks[Sandbox]:
+        """Make `count` live copies, memory included where the level can (gVisor, microVM); it goes on.
+
+        Each has an id, host name, network and randomness of its own, and is called `name` (this one's, if it has one)
+        with ``-1``, ``-2``… after it. A container's copies have its files and nothing runs in them: `Forks.kind` says
+        so. Raises what kept the first from being made when none was; else `Forks.errors` has it.
+        """
+        request = ForkRequest(count, name, dict(labels or {}))
+        result = self._client.transport.call(library_calls.fork(self.id, request))
+        forks = Forks(result, lambda record: Sandbox(record, self._client, owned=True))
+        if not forks.sandboxes:
+            raise forks.errors[0]
+        return forks
 
     def pause(self) -> None:
         """Freeze every process in it. Its time limit goes on."""

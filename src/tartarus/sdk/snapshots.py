@@ -1,12 +1,16 @@
-"""`Snapshot`: what a sandbox had changed in its files at one moment, to go on from as often as one likes."""
+"""`Snapshot`: a sandbox's files, or all of it, as they were at one moment, to go on from as often as one likes."""
 
 from __future__ import annotations
 
 import builtins
+from collections.abc import Mapping
 
 from tartarus.model.library import SnapshotInfo
+from tartarus.model.snapshots import ImportSnapshot
 from tartarus.sdk import library_calls as calls
 from tartarus.sdk.client import Client
+from tartarus.sdk.packing import Payload
+from tartarus.sdk.wholefile import whole_file
 
 
 class Snapshot:
@@ -27,6 +31,25 @@ class Snapshot:
         """Your snapshots, newest first."""
         client = client or Client()
         return [cls(info, client) for info in client.transport.call(calls.snapshots())]
+
+    @classmethod
+    def load(
+        cls, path: str, *, name: str = "", labels: Mapping[str, str] | None = None, client: Client | None = None
+    ) -> Snapshot:
+        """Take in the file that `export` wrote, here or on a host that is trusted here. Raises SnapshotRefused."""
+        client = client or Client()
+        upload = client.transport.call(calls.upload(), Payload(path).parts()).id
+        request = ImportSnapshot(upload, name, dict(labels or {}))
+        return cls(client.transport.call(calls.import_snapshot(request)), client)
+
+    def export(self, path: str) -> None:
+        """Write one of memory to a file, which holds all that was in the sandbox's memory; there is none if it fails.
+
+        Raises InvalidRequest when there is a file already.
+        """
+        with whole_file(path) as file, self._client.transport.stream(calls.export_snapshot(self.id)) as parts:
+            for part in parts:
+                file.write(part)
 
     @property
     def id(self) -> str:

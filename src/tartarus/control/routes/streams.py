@@ -38,7 +38,7 @@ async def run(socket: ApiSocket) -> None:
     """Make a sandbox, carry its main command's streams, and report how both ended."""
     async with Link(socket) as link:
         request = await link.open(RunRequest)
-        if request.spec.command is None:
+        if request.spec.command is None and not request.spec.snapshot:  # a snapshot of memory has one of its own
             raise InvalidRequest("the spec has no command", fix="give one, or use POST /v1/sandboxes")
         sandbox = await socket.api.node.create(socket.peer.tenant, request.spec)
         carried = False

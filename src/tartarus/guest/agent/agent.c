@@ -198,6 +198,8 @@ static int session_frame(struct session *session, const struct frame *frame, con
 			return -EPROTO;
 		out_frame(session, F_PONG, 0, bytes, frame->length);
 		return 0;
+	case F_FREEZE:
+		return serve_freeze(session, payload);
 	case F_QUIESCE:
 		return quiet_begin(session, payload);
 	case F_GO_ON:
@@ -460,8 +462,11 @@ static bool set_up(struct session *session)
 	int size = SOCKET_BUFFER;
 
 	prctl(PR_SET_DUMPABLE, 0);
-	if (!session->config.own_pid_namespace)
+	if (!session->config.own_pid_namespace) {
 		prctl(PR_SET_CHILD_SUBREAPER, 1);
+		/* Were it stopped when the host dies, it could never see the channel's end. */
+		prctl(PR_SET_PDEATHSIG, SIGCONT);
+	}
 	umask(022);
 	fill_standard_fds();
 	close_others(&session->config);

@@ -66,6 +66,20 @@ static uint32_t set_machine_id(struct span machine_id)
 	return done;
 }
 
+/* FREEZE: stand all programs still, or let them go on. */
+int serve_freeze(struct session *session, struct cursor *payload)
+{
+	bool on = get_u32(payload) != 0;
+
+	if (!cursor_done(payload))
+		return -EPROTO;
+	act_as_root(&session->config);
+	bool done = session->config.machine && group_freeze(on);
+	act_as_user(&session->config);
+	out_u32(session, F_FROZEN, 0, done);
+	return 0;
+}
+
 int serve_fixup(struct session *session, uint32_t id, struct cursor *payload)
 {
 	uint64_t unix_ns = get_u64(payload);
@@ -89,6 +103,9 @@ int serve_fixup(struct session *session, uint32_t id, struct cursor *payload)
 	done = set_clock(unix_ns) | add_entropy(entropy) | set_hostname(name) | set_machine_id(machine_id);
 	if (tasks > 0 && session->config.machine && group_limit(tasks, memory))
 		done |= LIMITED;
+	/* It is somebody else now, and may know it. */
+	if (session->config.machine && name.size > 0)
+		(void)group_freeze(false);
 	act_as_user(&session->config);
 	out_u32(session, F_RESULT, id, done);
 	return 0;

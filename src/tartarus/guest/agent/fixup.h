@@ -4,6 +4,7 @@
 
 #include "session.h"
 
+int serve_freeze(struct session *session, struct cursor *payload);
 int serve_fixup(struct session *session, uint32_t id, struct cursor *payload);
 
 #endif

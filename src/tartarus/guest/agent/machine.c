@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define USER_FILE "/sandbox/user"
@@ -27,6 +28,7 @@
 #define GROUP GROUPS_AT "/sandbox"
 
 enum { FILE_MAX = 1 << 20, WORDS_MAX = 4096, LINK_FD = 3, PARKED = 'P' };
+enum { FREEZE_STEPS = 2000, FREEZE_STEP_NS = 100000 };
 enum { FILES_SOFT = 1024, FILES_HARD = 65536 };
 
 static const uid_t same = (uid_t)-1;
@@ -100,6 +102,25 @@ bool group_limit(uint32_t tasks, uint64_t memory)
 	bool done = write_file(GROUP "/pids.max", text);
 	snprintf(text, sizeof text, "%llu", (unsigned long long)memory);
 	return write_file(GROUP "/memory.max", text) && done;
+}
+
+bool group_freeze(bool on)
+{
+	const struct timespec step = {0, FREEZE_STEP_NS};
+	size_t size;
+
+	if (!write_file(GROUP "/cgroup.freeze", on ? "1" : "0"))
+		return false;
+	for (int i = 0; i < FREEZE_STEPS; i++) {
+		char *events = read_all(GROUP "/cgroup.events", &size);
+		bool done = events != NULL && strstr(events, on ? "frozen 1" : "frozen 0") != NULL;
+
+		free(events);
+		if (done)
+			return true;
+		nanosleep(&step, NULL);
+	}
+	return false;
 }
 
 /* By the kernel's own calls: the library's would speak to threads that there are none of, in memory that is lent. */

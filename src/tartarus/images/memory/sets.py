@@ -13,7 +13,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -173,7 +173,7 @@ class MemorySets:
             shutil.rmtree(staging, ignore_errors=True)
         return found.manifest.facts
 
-    async def export(self, tenant: str, set_id: str, digest: str, seals: Seals) -> AsyncIterator[bytes]:
+    async def export(self, tenant: str, set_id: str, digest: str, seals: Seals) -> AsyncGenerator[bytes, None]:
         """A set as one sealed file, piece by piece. Raises what `taken` does."""
         async with self.taken(tenant, set_id, digest) as found:
             pieces = bundle.write(StoredSet(found.path.parent, digest), seals)
@@ -276,7 +276,7 @@ class MemorySets:
             raise NoSpace(
                 "no space left for the memory of this sandbox",
                 why=f"it takes {adding} bytes, and memory snapshots may take {self._budget} in all",
-                fix="delete some (tartarus snapshot list), or raise memory_bytes in the settings",
+                fix="delete some (tartarus snapshot list), or raise memory_budget in the daemon's configuration",
             )
 
     def _cached(self) -> Iterator[tuple[float, str, str]]:

@@ -51,11 +51,16 @@ def field_in(text: str, name: str) -> int:
     return 0
 
 
+def pids_in(procs_path: str) -> list[int]:
+    """The processes that a cgroup.procs file names."""
+    return [int(word) for word in read_text(procs_path).split()]
+
+
 def kill_all(procs_path: str) -> None:
     """SIGKILL to every process that a cgroup.procs file names."""
-    for word in read_text(procs_path).split():
+    for pid in pids_in(procs_path):
         try:
-            os.kill(int(word), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
 

@@ -12,7 +12,7 @@ _WITHOUT = {
     "memory": "the memory limit holds for each process by itself",
     "cpu": "the CPU limit is not enforced",
     "pids": "the process limit holds for the sandbox's user",
-    "freezer": "sandboxes can't be paused",
+    "freezer": "sandboxes are paused process by process, which their programs can notice",
 }
 
 

@@ -26,6 +26,11 @@ class Cgroup(Protocol):
         """
         ...
 
+    @property
+    def can_freeze(self) -> bool:
+        """Whether `freeze` can work on this host."""
+        ...
+
     def freeze(self, frozen: bool) -> None:
         """Stop or continue every process in it."""
         ...
@@ -36,6 +41,10 @@ class Cgroup(Protocol):
 
     def oom_kills(self) -> int:
         """How many processes the memory limit killed."""
+        ...
+
+    def pids(self) -> list[int]:
+        """The processes in it."""
         ...
 
     def kill(self) -> None:

@@ -16,6 +16,7 @@ from tartarus.runtimes.cgroups.files import (
     field_in,
     kill_all,
     number_in,
+    pids_in,
     read_text,
     remove_directory,
     write_value,
@@ -70,6 +71,11 @@ class V1Cgroup:
             raise
         return opened
 
+    @property
+    def can_freeze(self) -> bool:
+        """Whether the freezer is mounted, and ours to use."""
+        return "freezer" in self._paths
+
     def freeze(self, frozen: bool) -> None:
         """Stop or continue every process in it."""
         if "freezer" not in self._paths:
@@ -100,6 +106,10 @@ class V1Cgroup:
     def oom_kills(self) -> int:
         """How many processes the memory limit killed."""
         return field_in(read_text(f"{self._paths.get('memory', '')}/memory.oom_control"), "oom_kill")
+
+    def pids(self) -> list[int]:
+        """The processes in it."""
+        return pids_in(f"{self._paths.get('pids') or next(iter(self._paths.values()))}/cgroup.procs")
 
     def kill(self) -> None:
         """SIGKILL to every process in it."""

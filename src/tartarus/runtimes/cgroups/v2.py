@@ -15,6 +15,7 @@ from tartarus.runtimes.cgroups.files import (
     field_in,
     kill_all,
     number_in,
+    pids_in,
     read_text,
     remove_directory,
     write_value,
@@ -51,6 +52,11 @@ class V2Cgroup:
         """Descriptors to join by; see `Cgroup.entries`."""
         return []
 
+    @property
+    def can_freeze(self) -> bool:
+        """True: every group of version 2 can."""
+        return True
+
     def freeze(self, frozen: bool) -> None:
         """Stop or continue every process in it."""
         write_value(f"{self._path}/cgroup.freeze", "1" if frozen else "0")
@@ -76,6 +82,10 @@ class V2Cgroup:
     def oom_kills(self) -> int:
         """How many processes the memory limit killed."""
         return field_in(read_text(f"{self._path}/memory.events"), "oom_kill")
+
+    def pids(self) -> list[int]:
+        """The processes in it."""
+        return pids_in(f"{self._path}/cgroup.procs")
 
     def kill(self) -> None:
         """SIGKILL to every process in it."""

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from tartarus.guest.binary import agent_memfd
 from tartarus.guest.channel import GuestChannel, channel_pair
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
@@ -128,6 +130,10 @@ class ContainerRuntime(UnsavableRuntime):
     """Makes container-level guests. As root, guests' ids are mapped to ids nobody on the host has."""
 
     isolation = Isolation.CONTAINER
+    best = Capabilities(
+        warm_start=True, pause=True, own_network=True, own_pids=True, mounts=True, memory_limit="cgroup",
+        cpu_limit="cgroup", pids_limit="cgroup", disk_limit="tmpfs", keeps_files=True,
+    )  # fmt: skip
     rules: Sequence[landlock.PathRule] = layout.LANDLOCK_RULES
     """What guests may do with the files that they see."""
 
@@ -147,20 +153,15 @@ class ContainerRuntime(UnsavableRuntime):
 
     def capabilities(self) -> Capabilities:
         """What this host gives the level."""
-        groups = self._hierarchy
         missing = list(weaker_limits(self._lacking))
         if self._landlock_abi == 0:
             missing.append("no Landlock in this kernel: one wall less")
-        return Capabilities(
-            warm_start=True,
-            pause=groups is not None and "freezer" not in self._lacking,
-            own_network=True,
-            own_pids=True,
-            mounts=True,
+        return msgspec.structs.replace(
+            self.best,
             memory_limit="each process (rlimit)" if "memory" in self._lacking else "cgroup",
             cpu_limit="none" if "cpu" in self._lacking else "cgroup",
             pids_limit="each user (rlimit)" if "pids" in self._lacking else "cgroup",
-            disk_limit="tmpfs",
+            keeps_files=self._id_map.privileged,
             missing=tuple(missing),
         )
 

@@ -6,26 +6,45 @@ import asyncio
 import os
 import socket
 from pathlib import Path
+from typing import NamedTuple
 
 from tartarus.model.sandbox import Resources
 from tartarus.runtimes.base import GuestRequest
 from tartarus.runtimes.cgroups import Cgroup, remove_soon
 from tartarus.runtimes.gvisor import layout
-from tartarus.runtimes.gvisor.guest import RunscLog
+from tartarus.runtimes.gvisor.log import RunscLog
+from tartarus.runtimes.nursery import Clone
+
+
+class Started(NamedTuple):
+    """The parts of a runsc. Whoever gets them owns them.
+
+    `channel`: our end. `world`: its mount namespace, as a descriptor.
+    """
+
+    name: str
+    born: Clone
+    channel: socket.socket
+    cgroup: Cgroup | None
+    storage: int
+    world: int
+    log: RunscLog
+    steps: list[str]
+
+    def close(self) -> None:
+        """Let go of what is only held: not of the storage, nor of the channel, which a loop may be reading."""
+        self.log.close()
+        if self.world >= 0:
+            os.close(self.world)
 
 
 class ReadyRunsc:
     """One of them. Whoever takes it owns its parts; else `discard` ends it."""
 
-    def __init__(
-        self, name: str, nursery_pid: int, channel: socket.socket, cgroup: Cgroup, storage: int, log: RunscLog,
-        resources: Resources,
-    ) -> None:  # fmt: skip
-        self.name = name
-        self.channel = channel
+    def __init__(self, parts: Started, cgroup: Cgroup, nursery_pid: int, resources: Resources) -> None:
+        self.parts = parts
         self.cgroup = cgroup
-        self.storage = storage
-        self.log = log
+        self.name = parts.name
         self._nursery_pid = nursery_pid
         self._resources = resources
 
@@ -42,12 +61,17 @@ class ReadyRunsc:
 
     async def discard(self) -> None:
         """End it."""
-        self.channel.close()
-        self.log.close()
+        self.parts.close()
+        await self.end()
+        await asyncio.to_thread(os.close, self.parts.storage)
+
+    async def end(self) -> None:
+        """End its processes; what it shares with the guest it was to take over stays."""
+        self.parts.channel.close()
+        self.parts.log.close()
         self.cgroup.kill()
         await remove_soon(self.cgroup)
         self.forget()
-        await asyncio.to_thread(os.close, self.storage)
 
     def forget(self) -> None:
         """Remove what runsc wrote down about it: one that was killed could not do that itself."""
@@ -55,7 +79,7 @@ class ReadyRunsc:
 
 
 def forget(nursery_pid: int, name: str) -> None:
-    """Remove runsc's state of a container that is gone."""
+    """Remove runsc's state of a guest that is gone."""
     state = Path(f"/proc/{nursery_pid}/root{layout.SHARED_STATE}")
     try:
         # name_sandbox:name.lock, name_sandbox:name.state, runsc-name.sock

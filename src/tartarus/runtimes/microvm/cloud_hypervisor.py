@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from tartarus.model.errors import GuestFailed, IsolationUnavailable, Unsupported
+from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.runtimes.cgroups import Cgroup
-from tartarus.runtimes.microvm import vsock
+from tartarus.runtimes.microvm import kernel, versions, vsock
 from tartarus.runtimes.microvm.driver import Machine, Parts, bind_serial
 from tartarus.runtimes.microvm.firecracker import (
     BOOT_TIMEOUT_S,
@@ -26,14 +25,10 @@ from tartarus.runtimes.microvm.firecracker import (
     GUEST_CID,
     end,
     failed_boot,
-    version_of,
 )
 from tartarus.runtimes.microvm.monitor import API_SOCKET, VSOCK, Monitor, Start, VsockMachine
 from tartarus.runtimes.microvm.vmmapi import VmmApi
 
-PROGRAM = "cloud-hypervisor"
-OLDEST: Final = (51, 0)
-"""The first that can be told a disk's format. Older ones guess it from what the guest wrote (GHSA-jmr4-g2hv-mjj6)."""
 BASE = "/api/v1"
 _SAVED = "saved"
 _URL = "file:///proc/self/cwd/saved"
@@ -113,20 +108,19 @@ class CloudHypervisor:
     handle page faults of the kernel (userfaultfd); else the monitor copies all of it before it goes on.
     """
 
-    name = "cloud-hypervisor"
+    name = versions.CLOUD_HYPERVISOR.name
+    modules: tuple[str, ...] = kernel.VSOCK_BOOT
+    loads_packed_kernels = False
 
     def __init__(self, start: Start, place: Path, program: str | None = None, *, on_demand: bool = False) -> None:
         self._start = start
         self._place = place
         self._on_demand = on_demand
-        found = program or shutil.which(PROGRAM)
-        if found is None:
-            raise IsolationUnavailable(f"{PROGRAM} is missing", fix="install it, or use another monitor")
-        self._program = found
+        self._program = program or versions.program_of(versions.CLOUD_HYPERVISOR)
 
     async def version(self) -> str:
         """Its version. Raises IsolationUnavailable below 51."""
-        return await version_of(self._program, "Cloud Hypervisor", OLDEST)
+        return await asyncio.to_thread(versions.version_of, self._program, versions.CLOUD_HYPERVISOR)
 
     async def boot(self, parts: Parts, cgroup: Cgroup | None) -> Machine:
         """Start a machine from its kernel, and wait until its agent serves."""

@@ -80,9 +80,14 @@ class Machine(Protocol):
 
 
 class Driver(Protocol):
-    """One kind of monitor."""
+    """One kind of monitor.
+
+    `modules`: what its machines load, of `kernel.WANTED`. `loads_packed_kernels`: a bzImage need not be unpacked.
+    """
 
     name: str
+    modules: tuple[str, ...]
+    loads_packed_kernels: bool
 
     async def version(self) -> str:
         """Its name and version. Raises IsolationUnavailable where it is missing."""

@@ -8,21 +8,16 @@ system call filters stay on, which is its default.
 from __future__ import annotations
 
 import asyncio
-import re
-import shutil
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from tartarus.model.errors import GuestFailed, IsolationUnavailable, Unsupported
+from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.runtimes.cgroups import Cgroup
-from tartarus.runtimes.microvm import vsock
+from tartarus.runtimes.microvm import kernel, versions, vsock
 from tartarus.runtimes.microvm.driver import Hardware, Machine, Parts, bind_serial
 from tartarus.runtimes.microvm.monitor import API_SOCKET, VSOCK, Monitor, Start, VsockMachine
 from tartarus.runtimes.microvm.vmmapi import VmmApi
 
-PROGRAM = "firecracker"
-OLDEST: Final = (1, 8)
-"""The first that describes its devices in ACPI tables, which distributions' kernels need to find them."""
 BOOT_TIMEOUT_S = 60.0
 MOST_CPUS = 32
 GUEST_CID = 3
@@ -68,19 +63,18 @@ class FirecrackerMachine(VsockMachine):
 class Firecracker:
     """Starts Firecracker. `place`: a directory for the homes of its processes."""
 
-    name = "firecracker"
+    name = versions.FIRECRACKER.name
+    modules: tuple[str, ...] = kernel.VSOCK_BOOT
+    loads_packed_kernels = False
 
     def __init__(self, start: Start, place: Path, program: str | None = None) -> None:
         self._start = start
         self._place = place
-        found = program or shutil.which(PROGRAM)
-        if found is None:
-            raise IsolationUnavailable(f"{PROGRAM} is missing", fix="install Firecracker, or use another monitor")
-        self._program = found
+        self._program = program or versions.program_of(versions.FIRECRACKER)
 
     async def version(self) -> str:
         """Its version. Raises IsolationUnavailable below 1.8."""
-        return await version_of(self._program, "Firecracker", OLDEST)
+        return await asyncio.to_thread(versions.version_of, self._program, versions.FIRECRACKER)
 
     async def boot(self, parts: Parts, cgroup: Cgroup | None) -> Machine:
         """Start a machine from its kernel, and wait until its agent serves."""
@@ -158,28 +152,6 @@ async def end(machine: VsockMachine) -> None:
     machine.kill()
     await asyncio.shield(machine.ended)
     machine.channel.close()
-
-
-async def version_of(program: str, name: str, oldest: tuple[int, int]) -> str:
-    """What a monitor says of its version. Raises IsolationUnavailable for older ones, and what does not say."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            program, "--version", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-    except OSError as error:
-        raise IsolationUnavailable(f"{program} can't be run", why=error.strerror or str(error)) from error
-    try:
-        said, _ = await asyncio.wait_for(process.communicate(), 10)
-    except BaseException:
-        process.kill()
-        await asyncio.shield(process.wait())
-        raise
-    match = re.search(rb"v?(\d+)\.(\d+)[\w.-]*", said)
-    if match is None or (int(match[1]), int(match[2])) < oldest:
-        words = said.decode(errors="replace").strip()[:100] or "it does not say its version"
-        raise IsolationUnavailable(f"{name} is too old", why=words, fix=f"install {oldest[0]}.{oldest[1]} or later")
-    return match[0].decode().removeprefix("v")
 
 
 def _disks(parts: Parts) -> dict[str, int]:

@@ -57,7 +57,7 @@ class MachineGuest:
         self._scratch = scratch
         self._hostname = hostname
         self._origin = origin
-        self._paused = False
+        self._paused = self._frozen = False
         self._final: Stats | None = None
         self._renewed: asyncio.Task[None] | None = None
         self._limiting: asyncio.Task[FixedUp] | None = None
@@ -101,8 +101,11 @@ class MachineGuest:
 
     async def resume(self) -> None:
         """Let them run."""
-        await self._machine.resume()
-        self._paused = False
+        if self._paused:
+            await self._machine.resume()
+        if self._frozen:
+            await self.channel.freeze(False)
+        self._paused = self._frozen = False
 
     def limit(self, resources: Resources) -> None:
         """Change its cgroup's limits and those of its programs; its machine's memory and processors stay."""
@@ -125,12 +128,12 @@ class MachineGuest:
 
     async def save(self, directory: Path, *, go_on: bool) -> Saved:
         """Write its memory, its devices' state and its scratch disk into `directory`."""
+        await self.resume()  # its agent has a part in this
         facts = saving.Facts(self._origin.hardware, os.fstat(self._scratch).st_size, self.warm)
-        go_on_here = go_on and not self._paused
         paused_ms = await saving.save(
-            self._machine, self._origin.memory, self._scratch, facts, directory, go_on=go_on_here
+            self._machine, self._origin.memory, self._scratch, facts, directory, self.channel.freeze, go_on=go_on
         )
-        self._paused = not go_on_here
+        self._paused = self._frozen = not go_on
         return Saved(self._origin.needs, paused_ms)
 
     async def console(self) -> str:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -20,25 +20,25 @@ import structlog
 from tartarus.guest.binary import agent_binary
 from tartarus.guest.channel import GuestChannel
 from tartarus.model.errors import GuestFailed, IsolationUnavailable, TartarusError
+from tartarus.model.settings import MicrovmMonitor
 from tartarus.runtimes.cgroups import Cgroup
-from tartarus.runtimes.microvm import disks, kernel, memory
+from tartarus.runtimes.microvm import choice, disks, kernel, memory
 from tartarus.runtimes.microvm.driver import Boot, Driver, Hardware, Machine, Parts
 from tartarus.runtimes.microvm.initramfs import archive, initramfs
+from tartarus.runtimes.microvm.kernelfile import vmlinux
 from tartarus.runtimes.microvm.launcher import Launcher
 from tartarus.runtimes.microvm.packing import packing_tool
-from tartarus.runtimes.microvm.qemu import Qemu
 
 BOOT_TIMEOUT_S = 60.0
 """How long a kernel may take to reach its agent without hardware virtualisation on a busy host; 4 s is usual."""
 KVM_PROBE_S = 15.0
 """The same where a processor is said to run it: half a second is usual, and a kernel that does not boot may hang."""
 _PROBE_MEMORY = 192 * 1024 * 1024
-_KVM = Path("/dev/kvm")
 _log = structlog.get_logger("tartarus.runtimes.microvm")
 
 
 class Machinery:
-    """The opened parts. `accelerator` is "kvm" or "tcg"; `why` says, for TCG, why not KVM."""
+    """The opened parts. `accelerator` is "kvm" or "tcg"; `why` says why nothing was taken that is tried before."""
 
     def __init__(self, place: Path, launcher: Launcher, chosen: kernel.Kernel, driver: Driver) -> None:
         self.place = place
@@ -47,8 +47,10 @@ class Machinery:
         self.why = ""
         self.version = ""
         self._launcher = launcher
-        self._base = initramfs(agent_binary().read_bytes(), chosen.load_order())
+        self._base = initramfs(agent_binary().read_bytes(), chosen.load_order(driver.modules))
         image = chosen.image.read_bytes()
+        if not driver.loads_packed_kernels:
+            image = vmlinux(image)
         self.kernel_release = chosen.release
         self.processor = processor()
         self.kernel_digest = hashlib.sha256(image + self._base).hexdigest()
@@ -56,32 +58,43 @@ class Machinery:
         self._count = 0
 
     @classmethod
-    async def open(cls, place: Path, kernels: Path) -> Machinery:
+    async def open(cls, place: Path, kernels: Path, wanted: MicrovmMonitor = MicrovmMonitor.AUTO) -> Machinery:
         """Start the nursery and find out how machines run here. Raises IsolationUnavailable."""
         chosen = await asyncio.to_thread(kernel.default, kernels)
         launcher = await Launcher.open()
         try:
-            opened = cls(place, launcher, chosen, Qemu(launcher, "tcg"))
-            opened.version = await opened.driver.version()
-            await opened._choose(launcher)
+            return await cls._first(choice.candidates(wanted, launcher, place), place, launcher, chosen)
         except BaseException:
             await asyncio.shield(launcher.close())
             raise
-        return opened
 
-    async def _choose(self, launcher: Launcher) -> None:
-        if not os.access(_KVM, os.R_OK | os.W_OK):
-            self.why = "this host offers no hardware virtualisation"
-            return
-        emulated, self.driver = self.driver, Qemu(launcher, "kvm")
-        try:
-            await self.try_one(KVM_PROBE_S)
-        except TartarusError as error:
-            self.driver = emulated
-            self.why = "KVM opens here, and boots no machine"
-            _log.warning("kvm_unusable", error=str(error))
-        else:
-            self.accelerator = "kvm"
+    @classmethod
+    async def _first(
+        cls, candidates: Sequence[choice.Candidate], place: Path, launcher: Launcher, chosen: kernel.Kernel
+    ) -> Machinery:
+        refused: list[str] = []
+        for candidate in candidates:
+            opened = None
+            try:
+                if candidate.no:
+                    raise IsolationUnavailable(candidate.no)
+                driver = candidate.make()
+                version = await driver.version()
+                opened = await asyncio.to_thread(cls, place, launcher, chosen, driver)
+                opened.accelerator, opened.version = candidate.accelerator, version
+                if candidate.probe:
+                    await opened.try_one(KVM_PROBE_S)
+            except TartarusError as error:
+                if opened is not None:
+                    os.close(opened._kernel)
+                    _log.warning("monitor_unusable", monitor=candidate.label, error=str(error))
+                    refused.append(f"{candidate.label} boots no machine here")
+                elif not (refused and refused[-1] == str(error)):
+                    refused.append(str(error))
+            else:
+                opened.why = "; ".join(refused)
+                return opened
+        raise IsolationUnavailable("no monitor runs a machine here", why="; ".join(refused), fix="tartarus doctor")
 
     async def try_one(self, timeout_s: float = BOOT_TIMEOUT_S) -> float:
         """Boot a machine with nothing in it until its agent serves; milliseconds. Raises IsolationUnavailable."""

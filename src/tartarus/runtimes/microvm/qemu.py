@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,14 +17,14 @@ from typing import Any
 
 from tartarus.guest.binary import agent_binary
 from tartarus.guest.channel import channel_pair
-from tartarus.model.errors import GuestFailed, IsolationUnavailable
+from tartarus.model.errors import GuestFailed
 from tartarus.runtimes.cgroups import Cgroup
+from tartarus.runtimes.microvm import kernel, versions
 from tartarus.runtimes.microvm.driver import Hardware, Machine, Parts, bind_serial
 from tartarus.runtimes.microvm.launcher import Ends, Launcher, descriptor
 from tartarus.runtimes.microvm.qmp import Qmp
 from tartarus.runtimes.nursery import Clone
 
-PROGRAM = "qemu-system-x86_64"
 _CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
 _QMP_TIMEOUT_S = 60.0
 _SAVE_SET = 99
@@ -118,15 +116,14 @@ class QemuMachine:
 class Qemu:
     """Starts QEMU. `accelerator`: kvm where a guest was seen to boot with it, else tcg."""
 
-    name = "qemu"
+    name = versions.QEMU.name
+    modules: tuple[str, ...] = kernel.BOOT
+    loads_packed_kernels = True
 
     def __init__(self, launcher: Launcher, accelerator: str = "tcg", program: str | None = None) -> None:
         self._launcher = launcher
         self._accelerator = accelerator
-        found = program or shutil.which(PROGRAM)
-        if found is None:
-            raise IsolationUnavailable(f"{PROGRAM} is missing", fix="install the package qemu-system-x86")
-        self._program = found
+        self._program = program or versions.program_of(versions.QEMU)
         self._ticks_khz = _ticks_khz()
 
     def _command_line(self) -> str:
@@ -137,12 +134,7 @@ class Qemu:
 
     async def version(self) -> str:
         """Its version line. Raises IsolationUnavailable below 7.2, whose microvm was not tried."""
-        process = await asyncio.create_subprocess_exec(self._program, "--version", stdout=asyncio.subprocess.PIPE)
-        said, _ = await asyncio.wait_for(process.communicate(), 10)
-        match = re.search(rb"version (\d+)\.(\d+)[\d.]*", said)
-        if match is None or (int(match[1]), int(match[2])) < (7, 2):
-            raise IsolationUnavailable("QEMU is too old", why=said.decode(errors="replace")[:100], fix="install 7.2")
-        return match[0].decode()
+        return await asyncio.to_thread(versions.version_of, self._program, versions.QEMU)
 
     async def boot(self, parts: Parts, cgroup: Cgroup | None) -> Machine:
         """Start a machine from its kernel."""

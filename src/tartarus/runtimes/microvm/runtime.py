@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -13,17 +12,17 @@ import msgspec
 from tartarus.guest.channel import GuestChannel, GuestExec
 from tartarus.model.errors import GuestFailed, IsolationUnavailable, TartarusError, TemplateFailed, Unsupported
 from tartarus.model.sandbox import Isolation
+from tartarus.model.settings import MicrovmMonitor
 from tartarus.model.template import Template
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, remove_soon
 from tartarus.runtimes.idmap import IdMap
-from tartarus.runtimes.microvm import kept, memory, saving
+from tartarus.runtimes.microvm import choice, kept, memory, saving
 from tartarus.runtimes.microvm.driver import Machine, Parts, bind_serial
 from tartarus.runtimes.microvm.guest import MachineGuest, Origin, renewal, with_monitor
 from tartarus.runtimes.microvm.images import Packer
 from tartarus.runtimes.microvm.machinery import BOOT_TIMEOUT_S, Machinery, last_words, reach_agent
 from tartarus.runtimes.microvm.packing import packing_tool
-from tartarus.runtimes.microvm.qemu import PROGRAM
 from tartarus.runtimes.microvm.snapshot import Frozen, MachineSnapshot, Size
 from tartarus.runtimes.nursery import WARM_UP_TIMEOUT_S, warm_command
 
@@ -35,16 +34,29 @@ class MicrovmRuntime:
     """Makes microVM guests."""
 
     isolation = Isolation.MICROVM
+    best = Capabilities(
+        warm_start=True, pause=True, own_network=True, own_pids=True, mounts=False,
+        memory_limit="the machine's kernel", cpu_limit="cgroup", pids_limit="the machine's kernel",
+        disk_limit="scratch disk", saves_memory=True, missing=("no mounts of host directories",),
+    )  # fmt: skip
 
-    def __init__(self, state_dir: Path, kernels: Path, hierarchy: Hierarchy | None, id_map: IdMap) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        kernels: Path,
+        hierarchy: Hierarchy | None,
+        id_map: IdMap,
+        monitor: MicrovmMonitor = MicrovmMonitor.AUTO,
+    ) -> None:
         if not id_map.privileged:
             raise IsolationUnavailable(
                 "microVMs need the daemon to be root", why="each monitor gets a user of its own", fix="run it as root"
             )
-        if shutil.which(PROGRAM) is None:
-            raise IsolationUnavailable(f"{PROGRAM} is missing", fix="install the package qemu-system-x86")
+        choice.require_some(monitor)
         packing_tool()
         self.place = state_dir / "machines"
+        choice.clear_homes(self.place)
+        self._monitor = monitor
         self._packer = Packer(self.place, state_dir / "machine-stage", id_map)
         self._kept = kept.KeptMachines(self.place / "kept")
         self._kernels = kernels
@@ -58,21 +70,14 @@ class MicrovmRuntime:
 
     def capabilities(self) -> Capabilities:
         """What this level gives."""
-        limits = "the machine's kernel" if self._hierarchy is not None else "the machine's kernel, without a cgroup"
-        missing = ["no mounts of host directories"]
-        if self._machinery is not None and self._machinery.why:
+        limits = self.best.memory_limit if self._hierarchy is not None else "the machine's kernel, without a cgroup"
+        missing = list(self.best.missing)
+        if self._machinery is not None and self._machinery.accelerator == "tcg":
             missing.append(f"emulated (TCG), so its programs run slowly: {self._machinery.why}")
-        return Capabilities(
-            warm_start=True,
-            pause=True,
-            own_network=True,
-            own_pids=True,
-            mounts=False,
+        return msgspec.structs.replace(
+            self.best,
             memory_limit=limits,
             cpu_limit="cgroup" if self._hierarchy is not None else "the machine's processors",
-            pids_limit="the machine's kernel",
-            disk_limit="scratch disk",
-            saves_memory=True,
             missing=tuple(missing),
         )
 
@@ -145,7 +150,7 @@ class MicrovmRuntime:
     async def _open(self) -> Machinery:
         async with self._lock:
             if self._machinery is None:
-                self._machinery = await Machinery.open(self.place, self._kernels)
+                self._machinery = await Machinery.open(self.place, self._kernels, self._monitor)
             return self._machinery
 
     def _group(self, request: GuestRequest, memory_bytes: int) -> Cgroup | None:

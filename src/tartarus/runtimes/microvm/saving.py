@@ -15,7 +15,7 @@ import mmap
 import os
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,10 @@ _PRESENT, _SWAPPED, _SHARED, _SOFT_DIRTY = 1 << 63, 1 << 62, 1 << 61, 1 << 55
 _ENTRIES_AT_ONCE = 8192
 _RUN_BYTES = 4 * 1024 * 1024
 _CLEAR_SOFT_DIRTY = b"4"
+_FREEZE_S = 10.0
+
+
+Freeze = Callable[[bool], Awaitable[bool]]
 
 
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,10 +56,13 @@ class Area(NamedTuple):
     offset: int
 
 
-async def save(machine: Machine, base: int, scratch: int, facts: Facts, directory: Path, *, go_on: bool) -> float:
+async def save(
+    machine: Machine, base: int, scratch: int, facts: Facts, directory: Path, freeze: Freeze, *, go_on: bool
+) -> float:
     """Write the files; milliseconds that the machine stood still. It goes on when this fails.
 
-    `base`: the memory that it was cloned from. Raises GuestFailed or NoSpace.
+    `base`: the memory that it was cloned from. `freeze` stands its programs still, or lets them go on: in a copy none
+    may run before it was made another machine. Raises GuestFailed or NoSpace.
     """
     try:
         (directory / FACTS).write_bytes(msgspec.json.encode(facts))
@@ -65,23 +72,32 @@ async def save(machine: Machine, base: int, scratch: int, facts: Facts, director
             before = _written(scratch)
             await asyncio.to_thread(memory.copy_data, scratch, copy.fileno())
             began = time.perf_counter()
-            await machine.pause()
             try:
+                if not await asyncio.wait_for(freeze(True), _FREEZE_S):
+                    raise GuestFailed("a machine's programs don't stand still", why="one of them can't be frozen")
+                await machine.pause()
                 await asyncio.to_thread(pages.copy_stopped)
                 if _written(scratch) != before:
                     copy.truncate(0)
                     await asyncio.to_thread(memory.copy_data, scratch, copy.fileno())
                 await _save_devices(machine, directory / DEVICES)
             except BaseException:
-                await asyncio.shield(machine.resume())
+                await asyncio.shield(_go_on(machine, freeze))
                 raise
             if go_on:
-                await machine.resume()
+                await _go_on(machine, freeze)
             return round((time.perf_counter() - began) * 1e3, 3)
+    except TimeoutError as error:
+        raise GuestFailed("a machine's memory can't be written down", why="its agent does not answer") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpace("a machine's memory can't be written down", why="the disk is full") from error
         raise GuestFailed("a machine's memory can't be written down", why=error.strerror or str(error)) from error
+
+
+async def _go_on(machine: Machine, freeze: Freeze) -> None:
+    await machine.resume()
+    await asyncio.wait_for(freeze(False), _FREEZE_S)
 
 
 def _written(scratch: int) -> tuple[int, int]:

@@ -13,6 +13,8 @@ import os
 import socket
 from pathlib import Path
 
+import msgspec
+
 from tartarus.guest.binary import agent_memfd
 from tartarus.guest.channel import GuestChannel, channel_pair
 from tartarus.guest.program import Fd, Program
@@ -63,6 +65,10 @@ class ProcessRuntime(UnsavableRuntime):
     """Makes process-level guests; needs no privilege."""
 
     isolation = Isolation.PROCESS
+    best = Capabilities(
+        warm_start=True, pause=True, own_network=False, own_pids=False, mounts=False, memory_limit="cgroup",
+        cpu_limit="cgroup", pids_limit="cgroup", disk_limit="each file (rlimit)",
+    )  # fmt: skip
 
     def __init__(self, state_dir: Path, hierarchy: Hierarchy | None) -> None:
         self._base = state_dir / "process"
@@ -87,16 +93,11 @@ class ProcessRuntime(UnsavableRuntime):
     def capabilities(self) -> Capabilities:
         """What this host gives the level."""
         missing = lacking(self._hierarchy)
-        return Capabilities(
-            warm_start=True,
-            pause="freezer" not in missing,
-            own_network=False,
-            own_pids=False,
-            mounts=False,
+        return msgspec.structs.replace(
+            self.best,
             memory_limit="each process (rlimit)" if "memory" in missing else "cgroup",
             cpu_limit="none" if "cpu" in missing else "cgroup",
             pids_limit="each user (rlimit)" if "pids" in missing else "cgroup",
-            disk_limit="each file (rlimit)",
             missing=(*weaker_limits(missing), *landlock.unenforceable(self._landlock_abi)),
         )
 

@@ -28,6 +28,9 @@ class WasmRuntime(ContainerRuntime):
     """Makes guests that run modules. Raises IsolationUnavailable where wasmtime is missing."""
 
     isolation = Isolation.WASM
+    best = msgspec.structs.replace(
+        ContainerRuntime.best, contexts=False, runs="WebAssembly modules and components", missing=(NOT_NATIVE,)
+    )
     # The agent is executed from a sealed memory file, which is no path.
     rules = tuple(
         landlock.PathRule(rule.path, rule.access & ~landlock.Access.EXECUTE, rule.file)

@@ -71,8 +71,14 @@ class Place:
         self.link = link
 
 
-def enter(places: Sequence[Place], limits: Limits, map_ids: Callable[[], None], readable: Sequence[int] = ()) -> None:
-    """Lock this process in. `readable`: open directories whose trees may be read, wherever they lie.
+def enter(
+    places: Sequence[Place],
+    limits: Limits,
+    map_ids: Callable[[], None],
+    readable: Sequence[int] = (),
+    fillable: Sequence[int] = (),
+) -> None:
+    """Lock this process in. `readable`, `fillable`: open directories that may be read, or filled, wherever they lie.
 
     Returns in a forked child, which is process 1 of its own namespace.
 
@@ -96,7 +102,7 @@ def enter(places: Sequence[Place], limits: Limits, map_ids: Callable[[], None], 
     _build_root(places, trees)
     _limit(limits)
     _drop_capabilities()
-    _enter_landlock(places, readable)
+    _enter_landlock(places, readable, fillable)
     _forget_modules()
     _install_filter()
 
@@ -190,7 +196,7 @@ def _drop_capabilities() -> None:
     call("capset", header, struct.pack("<6I", _KEPT, _KEPT, 0, 0, 0, 0))
 
 
-def _enter_landlock(places: Sequence[Place], readable: Sequence[int]) -> None:
+def _enter_landlock(places: Sequence[Place], readable: Sequence[int], fillable: Sequence[int]) -> None:
     try:
         abi = call("landlock_create_ruleset", None, 0, 1)
     except OSError:
@@ -207,8 +213,9 @@ def _enter_landlock(places: Sequence[Place], readable: Sequence[int]) -> None:
         directory = os.open(place.at, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         call("landlock_add_rule", rules, 1, struct.pack("<Qi", access & handled, directory), 0)
         os.close(directory)
-    for directory in readable:
-        call("landlock_add_rule", rules, 1, struct.pack("<Qi", _LL_READ & handled, directory), 0)
+    for open_ones, access in ((readable, _LL_READ), (fillable, _LL_FILL)):
+        for directory in open_ones:
+            call("landlock_add_rule", rules, 1, struct.pack("<Qi", access & handled, directory), 0)
     call("landlock_restrict_self", rules, 0)
     os.close(rules)
 

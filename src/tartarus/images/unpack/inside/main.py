@@ -28,7 +28,7 @@ def main() -> None:
     # Now or never: in the jail nothing can be imported.
     run = _JOBS[job["job"]](job, limits)
     try:
-        jail.enter(places, limits, _mapped, [job["source"]] if "source" in job else [])
+        jail.enter(places, limits, _mapped, _passed(job, "source"), _passed(job, "tree"))
     except OSError as error:
         say(type="unjailed", step=str(error.filename), why=error.strerror or "", number=error.errno or 0)
         sys.exit(0)
@@ -73,6 +73,10 @@ def _progress(count: int) -> None:
     say(type="progress", bytes=count)
 
 
+def _passed(job: Facts, name: str) -> list[int]:
+    return [job[name]] if name in job else []
+
+
 def _open_target() -> int:
     return os.open(TARGET, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
@@ -83,7 +87,8 @@ def _unpack(job: Facts, limits: Limits) -> Job:
 
     def run() -> Facts:
         stream = Stream(job["blob"], limits, _progress)
-        facts = Extractor(_open_target(), limits, owners=job["owners"]).extract(stream)
+        target = job["tree"] if "tree" in job else _open_target()
+        facts = Extractor(target, limits, owners=job["owners"]).extract(stream)
         if stream.digest() != job["diff_id"]:
             raise Refused("the layer is not what the image says", f"{stream.digest()} instead of {job['diff_id']}")
         return {**facts.as_dict(), "archive_bytes": stream.position}

@@ -25,10 +25,13 @@ _GZIP_WBITS = 31
 _PIECE = 1 << 20
 
 
-def pack(path: str, out: int, limits: Limits, *, compressed: bool) -> dict[str, Any]:
-    """Write the archive of the directory `path` to `out`; its digests, before and after compression, and its size."""
+def pack(path: str, out: int, limits: Limits, *, compressed: bool, id_base: int = 0) -> dict[str, Any]:
+    """Write the archive of the directory `path` to `out`; its digests, before and after compression, and its size.
+
+    `id_base`: what the sandbox's ids begin with where this is called; in the jail they are its own.
+    """
     writer = _Writer(out, compressed=compressed)
-    facts = take(os.open(path, DIRECTORY), limits, _Packer(writer.write), times=True)
+    facts = take(os.open(path, DIRECTORY), limits, _Packer(writer.write, id_base), times=True)
     writer.write(_END)
     writer.finish()
     return {**facts, "diff_id": f"sha256:{writer.plain.hexdigest()}", "blob": f"sha256:{writer.blob.hexdigest()}",
@@ -64,17 +67,25 @@ class _Writer:
 class _Packer(Taker):
     """Writes each thing of a tree as an entry."""
 
-    def __init__(self, write: Callable[[bytes], None]) -> None:
+    def __init__(self, write: Callable[[bytes], None], id_base: int) -> None:
         self._write = write
+        self._id_base = id_base
+
+    def _header(
+        self, entry: Entry, kind: bytes, *, size: int = 0, link: bytes = b"", xattrs: Xattrs | None = None
+    ) -> bytes:
+        info = _info(entry, kind, size, link, xattrs or {})
+        info.uid, info.gid = (max(0, number - self._id_base) for number in (info.uid, info.gid))
+        return _buffer(info)
 
     def directory(self, entry: Entry, xattrs: Xattrs, *, opaque: bool) -> None:
-        self._write(_header(entry, tarfile.DIRTYPE, xattrs=xattrs))
+        self._write(self._header(entry, tarfile.DIRTYPE, xattrs=xattrs))
         if opaque:
             self._write(_marker((*entry.parts, OPAQUE_NAME)))
 
     def file(self, entry: Entry, xattrs: Xattrs, fill: Callable[[Sink], None]) -> None:
         size = entry.status.st_size
-        self._write(_header(entry, tarfile.REGTYPE, size=size, xattrs=xattrs))
+        self._write(self._header(entry, tarfile.REGTYPE, size=size, xattrs=xattrs))
         written = 0
 
         def sink(data: bytes, at: int) -> None:
@@ -92,19 +103,19 @@ class _Packer(Taker):
             count -= _PIECE
 
     def symlink(self, entry: Entry, target: bytes) -> None:
-        self._write(_header(entry, tarfile.SYMTYPE, link=target))
+        self._write(self._header(entry, tarfile.SYMTYPE, link=target))
 
     def hard_link(self, entry: Entry, first: Parts) -> None:
-        self._write(_header(entry, tarfile.LNKTYPE, link=b"/".join(first)))
+        self._write(self._header(entry, tarfile.LNKTYPE, link=b"/".join(first)))
 
     def special(self, entry: Entry) -> None:
         if entry.is_whiteout:
             self._write(_marker((*entry.parts[:-1], WHITEOUT_PREFIX + entry.name)))
         else:
-            self._write(_header(entry, tarfile.FIFOTYPE))
+            self._write(self._header(entry, tarfile.FIFOTYPE))
 
 
-def _header(entry: Entry, kind: bytes, *, size: int = 0, link: bytes = b"", xattrs: Xattrs | None = None) -> bytes:
+def _info(entry: Entry, kind: bytes, size: int, link: bytes, xattrs: Xattrs) -> tarfile.TarInfo:
     if entry.name.startswith(WHITEOUT_PREFIX):
         raise Refused(f"{entry.path} can't be packed", "in a layer's archive that name marks a deletion")
     info = tarfile.TarInfo(os.fsdecode(b"/".join(entry.parts) or b"."))
@@ -114,9 +125,9 @@ def _header(entry: Entry, kind: bytes, *, size: int = 0, link: bytes = b"", xatt
     info.mode = stat.S_IMODE(entry.status.st_mode)
     info.uid, info.gid = entry.status.st_uid, entry.status.st_gid
     info.mtime = int(entry.status.st_mtime_ns // 10**9)
-    texts = {name: value.decode("utf-8", "surrogateescape") for name, value in sorted((xattrs or {}).items())}
+    texts = {name: value.decode("utf-8", "surrogateescape") for name, value in sorted(xattrs.items())}
     info.pax_headers = {f"SCHILY.xattr.{name}": text for name, text in texts.items()}
-    return _buffer(info)
+    return info
 
 
 def _marker(parts: Parts) -> bytes:

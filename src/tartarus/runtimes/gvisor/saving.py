@@ -1,0 +1,249 @@
+"""What is kept of a saved gVisor guest: runsc's image, the files it wrote, and what a restored one must have again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import platform
+import stat
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from tartarus.guest.binary import agent_binary
+from tartarus.model.errors import GuestFailed, ImageRefused, NoSpace, Unsupported
+from tartarus.model.sandbox import Resources, Stats
+from tartarus.runtimes.base import GuestRequest, RootFs
+from tartarus.runtimes.container.storage import UPPER, read_only_file
+from tartarus.runtimes.gvisor.layout import IMAGE_FILES
+from tartarus.runtimes.idmap import IdMap
+
+FILES, FACTS = "files.tar", "guest.json"
+_MOST_FACTS = 64 * 1024
+_DELETED = " (deleted)"
+_SHOWN, _MOST_NAME = 3, 80
+_SPARE_BYTES = 64 * 1024**2
+_VERSION_TIMEOUT_S = 20.0
+
+
+class Trees(Protocol):
+    """Keeps directories in archives; see `tartarus.images.unpack.written`, which this layer does not know."""
+
+    def pack(self, tree: str, archive: int, *, most_bytes: int, id_base: int) -> str:
+        """Write a directory to an open file; its digest. Raises ImageRefused or OSError; blocks."""
+        ...
+
+    async def unpack(self, archive: int, tree: int, digest: str, *, most_bytes: int, id_base: int) -> None:
+        """Fill an open directory from an open archive of any origin. Raises ImageRefused or NoSpace."""
+        ...
+
+
+class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What runsc's image does not let be changed: the process limit and where host directories are mounted.
+
+    `files`: the digest of the archive of what the guest wrote; nothing when it wrote nothing.
+    """
+
+    pids: int
+    mounts: tuple[str, ...]
+    files: str = ""
+
+
+@functools.cache
+def version_of(runsc: Path) -> str:
+    """Which runsc that is. Raises GuestFailed when it does not say; blocks."""
+    try:
+        done = subprocess.run(
+            [runsc, "--version"], capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise GuestFailed("runsc does not say its version", why=str(error), fix="tartarus doctor") from error
+    return done.stdout.splitlines()[0].removeprefix("runsc version ") if done.stdout else ""
+
+
+def needs_of(rootfs: RootFs, runsc: Path, platform_name: str) -> dict[str, str]:
+    """What must be the same for a saved guest to go on."""
+    return {
+        "monitor": f"runsc {version_of(runsc)}",
+        "platform": platform_name,
+        "processor": f"{platform.machine()} {_processor()}",
+        "agent": _agent(),
+        "template": rootfs.digest,
+    }
+
+
+@functools.cache
+def _processor() -> str:
+    """A digest of what this processor can do: programs look once, and go on using it."""
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as info:
+        for line in info:
+            name, _, value = line.partition(":")
+            if name.strip() in {"flags", "Features"}:
+                return hashlib.sha256(" ".join(sorted(value.split())).encode()).hexdigest()[:16]
+    return "unknown"
+
+
+@functools.cache
+def _agent() -> str:
+    """The agent's pages are not in an image: they are read from its file again."""
+    return hashlib.sha256(agent_binary().read_bytes()).hexdigest()[:16]
+
+
+def check_room(directory: int, stats: Stats) -> None:
+    """Refuse what will not fit: a runsc that can't write its image has ended its guest by then. Raises NoSpace."""
+    found = os.fstatvfs(directory)
+    wanted = stats.memory_bytes + stats.disk_bytes + _SPARE_BYTES
+    if found.f_bavail * found.f_frsize < wanted:
+        raise NoSpace(
+            "no room to save the sandbox",
+            why=f"it may take {wanted >> 20} MiB and there are {found.f_bavail * found.f_frsize >> 20}",
+            fix="free some disk, or move TARTARUS_HOME",
+        )
+
+
+def deleted_files(pids: Sequence[int]) -> list[str]:
+    """Some of the deleted files that these processes hold open; blocks.
+
+    runsc's own memory is deleted files too: those of the kernel's own file system, where no guest can open any.
+    """
+    own = os.memfd_create("own", os.MFD_CLOEXEC)
+    try:
+        anonymous = os.fstat(own).st_dev
+    finally:
+        os.close(own)
+    found: list[str] = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    target = os.readlink(f"/proc/{pid}/fd/{fd}")
+                    if target.endswith(_DELETED) and os.stat(f"/proc/{pid}/fd/{fd}").st_dev != anonymous:
+                        name = target.removeprefix("/root").removesuffix(_DELETED)
+                        found.append(ascii(name)[1:-1][:_MOST_NAME])
+    return sorted(set(found))[:_SHOWN]
+
+
+def is_whole(directory: int) -> bool:
+    """Whether runsc wrote all of its image."""
+    return set(IMAGE_FILES) <= set(os.listdir(directory))
+
+
+def keep_files(
+    trees: Trees, storage: int, directory: int, resources: Resources, mounts: tuple[str, ...], id_base: int
+) -> None:
+    """Write what the guest wrote, and the facts, beside its image. Raises GuestFailed or NoSpace; blocks.
+
+    Nothing of the guest may run.
+    """
+    digest = ""
+    upper = f"/proc/self/fd/{storage}/{UPPER}"
+    try:
+        if os.listdir(upper):
+            archive = os.open(FILES, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+            try:
+                digest = trees.pack(upper, archive, most_bytes=resources.disk_bytes, id_base=id_base)
+            finally:
+                os.close(archive)
+        _write(directory, FACTS, msgspec.json.encode(Facts(resources.pids, mounts, digest)))
+    except ImageRefused as refused:
+        raise GuestFailed("the sandbox's files can't be saved", why=f"{refused.what}: {refused.why}") from None
+    except OSError as error:
+        raise NoSpace("the sandbox's files can't be saved", why=error.strerror or str(error)) from error
+
+
+def _write(directory: int, name: str, content: bytes) -> None:
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    with os.fdopen(file, "wb") as out:
+        out.write(content)
+
+
+def images_in(directory: int) -> list[int]:
+    """The mounts of an image's files. Raises ImageRefused; blocks."""
+    images: list[int] = []
+    try:
+        for name in IMAGE_FILES:
+            images.append(read_only_file(directory, name))  # noqa: PERF401 - what was opened is closed on failure
+    except OSError as error:
+        for fd in images:
+            os.close(fd)
+        raise ImageRefused("the saved sandbox can't be read", why=f"{error.filename}: {error.strerror}") from error
+    return images
+
+
+class SavedGuest:
+    """A saved guest, open to be restored: its image's files as mounts, its facts, the archive of what it wrote."""
+
+    def __init__(self, saved: Path) -> None:
+        """Open it. Raises ImageRefused; blocks."""
+        self.images: list[int] = []
+        self._archive = -1
+        try:
+            directory = os.open(saved, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                self.facts = _facts(directory)
+                self.images = images_in(directory)
+                if self.facts.files:
+                    self._archive = _open(directory, FILES)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            self.close()
+            raise ImageRefused("the saved sandbox can't be read", why=f"{error.filename}: {error.strerror}") from error
+        except msgspec.MsgspecError as error:
+            self.close()
+            raise ImageRefused("the saved sandbox can't be read", why=f"{FACTS}: {error}") from error
+
+    def check(self, request: GuestRequest) -> None:
+        """Raises Unsupported for a request that a guest saved like this can't become."""
+        if request.resources.pids != self.facts.pids:
+            raise Unsupported(
+                f"a saved gVisor sandbox keeps its process limit of {self.facts.pids}",
+                why="its own kernel counts, and was saved with it",
+                fix=f"ask for {self.facts.pids} processes",
+            )
+        if tuple(mount.target for mount in request.mounts) != self.facts.mounts:
+            raise Unsupported(
+                "a saved gVisor sandbox keeps the places of its mounts",
+                why="it was saved with other ones",
+                fix=f"mount at {', '.join(self.facts.mounts) or 'nothing'}",
+            )
+
+    async def write_files(self, trees: Trees, storage: int, id_map: IdMap, resources: Resources) -> None:
+        """Put what it wrote into a new storage. Raises ImageRefused or NoSpace."""
+        if self._archive < 0:
+            return
+        os.mkdir(UPPER, 0o755, dir_fd=storage)
+        upper = os.open(UPPER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=storage)
+        try:
+            os.fchown(upper, id_map.base, id_map.base)
+            await trees.unpack(
+                self._archive, upper, self.facts.files, most_bytes=resources.disk_bytes, id_base=id_map.base
+            )
+        finally:
+            os.close(upper)
+
+    def close(self) -> None:
+        """Let go of it; safe to repeat."""
+        for fd in (*self.images, self._archive):
+            if fd >= 0:
+                os.close(fd)
+        self.images, self._archive = [], -1
+
+
+def _facts(directory: int) -> Facts:
+    with os.fdopen(_open(directory, FACTS), "rb") as file:
+        return msgspec.json.decode(file.read(_MOST_FACTS), type=Facts)
+
+
+def _open(directory: int, name: str) -> int:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "no regular file", name)
+    return fd

@@ -1,0 +1,89 @@
+"""Leaving a real Podman, and running through it; its service is started where none runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.cli.kit import refused, tartarus, text
+from tests.compat.engine import Engine, await_ready, rootfs
+
+from tartarus.sdk import Template
+
+pytestmark = [
+    pytest.mark.needs("root", "podman", "runc", "busybox", "cgroups"), pytest.mark.usefixtures("home", "place"),
+]  # fmt: skip
+# Debian's crun refuses hosts with both versions of cgroups; the limits are those that an unprivileged host may set.
+LIMITS = {"Ulimits": [{"Name": name, "Soft": 1000, "Hard": 1000} for name in ("nofile", "nproc")]}
+
+
+@pytest.fixture(scope="module")
+def podman() -> Iterator[Engine]:
+    place = Path(tempfile.mkdtemp(prefix="tt-podman-"))
+    own = [f"--root={place}/root", f"--runroot={place}/run", f"--tmpdir={place}/tmp", "--runtime=runc"]
+    with (place / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["podman", *own, "system", "service", "--time", "0", f"unix://{place}/p.sock"],
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    engine = Engine(f"{place}/p.sock")
+    try:
+        await_ready(engine, process, place / "log")
+        engine.load("box", rootfs())
+        yield engine
+        engine.clear()
+    finally:
+        engine.close()
+        process.terminate()
+        process.wait(60)
+        subprocess.run(["umount", "-R", f"{place}/root/overlay"], capture_output=True, check=False)
+        shutil.rmtree(place)
+
+
+def test_a_container_that_has_ended(podman: Engine, place: Path) -> None:
+    script = "echo made >/srv/made; echo out $GREETING; echo err >&2; pwd; exit 3"
+    podman.run(
+        "job", "-c", script, Entrypoint=["/bin/sh"], Env=["GREETING=hello", "API_TOKEN=s3cret"], WorkingDir="/srv",
+        host={"Memory": 64 << 20, "PidsLimit": 40, **LIMITS},
+    )  # fmt: skip
+    before = podman.everything()
+    done = tartarus("migrate", "podman", "--socket", podman.socket, "--isolation", "container", "--json", "job")
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert podman.everything() == before
+    made = json.loads(done.stdout)
+    assert (made["proof"]["verdict"], made["proof"]["exit_code"]) == ("same", 3)
+    assert made["plan"]["secrets"] == ["API_TOKEN"]
+    assert b"s3cret" not in done.stdout
+    assert made["plan"]["request"]["resources"]["memory_bytes"] == 64 << 20
+    assert text("run", "--request", "job.request.json", "--", "/bin/cat", "/srv/made") == "made\n"
+    Template.remove("job")
+
+
+def test_a_container_that_runs(podman: Engine) -> None:
+    podman.run("live", "/bin/sleep", "600", ends=False, host=LIMITS, User="app")
+    done = tartarus(
+        "migrate", "podman", "--socket", podman.socket, "--isolation", "container", "--pause", "--json", "live"
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert json.loads(done.stdout)["proof"]["verdict"] == "same"
+    assert podman.state("live")["State"]["Status"] == "running"
+    said = tartarus(
+        "legacy", "exec", "--engine", "podman", "--socket", podman.socket, "live", "--", "sh", "-c", "exit 7"
+    )
+    assert said.returncode == 7
+    Template.remove("live")
+
+
+def test_its_service_is_started_and_ended(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONTAINER_HOST", raising=False)
+    assert "error[container_not_found]" in refused("migrate", "podman", "--dry-run", "nobody-by-that-name")
+    until = time.monotonic() + 30
+    while list(Path("/run/tartarus-podman-0").iterdir()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
