@@ -19,6 +19,9 @@ from tartarus.model.template import Template
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.service import Node
 from tartarus.runtimes.base import GuestRequest, RootFs
+from tartarus.runtimes.cgroups import open_hierarchy
+from tartarus.runtimes.gvisor import platforms
+from tartarus.runtimes.gvisor.platforms import Wanted
 from tartarus.runtimes.gvisor.ready import ReadyRunsc
 from tartarus.runtimes.gvisor.runtime import GvisorRuntime
 from tartarus.runtimes.gvisor.snapshot import GvisorSnapshot
@@ -262,3 +265,32 @@ def test_a_host_that_lacks_something_is_told(
     monkeypatch.setenv("PATH", path)
     with pytest.raises(IsolationUnavailable, match=why):
         GvisorRuntime(tmp_path, None, id_map)
+
+
+@pytest.mark.parametrize("platform", ["auto", "kvm"])
+async def test_kvm_is_used_only_where_a_guest_runs_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: Wanted
+) -> None:
+    monkeypatch.setattr(platforms, "PROBE_S", 3.0)
+    hierarchy = open_hierarchy(tmp_path)
+    (tmp_path / "layer" / "tmp").mkdir(parents=True)
+    rootfs = RootFs(Template(id="bare", name="Bare"), (tmp_path / "layer",), (), "bare")
+    runtime = GvisorRuntime(tmp_path / "state", hierarchy, host_id_map(), platform=platform)
+    assert runtime.capabilities().how == f"{platform} (not tried yet)"
+    try:
+        snapshot = await runtime.snapshot(rootfs)
+    except IsolationUnavailable as error:
+        assert platform == "kvm"
+        assert "no guest ran on KVM" in error.why  # noqa: PT017 - a host with KVM raises nothing
+    else:
+        guest = await runtime.clone(snapshot, GuestRequest("made-bare", "bare", Resources()), warm=False)
+        await guest.ready()
+        await guest.destroy()
+        assert runtime.capabilities().how in {"kvm", "systrap, since no guest ran on KVM within 3 s"} or (
+            "systrap, since no guest ran on KVM: " in runtime.capabilities().how
+        )
+        assert runtime.needs(snapshot)["platform"] == runtime.capabilities().how.split(",")[0]
+    finally:
+        await runtime.close()
+        assert not hierarchy.existing()
+        hierarchy.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -21,6 +21,12 @@ class IsolationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`floor`: the weakest level that any sandbox of this host may have; `auto` sets none."""
 
     floor: Isolation = Isolation.AUTO
+
+
+class GvisorSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`platform`: what gVisor catches its guests' calls with; `auto` is KVM where a guest was seen to run on it."""
+
+    platform: Literal["systrap", "kvm", "auto"] = "systrap"
 
 
 class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +53,7 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log: LogSection = LogSection()
     isolation: IsolationSection = IsolationSection()
     microvm: MicrovmSection = MicrovmSection()
+    gvisor: GvisorSection = GvisorSection()
 
 
 class Key(NamedTuple):
@@ -91,6 +98,7 @@ KEYS: dict[str, Key] = {
     "log.size": Key("log_bytes", parse_size, format_size),
     "log.files": Key("log_files", _files, str),
     "microvm.monitor": Key("microvm_monitor", lambda monitor: monitor, lambda monitor: str(monitor.value)),
+    "gvisor.platform": Key("gvisor_platform", str, str),
     "isolation.floor": Key("isolation_floor", _floor, lambda level: str(level.value)),
 }
 """Every key, by the path that it has in the file."""

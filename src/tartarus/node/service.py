@@ -182,7 +182,8 @@ class Node:
                 spec, self._levels.unavailable, offer.floor, self._settings.isolation_floor
             )
             if spec.isolation is not Isolation.AUTO or isolation in self._levels.proved:
-                return isolation, why
+                how = self._levels.runtimes[isolation].capabilities().how
+                return isolation, f"{why}; {how}" if how else why
             try:
                 await self._pool.get(await self._rootfs(tenant, offer, isolation, spec), isolation, warm=False)
             except IsolationUnavailable as error:

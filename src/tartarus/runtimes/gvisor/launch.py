@@ -20,6 +20,7 @@ from tartarus.runtimes.container.storage import directory, inodes_for, tmpfs
 from tartarus.runtimes.gvisor import layout, spec
 from tartarus.runtimes.gvisor.limits import with_overhead
 from tartarus.runtimes.gvisor.log import RunscLog
+from tartarus.runtimes.gvisor.platforms import Platforms
 from tartarus.runtimes.gvisor.ready import ReadyRunsc, Started
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.nursery import Clone, Nursery, exhausted_or_failed
@@ -36,12 +37,11 @@ class Launcher:
     Without groups each is process 1 of a pid namespace of its own, by which it can be ended.
     """
 
-    def __init__(self, hierarchy: Hierarchy | None, id_map: IdMap, platform: str) -> None:
+    def __init__(self, hierarchy: Hierarchy | None, id_map: IdMap, platforms: Platforms) -> None:
         self.hierarchy = hierarchy
-        self.platform = platform
+        self.platforms = platforms
         self.id_map = id_map
         self.shared = hierarchy is not None
-        self._common = (*_COMMON, f"--platform={platform}")
         self._n_entries = hierarchy.n_entries if hierarchy is not None else 0
         self._count = 0
         self._mount_namespace = -1
@@ -58,7 +58,8 @@ class Launcher:
         return self.hierarchy.create(name, None if resources is None else with_overhead(resources))
 
     def _argv(self, *words: str, shared: bool = True) -> list[str]:
-        return [*self._common, f"--root={layout.SHARED_STATE if shared else layout.STATE}", *words]
+        root = layout.SHARED_STATE if shared else layout.STATE
+        return [*_COMMON, f"--platform={self.platforms.name}", f"--root={root}", *words]
 
     async def start(
         self,

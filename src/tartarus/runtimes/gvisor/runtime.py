@@ -20,6 +20,7 @@ from tartarus.runtimes.gvisor import layout, saving, spec
 from tartarus.runtimes.gvisor.guest import Home, RunscGuest
 from tartarus.runtimes.gvisor.launch import Launcher
 from tartarus.runtimes.gvisor.limits import with_overhead
+from tartarus.runtimes.gvisor.platforms import Platforms, Wanted
 from tartarus.runtimes.gvisor.ready import ReadyRunsc, Started
 from tartarus.runtimes.gvisor.snapshot import GvisorSnapshot
 from tartarus.runtimes.idmap import IdMap
@@ -46,7 +47,7 @@ class GvisorRuntime:
         id_map: IdMap,
         trees: saving.Trees | None = None,
         *,
-        platform: str = "systrap",
+        platform: Wanted = "systrap",
     ) -> None:
         found = shutil.which("runsc")
         if found is None:
@@ -60,7 +61,8 @@ class GvisorRuntime:
         self._runsc = Path(found).resolve()
         self._stage = state_dir / "gvisor"
         self._stage.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._launcher = Launcher(hierarchy, id_map, platform)
+        self._platforms = Platforms(platform)
+        self._launcher = Launcher(hierarchy, id_map, self._platforms)
         self._id_map = id_map
         self._trees = trees
         self._lacking = lacking(hierarchy)
@@ -75,6 +77,7 @@ class GvisorRuntime:
             cpu_limit="none" if "cpu" in self._lacking else "cgroup",
             saves_memory=self._launcher.shared and self._trees is not None,
             missing=weaker_limits(self._lacking - {"pids"}),
+            how=str(self._platforms),
         )
 
     def places(self, rootfs: RootFs, guest_id: str) -> Places:  # noqa: ARG002 - each guest has a root of its own
@@ -92,7 +95,13 @@ class GvisorRuntime:
             await nursery.run(unshare_program(CLONE_NEWNS))
             await nursery.run(
                 layout.stage_program(
-                    self._stage, rootfs, self._runsc, agent_binary(), image_bytes=IMAGE_BYTES, owner=self._id_map.base
+                    self._stage,
+                    rootfs,
+                    self._runsc,
+                    agent_binary(),
+                    image_bytes=IMAGE_BYTES,
+                    owner=self._id_map.base,
+                    kvm=self._platforms.may_be_kvm,
                 )
             )
             await nursery.run(unshare_program(layout.NURSERY_FLAGS))
@@ -109,7 +118,20 @@ class GvisorRuntime:
         snapshot = GvisorSnapshot(self, rootfs, nursery, cgroup)
         self._snapshots.add(snapshot)
         nursery.control.closed.add_done_callback(lambda _: self._snapshots.discard(snapshot))
+        try:
+            await self._platforms.settle(lambda: self._start_one(snapshot))
+        except BaseException:
+            await asyncio.shield(snapshot.close())
+            raise
         return snapshot
+
+    async def _start_one(self, snapshot: GvisorSnapshot) -> None:
+        request = GuestRequest(self._launcher.new_name("probe"), "probe", snapshot.rootfs.template.resources)
+        guest = await self.clone(snapshot, request, warm=False)
+        try:
+            await guest.ready()
+        finally:
+            await asyncio.shield(guest.destroy())
 
     async def make_image(self, snapshot: GvisorSnapshot) -> None:
         """Warm a guest up and save it. Raises TemplateFailed with what it printed."""
@@ -181,7 +203,7 @@ class GvisorRuntime:
 
     def needs(self, snapshot: Snapshot) -> dict[str, str]:
         """The runsc and its platform, the processor, the agent, the template."""
-        return saving.needs_of(snapshot.rootfs, self._runsc, self._launcher.platform)
+        return saving.needs_of(snapshot.rootfs, self._runsc, self._platforms.name)
 
     async def restore(self, snapshot: Snapshot, saved: Path, request: GuestRequest) -> Guest:
         """A guest that goes on where one was saved. Raises Unsupported, ImageRefused, GuestFailed or NoSpace."""
