@@ -48,8 +48,6 @@ class Packer:
         self._stage = stage
         self._id_map = id_map
         self._lock = asyncio.Lock()
-        for directory in (place, stage):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in place.glob(".*-*"):
             leftover.unlink(missing_ok=True)
         for image in place.glob("*.erofs"):
@@ -58,6 +56,8 @@ class Packer:
 
     async def open(self, rootfs: RootFs) -> Images:
         """The images of a template, packed now if they are not there."""
+        for directory in (self._place, self._stage):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if len(rootfs.binds) > _MOST_BINDS:
             raise Unsupported(f"a microVM shows at most {_MOST_BINDS} directories of the host")
         held: list[tuple[int, str]] = []

@@ -38,7 +38,6 @@ class KeptMachines:
 
     def __init__(self, place: Path) -> None:
         self._place = place
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in place.glob(f"{_ASIDE}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -59,6 +58,7 @@ class KeptMachines:
     def keep(self, name: str, frozen: Frozen) -> None:
         """Write a machine down, and forget the one that was not used for longest when there are too many."""
         try:
+            self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=self._place) as scratch:
                 aside = Path(scratch) / "machine"
                 aside.mkdir(mode=0o700)

@@ -61,6 +61,7 @@ class Machinery:
     async def open(cls, place: Path, kernels: Path, wanted: MicrovmMonitor = MicrovmMonitor.AUTO) -> Machinery:
         """Start the nursery and find out how machines run here. Raises IsolationUnavailable."""
         chosen = await asyncio.to_thread(kernel.default, kernels)
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
         launcher = await Launcher.open()
         try:
             return await cls._first(choice.candidates(wanted, launcher, place), place, launcher, chosen)
