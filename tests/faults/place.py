@@ -33,7 +33,8 @@ _tags = itertools.count(1024 + os.getpid() * 37 % 2048)
 _CGROUPS = Path("/sys/fs/cgroup")
 _DAEMONS_OWN = re.compile(
     r"(daemon\.(lock|log|pid|err)|start\.lock|state\.db(-wal|-shm)?|run(/tartarus\.sock)?|process|gvisor|stage|cache|logs"
-    r"|cache/templates(/(rootfs|python)-[0-9a-f]+)?)$"
+    r"|cache/templates(/(rootfs|python)-[0-9a-f]+)?|kernels(/.*)?|machine-stage"
+    r"|machines(/homes|/[0-9a-z-]+\.(erofs|sha256)|/kept(/[0-9a-f]+(/(memory|devices|scratch|machine\.json))?)?)?)$"
 )
 
 
@@ -300,6 +301,8 @@ def kind_of(pid: int) -> str:
         return "gone"
     if is_guest_binary:
         return "agent" if in_sandbox or argv_of(int(parent))[:2] == ["tartarus-guest", "nursery"] else "nursery"
+    if argv and argv[0].endswith("/qemu-system-x86_64"):
+        return "monitor"
     if any(word.endswith("/runner.py") for word in argv) and "zygote" in argv:
         return "runner" if in_sandbox else "zygote"
     return "guest"

@@ -18,6 +18,7 @@ from tartarus.model.errors import Unsupported
 from tartarus.runtimes.base import RootFs
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.microvm import packing
+from tartarus.runtimes.trees import remove_tree
 
 _log = structlog.get_logger("tartarus.runtimes.microvm")
 _KEPT_S = 30 * 86400.0
@@ -49,7 +50,7 @@ class Packer:
         self._id_map = id_map
         self._lock = asyncio.Lock()
         for leftover in place.glob(".*-*"):
-            leftover.unlink(missing_ok=True)
+            remove_tree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         for image in place.glob("*.erofs"):
             if time.time() - image.stat().st_mtime > _KEPT_S:
                 image.unlink(missing_ok=True)

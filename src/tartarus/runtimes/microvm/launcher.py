@@ -191,6 +191,11 @@ class Launcher:
                 os.close(fd)
         return born
 
+    @property
+    def alive(self) -> bool:
+        """Whether its nursery lives."""
+        return not self._nursery.control.closed.done()
+
     async def close(self) -> None:
         """End every monitor."""
         self._nursery.close()

@@ -55,7 +55,6 @@ class MicrovmRuntime:
         choice.require_some(monitor)
         packing_tool()
         self.place = state_dir / "machines"
-        choice.clear_homes(self.place)
         self._monitor = monitor
         self._packer = Packer(self.place, state_dir / "machine-stage", id_map)
         self._kept = kept.KeptMachines(self.place / "kept")
@@ -149,6 +148,10 @@ class MicrovmRuntime:
 
     async def _open(self) -> Machinery:
         async with self._lock:
+            if self._machinery is not None and not self._machinery.alive:
+                # Its nursery was killed, and with that every machine. The saved ones are not in it.
+                await self._machinery.close()
+                self._machinery = None
             if self._machinery is None:
                 self._machinery = await Machinery.open(self.place, self._kernels, self._monitor)
             return self._machinery
