@@ -162,10 +162,32 @@ def test_mounts_are_carried_and_not_written_by_the_proof(untouched: Engine, tmp_
     assert not (data / "b").exists()
     mounts = made["plan"]["request"]["mounts"]
     assert [(mount["target"], mount["read_only"]) for mount in mounts] == [("/data", False), ("/vol", True)]
-    assert (
-        migrate(untouched, *LEVEL, "--replace", "--no-mounts", "--no-prove", "mounted")["plan"]["request"]["mounts"]
-        == []
-    )
+    none = migrate(untouched, *LEVEL, "--replace", "--mounts", "drop", "--no-prove", "mounted")
+    assert none["plan"]["request"]["mounts"] == []
+
+
+def test_mounts_can_be_copied(untouched: Engine, tmp_path: Path) -> None:
+    """For levels that take none, and for leaving volumes behind."""
+    data = tmp_path / "data"
+    (data / "deep" / "er").mkdir(parents=True)
+    (data / "deep" / "er" / "a").write_text("one\n")
+    (data / "out").symlink_to("/etc/hostname")
+    (data / "deep" / "own").write_text("x")
+    os.chown(data / "deep" / "own", 1000, 1000)
+    script = "cat /data/deep/er/a /vol/x; [ -L /data/out ]; ls -n /data/deep | sed -n '/own/s/ .*//p'"
+    untouched.run("filler", "/bin/sh", "-c", "echo two >/vol/x", host={"Binds": ["copied:/vol"]})
+    untouched.run("mounted", "/bin/sh", "-c", script, host={"Binds": [f"{data}:/data", "copied:/vol"]})
+    made = migrate(untouched, *LEVEL, "--mounts", "copy", "mounted")
+    assert made["proof"]["verdict"] == "same", made["proof"]
+    assert made["plan"]["request"]["mounts"] == []
+    changing = "echo three >/data/deep/er/a; cat /data/deep/er/a; ls -n /data/deep/own | sed 's/  */ /g'"
+    said = text("run", "--request", "mounted.request.json", "--", "/bin/sh", "-c", changing).splitlines()
+    assert said[0] == "three"
+    assert "1000 1000" in said[1]
+    assert (data / "deep" / "er" / "a").read_text() == "one\n"
+    wanted = ("--isolation", "microvm", "--dry-run", "--json", "mounted")
+    plan = json.loads(text("migrate", "docker", "--socket", untouched.socket, *wanted))
+    assert [finding["effect"] for finding in plan["findings"] if finding["what"] == "mount /data"] == ["refused"]
 
 
 def test_what_stands_in_the_way_is_found_before_anything_is_made(untouched: Engine, place: Path) -> None:

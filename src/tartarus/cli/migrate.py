@@ -29,8 +29,8 @@ _OPTIONS: tuple[Any, ...] = (
                  help="Where to save the request, as YAML if it ends so.  [default: NAME.request.json]"),
     click.option("--secrets", type=click.Choice(["none", "request", "template"]), default="none", show_default=True,
                  help="Where to keep variables that look like secrets."),
-    click.option("--mounts/--no-mounts", default=True, help="Carry mounts of host paths and volumes over.",
-                 show_default=True),
+    click.option("--mounts", type=click.Choice(["keep", "copy", "drop"]), default="keep", show_default=True,
+                 help="keep: the request mounts the same host directories; copy: the template has their files."),
     click.option("--drop-refused", is_flag=True, help="Go on without what no sandbox is given."),
     click.option("--pause", is_flag=True, help="Freeze a running container while its files are read."),
     click.option("--prove", metavar="COMMAND", default="",
@@ -124,13 +124,13 @@ def _words(command: str) -> list[str]:
 
 
 def _wishes(given: dict[str, Any]) -> Wishes:
-    from tartarus.compat.plan import Secrets, Wishes
+    from tartarus.compat.plan import Mounts, Secrets, Wishes
     from tartarus.model.sandbox import Isolation
     from tartarus.model.units import parse_cpus, parse_duration, parse_size
 
     return Wishes(
         name=given["name"], isolation=Isolation(given["isolation"]), secrets=Secrets(given["secrets"]),
-        mounts=given["mounts"], drop_refused=given["drop_refused"],
+        mounts=Mounts(given["mounts"]), drop_refused=given["drop_refused"],
         memory_bytes=parse_size(given["memory"]) if given["memory"] else None,
         cpu_milli=parse_cpus(given["cpus"]) if given["cpus"] else None,
         pids=given["pids"],

@@ -5,6 +5,7 @@ Pure but for a look at the mounts' sources. Each setting ends in one finding: ca
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from enum import Enum
 from typing import Any
@@ -53,13 +54,21 @@ class Secrets(str, Enum):
     TEMPLATE = "template"
 
 
+class Mounts(str, Enum):
+    """What becomes of mounted directories: the request mounts them, or the template has a copy, or neither."""
+
+    KEEP = "keep"
+    COPY = "copy"
+    DROP = "drop"
+
+
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """What the owner of a container says of its migration. Limits override the container's own."""
 
     name: str
     isolation: Isolation = Isolation.AUTO
     secrets: Secrets = Secrets.NONE
-    mounts: bool = True
+    mounts: Mounts = Mounts.KEEP
     drop_refused: bool = False
     memory_bytes: int | None = None
     cpu_milli: int | None = None
@@ -71,7 +80,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
 class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a migration would make: a template by this definition, and a request for sandboxes of it.
 
-    `secrets` are names only. `engine_socket` is where the container was found.
+    `secrets` are names only; `copies` are the mounted directories that go into the template.
     """
 
     engine: str
@@ -82,6 +91,7 @@ class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):
     request: SandboxSpec
     findings: tuple[Finding, ...]
     secrets: tuple[str, ...] = ()
+    copies: tuple[Mount, ...] = ()
 
     @property
     def refused(self) -> tuple[Finding, ...]:
@@ -111,6 +121,7 @@ class _Planner:
         self._command()
         labels = self._labels()
         mounts = tuple(self._mounts())
+        copies = mounts if wishes.mounts is Mounts.COPY else ()
         self._rest()
         secret_env = {name: env[name] for name in secrets}
         open_env = {name: value for name, value in env.items() if name not in secret_env}
@@ -130,7 +141,7 @@ class _Planner:
                 command=ExecSpec(argv=state.argv, tty=state.tty),
                 resources=resources,
                 env=secret_env if wishes.secrets is Secrets.REQUEST else {},
-                mounts=mounts,
+                mounts=() if copies else mounts,
                 labels=labels,
                 timeout_s=wishes.timeout_s,
             )
@@ -141,7 +152,7 @@ class _Planner:
         return MigrationPlan(
             engine=state.engine, container=shown(state.name or state.id), image=shown(state.image),
             status=shown(state.status, 40), definition=definition, request=request, findings=tuple(self._findings),
-            secrets=tuple(secrets),
+            secrets=tuple(secrets), copies=copies,
         )  # fmt: skip
 
     def _say(self, effect: Effect, what: str, detail: str) -> None:
@@ -246,8 +257,16 @@ class _Planner:
             made, why = self._mount(mount)
             if made is None:
                 self._refuse(what, f"{mount.source}: {why}")
-            elif not self._wishes.mounts:
-                self._say(Effect.DROPPED, what, "as you say (--no-mounts)")
+            elif self._wishes.mounts is Mounts.DROP:
+                self._say(Effect.DROPPED, what, "as you say (--mounts drop)")
+            elif self._wishes.mounts is Mounts.COPY:
+                if not os.path.isdir(made.source):
+                    self._refuse(what, f"{mount.source}: only directories are copied")
+                    continue
+                self._say(Effect.CARRIED, what, f"{mount.source}, copied: each sandbox changes a copy of its own")
+                yield made
+            elif self._wishes.isolation is Isolation.MICROVM:
+                self._refuse(what, f"{mount.source}: a microVM takes no mounts; see --mounts copy")
             else:
                 mode = "read-only" if made.read_only else "writable: sandboxes write into the same files"
                 volume = f" It is {self._state.engine}'s volume and goes with it." if mount.kind == "volume" else ""
@@ -293,5 +312,5 @@ def summary(plan: MigrationPlan) -> dict[str, Any]:
     return {
         "engine": plan.engine, "container": plan.container, "image": plan.image, "status": plan.status,
         "template": plan.definition.id, "findings": plan.findings, "secrets": plan.secrets,
-        "definition": plan.definition, "request": plan.request,
+        "definition": plan.definition, "request": plan.request, "copies": plan.copies,
     }  # fmt: skip
