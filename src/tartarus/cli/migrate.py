@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +156,14 @@ def _print_plan(plan: MigrationPlan, *, as_json: bool) -> None:
     shown = encode(plan.request)
     for value in plan.request.env.values():
         shown = shown.replace(_quoted(value), b'"..."')
-    output.write(1, shown)
+    output.write(1, _harmless(shown.decode()).encode())
+
+
+def _harmless(document: str) -> str:
+    """JSON without what terminals obey: all of it may stand as an escape there."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1] for letter in document
+    )
 
 
 def _quoted(value: str) -> bytes:

@@ -24,6 +24,8 @@ from tartarus.model.units import format_size
 _MIB = 1024**2
 _LEAST_MEMORY, _LEAST_PIDS, _LEAST_CPU = 8 * _MIB, 4, 10
 MAX_VARIABLES = 4096
+MAX_SETTINGS = 256
+"""Mounts, ports and the like, of each kind."""
 MAX_ENV_BYTES = 1024**2
 # What the engine sets by itself in every container: a sandbox has its own.
 _ENGINES_OWN = frozenset({"HOSTNAME", "HOME", "TERM", "container"})
@@ -115,6 +117,9 @@ class _Planner:
         state, wishes = self._state, self._wishes
         if not state.argv:
             raise InvalidRequest(f"the container {shown(state.name or state.id)} has no command")
+        for several in (state.mounts, state.ports, state.powers, state.others):
+            if len(several) > MAX_SETTINGS:
+                raise InvalidRequest("the container has too many settings", why=f"{len(several)} of one kind")
         self._say(Effect.CARRIED, "files", "its file system as it is now, without what is mounted in it")
         env, secrets = self._environment()
         resources = self._limits()
@@ -274,12 +279,14 @@ class _Planner:
                 yield made
 
     def _mount(self, mount: ContainerMount) -> tuple[Mount | None, str]:
-        made = Mount(mount.source, mount.target, mount.read_only)
+        # Resolved once: what is judged is what is taken, whatever a link leads to later.
+        source = os.path.realpath(mount.source) if _is_path(mount.source) else mount.source
+        made = Mount(source, mount.target, mount.read_only)
         try:
             check_mount(made)
         except TartarusError as error:
             return None, str(error)
-        why = refusal(mount.source, engine_socket=self._socket, volume=mount.kind == "volume")
+        why = refusal(source, engine_socket=self._socket, volume=mount.kind == "volume")
         return (None if why else made), why
 
     def _rest(self) -> None:
@@ -294,6 +301,10 @@ class _Planner:
             self._say(Effect.DROPPED, "restart", f"{state.restart}: let a supervisor run tartarus run")
         for other in state.others:
             self._say(Effect.DROPPED, "setting", other)
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/") and "\0" not in text
 
 
 def _defaults(resources: ResourceRequest) -> TemplateResources:
