@@ -81,7 +81,6 @@ class MemorySets:
 
     def open(self) -> None:
         """Remove what a killed daemon left half-done."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for tenant in self._tenants():
             left = (f"{_STAGING}*", "sets/.*", "sets/*/.removing-*")
             for path in [found for pattern in left for found in tenant.glob(pattern)]:
@@ -93,8 +92,8 @@ class MemorySets:
     @contextlib.asynccontextmanager
     async def staging(self, tenant: str) -> AsyncIterator[Path]:
         """An empty directory for a runtime to save into, on the store's own file system; `keep` takes it away."""
-        place = self._root / tenant / f"{_STAGING}{os.urandom(8).hex()}"
-        (place / files.RAW).mkdir(mode=0o700, parents=True)
+        place = self._staging(tenant)
+        (place / files.RAW).mkdir(mode=0o700)
         try:
             yield place / files.RAW
         finally:
@@ -163,8 +162,7 @@ class MemorySets:
                 if found.packs is None or self._users.get(key):
                     raise
                 files.remove(found.place / files.RAW)  # a copy that a crash cut short: the packs have it all
-        staging = self._root / tenant / f"{_STAGING}{os.urandom(8).hex()}"
-        staging.mkdir(mode=0o700)
+        staging = self._staging(tenant)
         try:
             signatures = found.put_together(self._packs(tenant), staging)
             staging.rename(found.place / files.RAW)
@@ -187,8 +185,7 @@ class MemorySets:
             return await in_thread(_explained, self._bring, tenant, set_id, path, seals)
 
     def _bring(self, tenant: str, set_id: str, path: Path, seals: Seals) -> KeptSet:
-        staging = self._root / tenant / f"{_STAGING}{os.urandom(8).hex()}"
-        staging.mkdir(mode=0o700, parents=True)
+        staging = self._staging(tenant)
         (self._root / tenant / "packs").mkdir(mode=0o700, exist_ok=True)
         try:
             self._make_room(path.stat().st_size, counted=False)
@@ -292,6 +289,14 @@ class MemorySets:
         for name in packs.names():
             if name not in needed:
                 packs.remove(name)
+
+    def _staging(self, tenant: str) -> Path:
+        """A directory on the store's file system, for root alone, as all above it in the store are."""
+        place = self._root / tenant / f"{_STAGING}{os.urandom(8).hex()}"
+        for directory in (self._root, self._root / tenant):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.mkdir(mode=0o700)
+        return place
 
     def _packs(self, tenant: str) -> Packs:
         return Packs(self._root / tenant / "packs")
