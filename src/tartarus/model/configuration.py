@@ -37,9 +37,13 @@ class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MicrovmSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`monitor`: the virtual machine monitor; `auto` takes the first that is installed and boots a machine."""
+    """`monitor`: the virtual machine monitor; `auto` takes the first that is installed and boots a machine.
+
+    `jailer`: Firecracker is started by its official jailer instead of by Tartarus.
+    """
 
     monitor: MicrovmMonitor = MicrovmMonitor.AUTO
+    jailer: bool = False
 
 
 class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,6 +103,7 @@ KEYS: dict[str, Key] = {
     "log.files": Key("log_files", _files, str),
     "microvm.monitor": Key("microvm_monitor", lambda monitor: monitor, lambda monitor: str(monitor.value)),
     "gvisor.platform": Key("gvisor_platform", str, str),
+    "microvm.jailer": Key("microvm_jailer", bool, lambda on: "true" if on else "false"),
     "isolation.floor": Key("isolation_floor", _floor, lambda level: str(level.value)),
 }
 """Every key, by the path that it has in the file."""

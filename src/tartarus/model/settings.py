@@ -39,9 +39,9 @@ class Settings(msgspec.Struct, frozen=True):
     `upload_bytes`: the largest file that a client may send ahead of making a template.
     `memory_budget_bytes`: how much disk memory snapshots and hibernated sandboxes may take in all.
     `stop_grace_s`: how long a graceful stop waits for sandboxes and open requests.
-    `microvm_monitor`: what runs microVMs. `gvisor_platform`: what gVisor runs on; `auto` is KVM where a guest was
-    seen to run on it. `isolation_floor`: the weakest level that any sandbox here may have.
-    `config_file`: where the rest is said.
+    `isolation_floor`: the weakest level that any sandbox here may have. `config_file`: where the rest is said.
+    `microvm_monitor`: what runs microVMs; `microvm_jailer`: Firecracker is started by its own jailer.
+    `gvisor_platform`: what gVisor runs on; `auto` is KVM where a guest was seen to run on it.
     """
 
     state_dir: Path
@@ -57,6 +57,7 @@ class Settings(msgspec.Struct, frozen=True):
     config_file: Path | None = None
     microvm_monitor: MicrovmMonitor = MicrovmMonitor.AUTO
     memory_budget_bytes: int = 64 * 1024**3
+    microvm_jailer: bool = False
 
     @classmethod
     def at(cls, state_dir: Path, socket: Path | None = None) -> Settings:

@@ -60,7 +60,9 @@ class Levels:
         state, kernels = self._settings.state_dir, self._settings.kernels
         monitor = self._settings.microvm_monitor
         makers: dict[Isolation, Callable[[], Runtime]] = {
-            Isolation.MICROVM: lambda: MicrovmRuntime(state, kernels, self.hierarchy, self.id_map, monitor),
+            Isolation.MICROVM: lambda: MicrovmRuntime(
+                state, kernels, self.hierarchy, self.id_map, monitor, jailer=self._settings.microvm_jailer
+            ),
             Isolation.GVISOR: lambda: GvisorRuntime(
                 self._settings.state_dir,
                 self.hierarchy,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -102,7 +101,7 @@ class CloudHypervisorMachine(VsockMachine):
 
 
 class CloudHypervisor:
-    """Starts Cloud Hypervisor. `place`: a directory for the homes of its processes.
+    """Starts Cloud Hypervisor.
 
     `on_demand`: restored machines take pages from the saved memory when they touch them, which needs the right to
     handle page faults of the kernel (userfaultfd); else the monitor copies all of it before it goes on.
@@ -112,9 +111,8 @@ class CloudHypervisor:
     modules: tuple[str, ...] = kernel.VSOCK_BOOT
     loads_packed_kernels = False
 
-    def __init__(self, start: Start, place: Path, program: str | None = None, *, on_demand: bool = False) -> None:
+    def __init__(self, start: Start, program: str | None = None, *, on_demand: bool = False) -> None:
         self._start = start
-        self._place = place
         self._on_demand = on_demand
         self._program = program or versions.program_of(versions.CLOUD_HYPERVISOR)
 
@@ -161,7 +159,7 @@ class CloudHypervisor:
 
     async def _begin(self, files: dict[str, int], parts: Parts, cgroup: Cgroup | None) -> CloudHypervisorMachine:
         argv = [self._program, "--api-socket", f"path={API_SOCKET}", "--seccomp", "true"]
-        monitor = await Monitor.start(self._start, self._place, argv, files, cgroup)
+        monitor = await Monitor.start(self._start, argv, files, cgroup)
         try:
             return CloudHypervisorMachine(monitor, VmmApi(monitor.home, API_SOCKET, BASE), parts)
         except BaseException:

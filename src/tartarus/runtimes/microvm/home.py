@@ -22,16 +22,23 @@ from tartarus.runtimes.microvm import memory
 class Home:
     """One monitor's directory. Paths inside are told relative to it, so that they are the same for every clone."""
 
-    def __init__(self, place: Path) -> None:
-        self.path = place / secrets.token_hex(8)
+    def __init__(self, place: Path, below: str = "") -> None:
+        """A new one in `place`; or, with `below`, as a directory of that name in a new one."""
+        self._top = place / secrets.token_hex(8)
+        self.path = self._top / below
         self.uid = -1
-        self.path.mkdir(mode=0o700)
+        self.path.mkdir(mode=0o700, parents=bool(below))
         self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def belong_to(self, uid: int) -> None:
         """It is that user's from now on."""
         os.fchown(self.fd, uid, uid)
         self.uid = uid
+
+    @property
+    def id(self) -> str:
+        """What tells it from others: letters and digits."""
+        return self._top.name
 
     def point(self, name: str, number: int) -> None:
         """Let `name` be the descriptor that the monitor inherits under that number."""
@@ -65,6 +72,13 @@ class Home:
         except OSError:
             return False
         return True
+
+    def holds(self, name: str, fd: int) -> bool:
+        """Whether a name there is the very file behind a descriptor."""
+        try:
+            return os.path.samestat(os.stat(name, dir_fd=self.fd, follow_symlinks=False), os.fstat(fd))
+        except OSError:
+            return False
 
     def connect(self, name: str) -> socket.socket:
         """Connect to a socket that the monitor listens on. Raises OSError, GuestFailed for what is no such socket.
@@ -120,7 +134,7 @@ class Home:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-            shutil.rmtree(self.path, ignore_errors=True)
+            shutil.rmtree(self._top, ignore_errors=True)
 
     @contextlib.contextmanager
     def _parent(self, name: str) -> Iterator[tuple[int, str]]:

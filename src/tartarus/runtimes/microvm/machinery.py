@@ -58,14 +58,17 @@ class Machinery:
         self._count = 0
 
     @classmethod
-    async def open(cls, place: Path, kernels: Path, wanted: MicrovmMonitor = MicrovmMonitor.AUTO) -> Machinery:
+    async def open(
+        cls, place: Path, kernels: Path, wanted: MicrovmMonitor = MicrovmMonitor.AUTO, *, jailer: bool = False
+    ) -> Machinery:
         """Start the nursery and find out how machines run here. Raises IsolationUnavailable."""
         chosen = await asyncio.to_thread(kernel.default, kernels)
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         await asyncio.to_thread(choice.clear_homes, place)
         launcher = await Launcher.open()
         try:
-            return await cls._first(choice.candidates(wanted, launcher, place), place, launcher, chosen)
+            tried = choice.candidates(wanted, launcher, place, jailer=jailer)
+            return await cls._first(tried, place, launcher, chosen)
         except BaseException:
             await asyncio.shield(launcher.close())
             raise

@@ -47,6 +47,8 @@ class MicrovmRuntime:
         hierarchy: Hierarchy | None,
         id_map: IdMap,
         monitor: MicrovmMonitor = MicrovmMonitor.AUTO,
+        *,
+        jailer: bool = False,
     ) -> None:
         if not id_map.privileged:
             raise IsolationUnavailable(
@@ -56,6 +58,7 @@ class MicrovmRuntime:
         packing_tool()
         self.place = state_dir / "machines"
         self._monitor = monitor
+        self._jailer = jailer
         self._packer = Packer(self.place, state_dir / "machine-stage", id_map)
         self._kept = kept.KeptMachines(self.place / "kept")
         self._kernels = kernels
@@ -145,6 +148,7 @@ class MicrovmRuntime:
         if self._machinery is not None:
             await self._machinery.close()
             self._machinery = None
+        choice.clear_homes(self.place)
 
     async def _open(self) -> Machinery:
         async with self._lock:
@@ -153,7 +157,7 @@ class MicrovmRuntime:
                 await self._machinery.close()
                 self._machinery = None
             if self._machinery is None:
-                self._machinery = await Machinery.open(self.place, self._kernels, self._monitor)
+                self._machinery = await Machinery.open(self.place, self._kernels, self._monitor, jailer=self._jailer)
             return self._machinery
 
     def _group(self, request: GuestRequest, memory_bytes: int) -> Cgroup | None:
