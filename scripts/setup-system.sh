@@ -10,6 +10,7 @@ wanted=(
     newuidmap:uidmap ps:procps ip:iproute2 nft:nftables
     dockerd:docker.io containerd:containerd podman:podman crun:crun
     docker-registry:docker-registry mmdebstrap:mmdebstrap skopeo:skopeo rpmbuild:rpm htpasswd:apache2-utils openssl:openssl
+    clang:clang wasm-ld:lld
     python3:python3 node:nodejs Rscript:r-base-core mount:mount unshare:util-linux
     qemu-system-x86_64:qemu-system-x86 mkfs.erofs:erofs-utils mkfs.ext4:e2fsprogs dpkg-deb:dpkg
 )
@@ -19,6 +20,9 @@ for pair in "${wanted[@]}"; do
 done
 # Without a program of their own: libc's static files, Python's venv module, certificates for the package index.
 [[ -e $(gcc -print-file-name=libc.a 2>/dev/null || true) ]] || missing+=(libc6-dev)
+# What clang makes WebAssembly of C with.
+[[ -e /usr/lib/wasm32-wasi/libc.a ]] || missing+=(wasi-libc)
+[[ -e $(clang --target=wasm32-wasi -print-libgcc-file-name 2>/dev/null || true) ]] || missing+=(libclang-rt-dev-wasm32)
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
 

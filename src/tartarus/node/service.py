@@ -84,6 +84,7 @@ class Node:
         if groups or directories or lost:
             _log.info("cleaned_up", groups=groups, directories=directories, lost=lost)
         await self.library.open()
+        await self.modules.open()
         self._background = asyncio.create_task(self._reconcile_forever())
 
     async def stop(self, reason: Reason) -> None:
