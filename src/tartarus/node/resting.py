@@ -40,8 +40,7 @@ class Resting:
         A paused one has to run for that moment. What is asked of it meanwhile waits. Raises InvalidState, GuestFailed;
         it goes on then.
         """
-        if self.record.state is not State.PAUSED:
-            self._require(State.RUNNING, "save")
+        self._require(State.PAUSED if self.record.state is State.PAUSED else State.RUNNING, "save")
         main = None if self.main is None else self.main.process
         await sessions.settled(main, self._contexts)
         if self.record.state is State.PAUSED:
@@ -63,6 +62,8 @@ class Resting:
 
     async def fall_asleep(self) -> None:
         """End the guest of a sandbox that stands still and was saved; the sandbox itself stays, with all who wait."""
+        if self._ending is not None:
+            raise InvalidState("this sandbox is being ended")
         old, self.asleep = self.guest, True
         old.channel = self.channel.unplug()
         await old.destroy()

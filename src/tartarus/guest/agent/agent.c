@@ -344,9 +344,10 @@ static bool pump_streams(struct session *session)
 static int next_timeout(const struct session *session)
 {
 	int64_t first = session->deadline_ms;
+	int64_t stop_ms = session->quiet ? 0 : session->stop_ms; /* while it is quiet, nobody is told */
 
-	if (first == 0 || (session->stop_ms != 0 && session->stop_ms < first))
-		first = session->stop_ms;
+	if (first == 0 || (stop_ms != 0 && stop_ms < first))
+		first = stop_ms;
 	if (first == 0)
 		return -1;
 	int64_t left = first - monotonic_ms();
