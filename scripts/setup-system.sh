@@ -8,7 +8,7 @@ wanted=(
     gcc:gcc make:make git:git bash:bash perl:perl
     bwrap:bubblewrap runc:runc busybox:busybox-static
     newuidmap:uidmap ps:procps ip:iproute2 nft:nftables
-    dockerd:docker.io containerd:containerd podman:podman crun:crun
+    dockerd:docker.io containerd:containerd podman:podman
     docker-registry:docker-registry mmdebstrap:mmdebstrap skopeo:skopeo rpmbuild:rpm htpasswd:apache2-utils openssl:openssl
     clang:clang wasm-ld:lld
     python3:python3 node:nodejs Rscript:r-base-core mount:mount unshare:util-linux

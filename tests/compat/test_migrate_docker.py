@@ -17,9 +17,11 @@ from tests.cli.kit import COMMAND, refused, tartarus, text
 from tests.compat.engine import Engine
 
 from tartarus.compat.docker import DockerRuntime
-from tartarus.compat.migration import plan_migration
+from tartarus.compat.migration import Orders, plan_migration
+from tartarus.compat.migration import migrate as run_migration
 from tartarus.compat.plan import Wishes
 from tartarus.compat.proving import Verdict, prove
+from tartarus.model.errors import EngineFailed
 from tartarus.sdk import Client, Sandbox, Template
 from tartarus.sdk.places import Places
 
@@ -234,3 +236,23 @@ def test_where_no_sandbox_can_be_made_there_is_no_proof(untouched: Engine) -> No
     proof = prove(runtime, state, plan, (), timeout_s=10, client=Client())
     assert proof.verdict is Verdict.FAILED
     assert "never-made" in proof.why
+
+
+def test_a_command_that_does_not_end_is_no_proof(untouched: Engine) -> None:
+    untouched.run("live", "/bin/sleep", "600", ends=False)
+    socket = ("--socket", untouched.socket)
+    done = tartarus("migrate", "docker", *socket, *LEVEL, "--prove", "sleep 100", "--prove-timeout", "1s", "live")
+    assert (done.returncode, done.stderr.count(b"error[")) == (1, 0)
+    assert b"Not proven: the container: docker did not answer in time" in done.stdout
+
+
+def test_one_that_somebody_else_froze_stays_frozen(untouched: Engine) -> None:
+    """Also when that happens between our look and our own pause."""
+    untouched.run("live", "/bin/sleep", "600", ends=False)
+    runtime = DockerRuntime(untouched.socket)
+    state, plan = plan_migration(runtime, "live", Wishes(name="frozen"))
+    untouched.call("POST", "/containers/live/pause")
+    with pytest.raises(EngineFailed, match="already paused"):
+        run_migration(runtime, state, plan, Orders(request_path="x.json", pause=True))
+    assert untouched.state("live")["State"]["Status"] == "paused"
+    untouched.call("POST", "/containers/live/unpause")

@@ -201,7 +201,8 @@ def _print_proof(proof: Proof) -> None:
             f"with the same {proof.output_bytes} bytes of output"
         )
     elif proof.verdict is Verdict.FAILED:
-        _say(f"Not proven at level {proof.isolation}, no sandbox could be made: {proof.why}")
+        where = f" at level {proof.isolation}, no sandbox could be made" if proof.isolation else ""
+        _say(f"Not proven{where}: {proof.why}")
     elif proof.verdict is Verdict.UNPROVEN:
         _say(f"Not proven: {proof.why}")
     else:

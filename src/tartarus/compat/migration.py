@@ -18,7 +18,7 @@ from tartarus.compat.engines import ContainerState, LegacyRuntime, shown
 from tartarus.compat.plan import MigrationPlan, Wishes, make_plan
 from tartarus.compat.proving import Proof, check_provable, prove
 from tartarus.compat.transfer import Export
-from tartarus.compat.wire import STALL_S
+from tartarus.compat.wire import STALL_S, EngineRefused
 from tartarus.model.errors import InvalidRequest, MigrationRefused, TemplateBlocked
 from tartarus.model.library import TemplateInfo, TemplateStatus, UploadSource
 from tartarus.model.sandbox import Mount
@@ -118,8 +118,12 @@ def _archives(
 ) -> Iterator[Iterator[Iterator[bytes]]]:
     with contextlib.ExitStack() as stack:
         if pauses:
-            stack.enter_context(guardian.guarded(runtime, guardian.UNPAUSE, container))
-            runtime.pause(container)
+            guard = stack.enter_context(guardian.guarded(runtime, guardian.UNPAUSE, container))
+            try:
+                runtime.pause(container)
+            except EngineRefused:
+                guard.cancel()  # somebody else has frozen it meanwhile, and is to thaw it
+                raise
         yield stack.enter_context(contextlib.closing(_each(runtime, container, copies)))
 
 

@@ -161,7 +161,7 @@ class _Planner:
         )  # fmt: skip
 
     def _say(self, effect: Effect, what: str, detail: str) -> None:
-        self._findings.append(Finding(effect, what, shown(detail, 400)))
+        self._findings.append(Finding(effect, shown(what), shown(detail, 400)))
 
     def _refuse(self, what: str, detail: str) -> None:
         effect = Effect.DROPPED if self._wishes.drop_refused else Effect.REFUSED

@@ -27,7 +27,7 @@ _CLEANUP_S = 60.0
 class Verdict(str, Enum):
     """`same`: exit status and output are equal. `unproven`: there was nothing to compare with.
 
-    `failed`: no sandbox could be made at that level.
+    `failed`: no sandbox could be made at that level, or the container's side could not be had.
     """
 
     SAME = "same"
@@ -62,7 +62,10 @@ def prove(
 
     Nothing that the sandbox does stays: its mounts are read-only here.
     """
-    found = _reference(runtime, state, command, timeout_s)
+    try:
+        found = _reference(runtime, state, command, timeout_s)
+    except TartarusError as error:
+        return Proof(verdict=Verdict.FAILED, command=command, why=shown(f"the container: {error}", 600))
     if isinstance(found, str):
         return Proof(verdict=Verdict.UNPROVEN, why=found)
     spec = plan.request
