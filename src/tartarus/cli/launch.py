@@ -29,7 +29,7 @@ _MAX_CAPTURED_BYTES = 64 * 1024**2
 def run(values: Values, words: Sequence[str]) -> int:
     """Run a command in a fresh sandbox; returns the exit status."""
     spec = requests.run_spec(values, words)
-    program = spec["command"]["argv"][0]
+    program = spec["command"]["argv"][0] if spec["command"] is not None else ""
     if program.endswith(".wasm") and spec["isolation"] in {"auto", "wasm"}:
         _send_module(spec, program)
     if values["detach"]:
