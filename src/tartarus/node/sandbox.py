@@ -340,7 +340,10 @@ class Sandbox(Resting):
     async def _finish(self) -> None:
         for timer in self._timers:
             timer.cancel()
-        state, changes = outcome(self._ending, self._exit, self.guest.stats().oom_kills, asked=self._grace is not None)
+        state, changes = outcome(
+            self._ending, self._exit, self.guest.stats().oom_kills,
+            asked=self._grace is not None, why_lost=getattr(self.guest, "why_ended", ""),
+        )  # fmt: skip
         changes["ended_at"] = time.time()
         if self._grace is not None and self._grace.forced:
             changes.setdefault("message", "it was still running when its time to end was over")

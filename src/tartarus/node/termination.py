@@ -114,11 +114,12 @@ class Grace:
 
 
 def outcome(
-    ending: Reason | None, status: ExitStatus | None, oom_kills: int, *, asked: bool = False
+    ending: Reason | None, status: ExitStatus | None, oom_kills: int, *, asked: bool = False, why_lost: str = ""
 ) -> tuple[State, dict[str, Any]]:
     """The final state and record fields, from why it ended, how its command exited, and out-of-memory kills.
 
     `asked`: it was given time to end by itself; a command that did has succeeded or failed, as its status says.
+    `why_lost`: what its runtime knows of an end that nobody asked for.
     """
     changes: dict[str, Any] = {"reason": ending or Reason.LOST}
     if status is not None:
@@ -135,5 +136,5 @@ def outcome(
     if asked and ending is not None and status is not None and not status.signal:
         return (State.SUCCEEDED if status.code == 0 else State.FAILED), changes
     if ending is None:
-        return State.LOST, changes | {"message": "its guest agent ended"}
+        return State.LOST, changes | {"message": why_lost or "its guest agent ended"}
     return State.KILLED, changes
