@@ -33,6 +33,8 @@ class Place:
         runtime = node._levels.runtimes[Isolation.GVISOR]
         assert isinstance(runtime, GvisorRuntime)
         self.runtime = runtime
+        assert node._levels.hierarchy is not None
+        self.hierarchy = node._levels.hierarchy
         (self.snapshot,) = runtime._snapshots
         self.guests: list[Guest] = []
         self.state: SessionState | None = None
@@ -45,7 +47,8 @@ class Place:
 
     def request(self, **changes: int) -> GuestRequest:
         resources = msgspec.structs.replace(self.snapshot.rootfs.template.resources, **changes)
-        return GuestRequest(f"made-{os.urandom(5).hex()}", "made", resources)
+        name = f"made-{os.urandom(5).hex()}"
+        return GuestRequest(name, name, resources)
 
     async def save(self, guest: Guest, name: str, *, go_on: bool) -> tuple[Path, Saved]:
         """Save it quiet, as the node does; it is quiet afterwards unless it goes on."""
@@ -65,7 +68,7 @@ class Place:
         state = Path(f"/proc/{self.snapshot.nursery.pid}/root/w/state")
         for _ in range(500):
             left = {path.name for path in state.iterdir() if "ready-" not in path.name}
-            groups = list(Path("/sys/fs/cgroup").glob("**/heir-*"))
+            groups = [name for name in self.hierarchy.existing() if name.startswith(("heir-", "made-"))]
             if not left and not groups:
                 return
             await asyncio.sleep(0.02)
@@ -110,9 +113,14 @@ async def _counting(guest: Guest) -> None:
 
 
 async def _counts_on(guest: Guest) -> None:
-    at = int(await _run(guest.channel, "cat /work/count"))
-    while int(await _run(guest.channel, "cat /work/count") or at) <= at:
+    at = await _count(guest)
+    while await _count(guest) <= at:
         await asyncio.sleep(0.02)
+
+
+async def _count(guest: Guest) -> int:
+    # Empty for a moment, each time it is written.
+    return int(await _run(guest.channel, "while [ ! -s /work/count ]; do :; done; cat /work/count") or 0)
 
 
 @pytest.mark.parametrize("warm", [True, False])
@@ -143,8 +151,14 @@ async def test_a_saved_guest_goes_on_in_the_same_session(place: Place, warm: boo
 async def test_many_are_restored_from_one(place: Place) -> None:
     guest = await place.guest()
     await _counting(guest)
+    await _run(guest.channel, "echo own > /etc/machine-id; chmod 444 /etc/machine-id")
     saved, _ = await place.save(guest, "one", go_on=True)
+    named = await _run(guest.channel, "hostname; cat /etc/machine-id")
     children = [await place.restore(saved) for _ in range(2)]
+    names = [
+        await _run(child.channel, "hostname; cat /etc/machine-id; chmod 400 /etc/machine-id") for child in children
+    ]
+    assert len({name for text in (*names, named) for name in text.split()}) == 6
     for path in saved.iterdir():
         path.unlink()
     for child in children:

@@ -220,22 +220,33 @@ class Launcher:
         finally:
             log.close()
 
-    async def tell(self, nursery: Nursery, what: str, name: str) -> str:
-        """Have runsc `pause` or `resume` a guest within its own kernel; what it said, which is nothing if it did.
+    async def tell(self, nursery: Nursery, what: Sequence[str], name: str, rest: Sequence[str] = ()) -> str:
+        """Have runsc do something with a guest within its own kernel; what it said, which is nothing if it did.
 
         Raises GuestFailed when no runsc could be asked or none answered in time.
         """
         log = RunscLog()
         try:
-            program = layout.command_program(self._argv(what, name), 0)
+            program = layout.command_program(self._argv(*what, name, *rest), 0)
             born = await self._command(nursery, program, log, [], mounts=False)
             try:
-                await ended(born, _TELL_TIMEOUT_S, f"runsc {what}")
+                await ended(born, _TELL_TIMEOUT_S, f"runsc {what[0]}")
             finally:
                 os.close(born.pidfd)
             return log.text()
         finally:
             log.close()
+
+    async def name(self, nursery: Nursery, name: str, hostname: str) -> None:
+        """Give a restored guest a host name, by a process of the agent's program in it.
+
+        Nothing else in a guest has the privilege that this takes. Raises GuestFailed.
+        """
+        said = await self.tell(nursery, ["exec", "--cap=CAP_SYS_ADMIN", "--user=0:0", "--cwd=/"], name, [
+            spec.AGENT, "name", hostname,
+        ])  # fmt: skip
+        if said:
+            raise GuestFailed("the restored sandbox can't be named", why=said, fix="tartarus doctor")
 
     async def _command(
         self, nursery: Nursery, program: Program, log: RunscLog, fds: Sequence[int], *, mounts: bool

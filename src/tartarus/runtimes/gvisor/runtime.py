@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 from pathlib import Path
 
 import msgspec
 
 from tartarus.guest.binary import agent_binary
+from tartarus.guest.protocol import fixup_payload
 from tartarus.model.errors import GuestFailed, IsolationUnavailable, TemplateFailed, Unsupported
 from tartarus.model.sandbox import Isolation
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
@@ -28,6 +30,7 @@ from tartarus.runtimes.nursery import WARM_UP_TIMEOUT_S, Nursery, exhausted_or_f
 
 IMAGE_BYTES = 4 * 1024**3
 CHECKPOINT_TIMEOUT_S = 60.0
+_WARM_NAME = "sandbox"
 
 
 class GvisorRuntime:
@@ -141,7 +144,7 @@ class GvisorRuntime:
         snapshot.cool()
         argv[2:4] = ["resident", "--channel=0", f"--agent={spec.AGENT}"]
         name = self._launcher.new_name("warm")
-        request = GuestRequest(name, "sandbox", snapshot.rootfs.template.resources)
+        request = GuestRequest(name, _WARM_NAME, snapshot.rootfs.template.resources)
         parts = await self._launcher.start(snapshot.nursery, snapshot.rootfs, request, ["run"], argv, env, shared=True)
         guest = await self._guest(snapshot, parts, request, warm=True)
         try:
@@ -160,7 +163,7 @@ class GvisorRuntime:
         """Start a runsc for a guest to come; nothing where there is no cgroup to end it by."""
         if not self._launcher.shared:
             return None
-        request = GuestRequest(self._launcher.new_name("ready"), "sandbox", snapshot.rootfs.template.resources)
+        request = GuestRequest(self._launcher.new_name("ready"), _WARM_NAME, snapshot.rootfs.template.resources)
         return await self._launcher.ahead(snapshot.nursery, snapshot.rootfs, request)
 
     async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
@@ -176,7 +179,7 @@ class GvisorRuntime:
             how = ["restore", f"--image-path={layout.IMAGES}"] if warm else ["run"]
             shared = self._launcher.shared
             parts = await self._launcher.start(snapshot.nursery, snapshot.rootfs, request, how, shared=shared)
-        return await self._guest(snapshot, parts, request, warm=warm)
+        return await self._guest(snapshot, parts, request, warm=warm, hostname=_WARM_NAME if warm else "")
 
     async def _into(self, snapshot: GvisorSnapshot, ready: ReadyRunsc, request: GuestRequest) -> Started:
         try:
@@ -189,16 +192,32 @@ class GvisorRuntime:
             raise
 
     async def _guest(
-        self, snapshot: GvisorSnapshot, parts: Started, request: GuestRequest, *, warm: bool
+        self,
+        snapshot: GvisorSnapshot,
+        parts: Started,
+        request: GuestRequest,
+        *,
+        warm: bool,
+        hostname: str = "",
     ) -> RunscGuest:
+        """The guest. `hostname`: what a restored one believes to be called."""
         home = Home(self._launcher, snapshot.nursery, lambda: self.needs(snapshot), self._trees)
+        targets = tuple(mount.target for mount in request.mounts)
         guest = RunscGuest(
             parts, home, request.resources,
             warm=warm, changes=_upper(parts.storage, request.storage),
-            mounts=tuple(mount.target for mount in request.mounts),
+            facts=saving.Facts(request.resources.pids, targets, request.hostname),
         )  # fmt: skip
         snapshot.hold(guest)
         await guest.channel.open(request.session)
+        if hostname not in {"", request.hostname}:
+            # What it is asked from now on finds the right name.
+            try:
+                await guest.ready()
+                await self._launcher.name(snapshot.nursery, parts.name, request.hostname)
+            except BaseException:
+                await asyncio.shield(guest.destroy())
+                raise
         return guest
 
     def needs(self, snapshot: Snapshot) -> dict[str, str]:
@@ -225,7 +244,10 @@ class GvisorRuntime:
             )
         finally:
             kept.close()
-        return await self._guest(snapshot, parts, request, warm=True)
+        guest = await self._guest(snapshot, parts, request, warm=True, hostname=kept.facts.hostname)
+        if kept.facts.hostname != request.hostname:
+            await guest.channel.renew(fixup_payload(0, b"", "", secrets.token_hex(16)))
+        return guest
 
     async def close(self) -> None:
         """End every nursery."""
