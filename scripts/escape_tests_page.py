@@ -37,6 +37,10 @@ of a daemon that root runs. `visible`, `own`, `written` and their like are limit
 say so, and the [threat model](threat-model.md) lists them. Rows marked **open** are attacks that get through today:
 their tests are expected to fail, and fail the build when they no longer do.
 
+Modules attack the WASM level in `tests/escape/test_wasm.py`: paths and links out of their directories, memory, tables,
+stacks, descriptors and waits without end, mutated code, compiled code of their own. What would be native there is
+held as in a container, and can start nothing.
+
 Run them with `make test PYTEST_ARGS=tests/escape`; as root all of them, as another user those that need no privilege.
 """
 _DOORS = {

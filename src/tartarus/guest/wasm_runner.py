@@ -254,54 +254,71 @@ class Job:
 
 
 class WasmRunner(base.Runner):
-    """Serves the agent. The first program runs in this very process, which got ready for it while nothing was asked.
+    """Serves the agent, one program for each process: this one got ready for it while nothing was asked.
 
-    From then on its keeper, a child forked before, serves in its place, each program in a child of its own. So a
-    process with threads, and with random numbers that it has drawn on, is never forked.
+    From then on its keeper, forked before, serves in its place, in the same way. So a process with threads, and with
+    random numbers that it has drawn on, is never forked.
     """
 
-    keeper = None  # type: int | None
+    keeper: int | None = None
 
     def serve(self) -> NoReturn:
-        """Get ready while nothing is asked; then as the Python runner does."""
+        """Get ready while nothing is asked; then run what is."""
         poll = select.poll()
         poll.register(self.sock.fileno(), select.POLLIN)
-        if not poll.poll(IDLE_MS):
-            self.fork_keeper()
-            warm.rehearse()
-        super().serve()
+        while True:
+            if self.keeper is None and not poll.poll(IDLE_MS):
+                try:
+                    if self.fork_keeper():
+                        continue
+                    warm.rehearse()
+                except OSError:
+                    pass  # no task is left in the sandbox: whoever asks is told
+            payload, fds = self.receive()
+            flags, cwd, argv, environ = base.decode_exec(payload)
+            self.run(flags, cwd, argv, environ, fds)
+            for fd in fds:
+                os.close(fd)
 
-    def fork_keeper(self) -> None:
-        """Make the process that will serve when this one is taken."""
-        waits, self.keeper = os.pipe()
-        if os.fork():
+    def fork_keeper(self) -> bool:
+        """Make the process that will serve when this one is taken; returns twice, in it (true) when its turn has come.
+
+        It becomes the agent's child, as this one is: its end must be seen there, whatever this one is doing.
+        """
+        waits, wakes = os.pipe()
+        try:
+            between = os.fork()
+            if between:
+                if os.waitpid(between, 0)[1]:
+                    raise BlockingIOError(errno.EAGAIN, "no task is left")
+                self.keeper = wakes
+                os.close(waits)
+                return False
+        except OSError:
             os.close(waits)
-            return
-        os.close(self.keeper)
-        self.keeper = -1
+            os.close(wakes)
+            raise
+        try:
+            if os.fork():
+                os._exit(0)
+        except OSError:
+            os._exit(1)
+        os.close(wakes)
         if not os.read(waits, 1):
             os._exit(0)
         os.close(waits)
-        super().serve()
-
-    def run_in_child(self, flags: int, cwd: str, argv: list[str], environ: dict[str, str], fds: list[int]) -> None:
-        """Run the first program here, others in a child."""
-        if self.keeper == -1:
-            super().run_in_child(flags, cwd, argv, environ, fds)
-        else:
-            self.run(flags, cwd, argv, environ, fds)
+        return True
 
     def run(self, flags: int, cwd: str, argv: list[str], environ: dict[str, str], fds: list[int]) -> None:
-        """Run a module in this process; returns only when what was sent is no such request."""
+        """Run a module in this process; returns only when what was sent is no such request, and in the keeper."""
         try:
             job = Job(argv, environ, cwd)
-        except Exception:
-            if self.verdicts is not None:
-                self.verdicts[os.getpid() % len(self.verdicts)] = 1
-            self.sock.send(base.ANSWER.pack(base.REFUSED, errno.EINVAL, 0))
+            if self.keeper is None and self.fork_keeper():
+                return
+        except Exception as failure:
+            number = failure.errno if isinstance(failure, OSError) else None
+            self.sock.send(base.ANSWER.pack(base.REFUSED, number or errno.EINVAL, 0))
             return
-        if self.keeper is None:
-            self.fork_keeper()
         # WASI has no signals: those that ask for an end give it. A write to a closed pipe is an error that it sees.
         _signal.signal(base.SIGPIPE, _signal.SIG_IGN)
         _signal.signal(base.SIGXFSZ, _signal.SIG_IGN)
@@ -314,7 +331,7 @@ class WasmRunner(base.Runner):
         for fd in fds:
             os.close(fd)
         self.sock.close()
-        if self.keeper is not None and self.keeper >= 0:
+        if self.keeper is not None:
             os.write(self.keeper, b"\0")
             os.close(self.keeper)
         status = TRAPPED

@@ -44,6 +44,7 @@ FORMAT = 1
 MOST_TENANT_BYTES = 4 * 1024**3
 _COMPILERS = 2
 _MOST_READY = 1024
+_NOTED_EVERY_S = 3600.0
 _KEPT_S = 30 * 86400.0
 _GUEST = Path(__file__).parents[1] / "guest"
 
@@ -256,9 +257,10 @@ def _form(data: bytes) -> bool:
 
 
 def _used(layer: Path) -> bool:
-    """Note that a layer is used now; whether it is there."""
+    """Note that a layer is used now, to the hour; whether it is there."""
     try:
-        os.utime(layer.parent)
+        if time.time() - layer.parent.stat().st_mtime > _NOTED_EVERY_S:
+            os.utime(layer.parent)
     except FileNotFoundError:
         return False
     return True
