@@ -55,6 +55,22 @@ def write(name):
     return "written"
 
 
+def request(link):
+    """A whole one: its head and its body may come one after the other."""
+    said = b""
+    while b"\r\n\r\n" not in said:
+        piece = link.recv(65536)
+        if not piece:
+            return b""
+        said += piece
+    head, _, body = said.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: *(\d+)", head)
+    missing = int(length[1]) - len(body) if length else 0
+    while missing > 0:
+        missing -= len(link.recv(missing))
+    return head
+
+
 names = sorted(os.listdir("/"))
 found = {"names": names, "reads": {name: attempt(lambda name=name: read(name)) for name in names},
          "writes": {name: attempt(lambda name=name: write(name)) for name in names}, "uid": os.getresuid()}  # fmt: skip
@@ -67,7 +83,7 @@ with socket.socket(socket.AF_UNIX) as listening:
     os.rename("starting.sock", "api.sock")
     while True:
         link, _ = listening.accept()
-        while said := link.recv(65536):
+        while said := request(link):
             if b"/snapshot/create" in said:
                 for name in ("memory", "state.saved"):
                     with open(name, "wb") as saved:
