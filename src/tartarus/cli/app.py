@@ -28,6 +28,8 @@ COMMANDS = {
     "top": ("usage", "Show what live sandboxes use."),
     "pause": ("lifecycle", "Freeze sandboxes."),
     "resume": ("lifecycle", "Let paused sandboxes go on."),
+    "hibernate": ("lifecycle", "Write sandboxes' memory to disk and free everything else."),
+    "wake": ("lifecycle", "Let hibernated sandboxes go on."),
     "fork": ("forking", "Make live copies of a sandbox."),
     "init": ("init", "Create something of your own: a template."),
     "template": ("templates", "Make and manage what sandboxes are made from."),

@@ -56,17 +56,18 @@ def how(record: SandboxRecord) -> str:
 @click.command()
 @_signal
 @_grace
+@click.option("--hibernate", is_flag=True, help="Put to sleep what can be, and end only the others.")
 @click.option("--undo", is_flag=True, help="Take new sandboxes again.")
 @click.option("--status", "look", is_flag=True, help="Only show whether the node is drained.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def drain(*, signal: str, grace: str | None, undo: bool, look: bool, as_json: bool) -> int:
+def drain(*, signal: str, grace: str | None, hibernate: bool, undo: bool, look: bool, as_json: bool) -> int:
     """Take no new sandboxes, and end all there are, each as with stop. The daemon goes on."""
     from tartarus.sdk import Client
 
     client = Client()
     if undo:
         client.undo_drain()
-    report = client.draining() if undo or look else client.drain(signal=signal, grace=grace)
+    report = client.draining() if undo or look else client.drain(signal=signal, grace=grace, hibernate=hibernate)
     if as_json:
         print_json(report)
     else:
@@ -89,4 +90,5 @@ def _show(report: DrainReport) -> None:
         print_table(["ID", "NAME", "STATE", "REASON", "MESSAGE"], rows)
     state = "takes no new sandboxes" if report.draining else "takes new sandboxes"
     left = f"; left: {' '.join(report.left)}" if report.left else "; none is left" if report.draining else ""
-    click.echo(f"The node {state}{left}")
+    asleep = f"; hibernated: {' '.join(report.asleep)}" if report.asleep else ""
+    click.echo(f"The node {state}{left}{asleep}")

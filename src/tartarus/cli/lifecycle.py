@@ -1,4 +1,4 @@
-"""`kill`, `pause` and `resume`: one or several sandboxes, by id, name or id prefix."""
+"""`kill`, `pause`, `resume`, `hibernate` and `wake`: one or several sandboxes, by id, name or id prefix."""
 
 from __future__ import annotations
 
@@ -51,3 +51,22 @@ def resume(names: tuple[str, ...]) -> int:
     from tartarus.sdk import Sandbox
 
     return for_each(names, lambda name: Sandbox.connect(name).resume())
+
+
+@click.command()
+@_names
+@click.option("--after", metavar="DURATION", help="Only then, such as 10m, whatever they do then; return at once.")
+def hibernate(names: tuple[str, ...], *, after: str | None) -> int:
+    """Write sandboxes' memory to disk and give everything else back; whatever is asked of one wakes it."""
+    from tartarus.sdk import Sandbox
+
+    return for_each(names, lambda name: Sandbox.connect(name).hibernate(after=after))
+
+
+@click.command()
+@_names
+def wake(names: tuple[str, ...]) -> int:
+    """Let hibernated sandboxes go on."""
+    from tartarus.sdk import Sandbox
+
+    return for_each(names, lambda name: Sandbox.connect(name).wake())

@@ -199,8 +199,25 @@ class Terminator(Protocol):
         """Take new ones again."""
 
 
+class Sleeper(Protocol):
+    """Hibernation."""
+
+    async def sleep(self, sandbox: Any) -> SandboxRecord:
+        """Put it to sleep; returns once nothing of it is left in memory."""
+
+    async def wake(self, sandbox: Any) -> SandboxRecord:
+        """Let it go on, unless it is awake."""
+
+    def schedule_sleep(self, sandbox: Any, after_s: float) -> None:
+        """Put it to sleep later."""
+
+
 class Node(Protocol):
     """The daemon of one host, as the API sees it."""
+
+    @property
+    def sleeper(self) -> Sleeper:
+        """Hibernation."""
 
     @property
     def terminator(self) -> Terminator:

@@ -54,6 +54,7 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upload: str | int = "16GiB"
     stop_grace: str | int = "10s"
     memory_budget: str | int = "64GiB"
+    EnableHypnos: bool = True
     log: LogSection = LogSection()
     isolation: IsolationSection = IsolationSection()
     microvm: MicrovmSection = MicrovmSection()
@@ -99,6 +100,7 @@ KEYS: dict[str, Key] = {
     "upload": Key("upload_bytes", parse_size, format_size),
     "stop_grace": Key("stop_grace_s", parse_duration, _seconds),
     "memory_budget": Key("memory_budget_bytes", parse_size, format_size),
+    "EnableHypnos": Key("enable_hypnos", bool, lambda value: "true" if value else "false"),
     "log.size": Key("log_bytes", parse_size, format_size),
     "log.files": Key("log_files", _files, str),
     "microvm.monitor": Key("microvm_monitor", lambda monitor: monitor, lambda monitor: str(monitor.value)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tartarus.model.checks import check_stop
+from tartarus.model.checks import check_stop, check_time_limit
 from tartarus.model.sandbox import Reason, SandboxRecord
 from tartarus.model.states import State
 
@@ -29,7 +29,21 @@ class Stopped(msgspec.Struct, frozen=True):
 
 
 class DrainRequest(StopRequest, frozen=True, forbid_unknown_fields=True):
-    """How to end every sandbox of a node, each as a StopRequest says."""
+    """How to end every sandbox of a node, each as a StopRequest says.
+
+    `hibernate`: put to sleep instead what can be.
+    """
+
+    hibernate: bool = False
+
+
+class HibernateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When to hibernate a sandbox: at once, or in `after_s` seconds, whatever it does then."""
+
+    after_s: float | None = None
+
+    def __post_init__(self) -> None:
+        check_time_limit(self.after_s)
 
 
 class Drained(msgspec.Struct, frozen=True):
@@ -43,8 +57,9 @@ class Drained(msgspec.Struct, frozen=True):
 
 
 class DrainReport(msgspec.Struct, frozen=True):
-    """Whether the node takes no new sandboxes, what a drain ended, and the ids of the sandboxes that are left."""
+    """Whether the node takes no new sandboxes, what a drain ended, and the ids of sandboxes that run or sleep still."""
 
     draining: bool
     ended: tuple[Drained, ...] = ()
     left: tuple[str, ...] = ()
+    asleep: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tartarus.guest.channel import GuestChannel
     from tartarus.guest.contexts import CodeContext
     from tartarus.guest.parked import Parked
+    from tartarus.guest.session import Others
     from tartarus.model.sandbox import Reason, SandboxRecord
     from tartarus.node.commands import MainProcess
     from tartarus.node.outputlog import OutputLog
@@ -30,9 +31,13 @@ class Resting:
     log: OutputLog
     main: MainProcess | None
     asleep: bool
+    others: Others = "keep"
     _contexts: dict[str, CodeContext]
     _parked: Parked | None
     _ending: Reason | None
+    _timers: list[asyncio.TimerHandle]
+    _tasks: set[asyncio.Task[None]]
+    _done: asyncio.Future[SandboxRecord]
 
     async def quiesce(self) -> SandboxSession:
         """Bring it to a stand, and write down where: from then on its guest can be saved.
@@ -77,7 +82,20 @@ class Resting:
         guest.channel = self.channel
         self.guest, self.asleep = guest, False
         self._watch()
-        self.channel.go_on()
+        self.channel.go_on(self.others)
+        self.others = "keep"
+
+    async def leave(self) -> None:
+        """Forget a sandbox that sleeps: another daemon will find it. Who waits for its end gets its record as it is."""
+        for timer in self._timers:
+            timer.cancel()
+        self.channel.close()
+        self.log.end()
+        if not self._done.done():
+            self._done.set_result(self.record)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def calls_waiting(self) -> bool:

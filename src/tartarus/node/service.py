@@ -27,6 +27,7 @@ from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node import reconcile, selection
 from tartarus.node.forking import Forker
+from tartarus.node.hibernation import SleepManager
 from tartarus.node.levels import LevelReport, Levels
 from tartarus.node.library import Library
 from tartarus.node.memory import Memory, Source, attached, continued
@@ -71,7 +72,14 @@ class Node:
         )
         self._forker = Forker(self.memory, self.library.snapshots, self._live.values, self.create)
         self.modules = Modules(settings, self._levels, self._pool, self._offers, self.library.uploads)
-        self.terminator = Terminator(self._live.values, self._end_creations)
+        self.sleeper = SleepManager(
+            settings, store, self.memory, self._metrics, self._live,
+            rootfs=lambda record, offer: self._rootfs(record.tenant, offer, record.isolation, record.spec),
+            places=lambda record, rootfs: self._levels.runtimes[record.isolation].places(rootfs, record.id),
+            log=lambda sandbox_id: OutputLog(self._log_path(sandbox_id)), on_end=self._ended,
+        )  # fmt: skip
+        self.terminator = Terminator(self._live.values, self._end_creations, self.sleeper)
+        self.library.held = lambda: (sandbox.offer for sandbox in self._live.values())
         self._background: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -85,6 +93,7 @@ class Node:
             _log.info("cleaned_up", groups=groups, directories=directories, lost=lost)
         await self.library.open()
         await self.modules.open()
+        await self.sleeper.open()
         self._background = asyncio.create_task(self._reconcile_forever())
 
     async def stop(self, reason: Reason) -> None:
@@ -93,6 +102,7 @@ class Node:
         if self._background is not None:
             self._background.cancel()
         await self._end_creations()
+        await self.sleeper.close()
         most_s = self._settings.stop_grace_s
         await asyncio.gather(
             *(
@@ -132,7 +142,9 @@ class Node:
 
     async def fork(self, tenant: str, id_or_name: str, request: ForkRequest) -> ForkResult:
         """Live copies of a live sandbox. When this raises, there is none."""
-        return await self._forker.fork(self.live(tenant, id_or_name), request)
+        sandbox = self.live(tenant, id_or_name)
+        await self.sleeper.wake(sandbox)
+        return await self._forker.fork(sandbox, request)
 
     async def _create(self, tenant: str, spec: SandboxSpec, source: Source | None) -> Sandbox:
         began = time.time()
@@ -146,6 +158,7 @@ class Node:
         offer.limits.check(limits, template.id)
         spec = msgspec.structs.replace(spec, resources=ResourceRequest(**msgspec.structs.asdict(limits)))
         isolation, why = await self._choose_level(tenant, spec, offer)
+        self.sleeper.check(spec, isolation)
         why = "; ".join([why, *self._levels.runtimes[isolation].capabilities().missing])
         spare: Spare | None = None
         if source is None and could_serve(template, isolation, spec):
@@ -340,6 +353,8 @@ class Node:
     def _ended(self, sandbox: Sandbox) -> None:
         self._live.pop(sandbox.record.id, None)
         self._metrics.ended(sandbox.record)
+        sandbox.count(self._metrics)
+        self.sleeper.ended(sandbox)
 
     async def _reconcile_forever(self) -> None:
         while True:

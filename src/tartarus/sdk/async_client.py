@@ -37,12 +37,15 @@ class AsyncClient:
         """What this host can give: each isolation level is tried with a small guest."""
         return await self.transport.call(calls.levels())
 
-    async def drain(self, *, signal: int | str = "", grace: float | str | None = None) -> DrainReport:
+    async def drain(
+        self, *, signal: int | str = "", grace: float | str | None = None, hibernate: bool = False
+    ) -> DrainReport:
         """Take no new sandboxes, and end every one gracefully; returns with how each ended, and what is left.
 
-        `signal` and `grace` as in `Sandbox.stop`; without them, each sandbox's own count.
+        `signal` and `grace` as in `Sandbox.stop`; without them, each sandbox's own count. With `hibernate`, what can be
+        is put to sleep instead.
         """
-        request = DrainRequest(str(signal), duration_or_none(grace))
+        request = DrainRequest(str(signal), duration_or_none(grace), hibernate)
         return await self.transport.call(calls.drain(request))
 
     async def draining(self) -> DrainReport:

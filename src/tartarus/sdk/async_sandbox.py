@@ -12,7 +12,7 @@ import anyio
 from tartarus.model.errors import TimeLimit
 from tartarus.model.forking import ForkRequest
 from tartarus.model.library import CreateSnapshot
-from tartarus.model.lifecycle import Stopped, StopRequest
+from tartarus.model.lifecycle import HibernateRequest, Stopped, StopRequest
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
 from tartarus.model.snapshots import SnapshotKind
 from tartarus.model.states import TERMINAL, State
@@ -70,6 +70,7 @@ class AsyncSandbox:
         fuel: int | None = None,
         stop_signal: int | str = "",
         stop_grace: float | str | None = None,
+        idle: float | str | None = None,
         client: AsyncClient | None = None,
     ) -> Opening[AsyncSandbox]:
         """Make a sandbox; limits that are not given are the template's.
@@ -97,6 +98,7 @@ class AsyncSandbox:
             fuel: how many instructions, about, each of its commands may execute.
             stop_signal: what asks it to end, by name or number; the template's (TERM if it has none) if not given.
             stop_grace: how long it then has, in seconds or as in ``"30s"``; the last part of its time limit, too.
+            idle: hibernate it after so long without work, in seconds or as in ``"5m"``; what is asked of it wakes it.
             client: which daemon; the one of your environment if not given.
 
         Raises:
@@ -108,7 +110,7 @@ class AsyncSandbox:
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
             snapshot=snapshot, module="" if module is None else modules.digest_of(code), fuel=fuel,
-            stop_signal=stop_signal, stop_grace=stop_grace,
+            stop_signal=stop_signal, stop_grace=stop_grace, idle=idle,
         )  # fmt: skip
         return Opening(cls._made(calls.create(spec), client, owned=True, code=None if module is None else code))
 
@@ -305,6 +307,19 @@ class AsyncSandbox:
     async def resume(self) -> None:
         """Let it go on."""
         self._record = await self._client.transport.call(calls.resume(self.id))
+
+    async def hibernate(self, *, after: float | str | None = None) -> None:
+        """Write its memory to disk and give everything else back; whatever is asked of it later wakes it.
+
+        With `after` (seconds, or as in ``"10m"``), only then, and this returns at once. Its time limit goes on. Raises
+        Unsupported at levels whose memory can't be saved; on any error it runs on.
+        """
+        request = HibernateRequest(duration_or_none(after))
+        self._record = await self._client.transport.call(calls.hibernate(self.id, request))
+
+    async def wake(self) -> None:
+        """Let it go on, if it is hibernated. When this raises, it sleeps on."""
+        self._record = await self._client.transport.call(calls.wake(self.id))
 
     async def signal(self, signal: int) -> None:
         """Send its main command a signal."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from tartarus.model.errors import InvalidRequest
-from tartarus.model.lifecycle import DrainReport, DrainRequest, Stopped, StopRequest
+from tartarus.model.lifecycle import DrainReport, DrainRequest, HibernateRequest, Stopped, StopRequest
 from tartarus.model.sandbox import FileInfo, SandboxRecord, SandboxSpec, Stats
 from tartarus.sdk.http import Call, target
 from tartarus.sdk.results import LevelReport, Page, Version
@@ -71,6 +71,17 @@ def end(sandbox: str) -> Call[None]:
 def stop(sandbox: str, request: StopRequest) -> Call[Stopped]:
     """End a sandbox gracefully; the answer comes once it is gone."""
     return Call("POST", target("sandboxes", sandbox, "stop"), _reads(Stopped), encode(request), patience_s=None)
+
+
+def hibernate(sandbox: str, request: HibernateRequest) -> Call[SandboxRecord]:
+    """Put a sandbox to sleep; the answer comes once it sleeps."""
+    where = target("sandboxes", sandbox, "hibernate")
+    return Call("POST", where, _reads(SandboxRecord), encode(request), patience_s=None)
+
+
+def wake(sandbox: str) -> Call[SandboxRecord]:
+    """Let a hibernated sandbox go on; the answer comes once it runs."""
+    return Call("POST", target("sandboxes", sandbox, "wake"), _reads(SandboxRecord), patience_s=None)
 
 
 def drain(request: DrainRequest) -> Call[DrainReport]:

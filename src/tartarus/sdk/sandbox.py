@@ -10,7 +10,7 @@ from types import TracebackType
 from tartarus.model.errors import TimeLimit
 from tartarus.model.forking import ForkRequest
 from tartarus.model.library import CreateSnapshot
-from tartarus.model.lifecycle import Stopped, StopRequest
+from tartarus.model.lifecycle import HibernateRequest, Stopped, StopRequest
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
 from tartarus.model.snapshots import SnapshotKind
 from tartarus.model.states import TERMINAL, State
@@ -65,6 +65,7 @@ class Sandbox:
         fuel: int | None = None,
         stop_signal: int | str = "",
         stop_grace: float | str | None = None,
+        idle: float | str | None = None,
         client: Client | None = None,
     ) -> Sandbox:
         """Make a sandbox; limits that are not given are the template's.
@@ -90,6 +91,7 @@ class Sandbox:
             fuel: how many instructions, about, each of its commands may execute.
             stop_signal: what asks it to end, by name or number; the template's (TERM if it has none) if not given.
             stop_grace: how long it then has, in seconds or as in ``"30s"``; the last part of its time limit, too.
+            idle: hibernate it after so long without work, in seconds or as in ``"5m"``; what is asked of it wakes it.
             client: which daemon; the one of your environment if not given.
 
         Raises:
@@ -101,7 +103,7 @@ class Sandbox:
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
             snapshot=snapshot, module="" if module is None else modules.digest_of(code), fuel=fuel,
-            stop_signal=stop_signal, stop_grace=stop_grace,
+            stop_signal=stop_signal, stop_grace=stop_grace, idle=idle,
         )  # fmt: skip
         client = client or Client()
         if module is not None:
@@ -280,6 +282,19 @@ class Sandbox:
     def resume(self) -> None:
         """Let it go on."""
         self._record = self._client.transport.call(calls.resume(self.id))
+
+    def hibernate(self, *, after: float | str | None = None) -> None:
+        """Write its memory to disk and give everything else back; whatever is asked of it later wakes it.
+
+        With `after` (seconds, or as in ``"10m"``), only then, and this returns at once. Its time limit goes on. Raises
+        Unsupported at levels whose memory can't be saved; on any error it runs on.
+        """
+        request = HibernateRequest(duration_or_none(after))
+        self._record = self._client.transport.call(calls.hibernate(self.id, request))
+
+    def wake(self) -> None:
+        """Let it go on, if it is hibernated. When this raises, it sleeps on."""
+        self._record = self._client.transport.call(calls.wake(self.id))
 
     def signal(self, signal: int) -> None:
         """Send its main command a signal."""
