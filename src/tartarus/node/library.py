@@ -135,6 +135,7 @@ class Library:
     async def close(self) -> None:
         """Stop warming, give the network back, remove uploads that nobody used."""
         await self.templates.close()
+        await self._memory.close()
         await self._tools.close()
         await asyncio.to_thread(self.uploads.close)
 
@@ -152,7 +153,7 @@ class Library:
         for offer in self.held():
             used.update(() if offer is None else offer.layers)
         await self._sweep_memory(older_than_s=_UNUSED_KEPT_S)
-        await self._memory.cool()
+        self._memory.cool()
         tenants = await asyncio.to_thread(_names, self._tenants)
         for tenant in tenants:
             if not self.templates.is_making(tenant):
