@@ -12,6 +12,7 @@ import pytest
 from tests.node.conftest import TENANT, Run, finish, leftovers
 
 from tartarus.guest.binary import agent_binary
+from tartarus.guest.contexts import CellDone, CellResult
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
 from tartarus.model.sandbox import ExecSpec, Isolation, Mount, ResourceRequest, Resources, SandboxSpec
 from tartarus.model.states import State
@@ -301,3 +302,21 @@ async def test_kvm_is_used_only_where_a_guest_runs_on_it(
         await runtime.close()
         assert not hierarchy.existing()
         hierarchy.close()
+
+
+async def test_the_interpreter_stays_warm_and_keeps_contexts(node: Node) -> None:
+    """This kernel has no pidfd_open, by which the warm interpreter sees its children end elsewhere."""
+    sandbox = await _start(node)
+    for status in (0, 3):
+        process = await sandbox.exec(ExecSpec(argv=("python3", "-c", f"print(6*7); raise SystemExit({status})")))
+        assert (await process.started())[1]
+        assert await process.read() == (1, b"42\n")
+        assert (await process.wait()).code == status
+    contexts = [sandbox.context(await sandbox.open_context()) for _ in range(2)]
+    for at, context in enumerate(contexts):
+        assert [event async for event in context.run(f"x = {at}")] == [CellDone(1)]
+    for at, context in enumerate(contexts):
+        events = [event async for event in context.run("x")]
+        assert events == [CellResult({"text/plain": str(at)}, is_main=True), CellDone(2)]
+        await context.close()
+    await sandbox.kill()

@@ -197,6 +197,8 @@ class Session(Connection):
         What waits here, and what is asked now, waits for `plug`. A channel that left its guest already leaves nothing
         but a channel that leads nowhere.
         """
+        if self.closed.done():
+            raise self._reason()
         if self._state is None:
             raise InvalidState("only a quiet channel can leave its guest")
         if self._sock is None:
