@@ -117,8 +117,8 @@ class Warm:
         store = job.store(module)
         try:
             entry = module.enter(store)
-        except (engines.NotRun, wasmtime.WasmtimeError, wasmtime.Trap):
-            return  # it will be told when it is asked for
+        except Exception:
+            return  # whatever it is, it will be told when it is asked for
         self.ahead = Ahead(store, job.wasi(), entry)
 
 

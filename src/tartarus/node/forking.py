@@ -21,7 +21,7 @@ from tartarus.node.snapshots import SnapshotService
 _AT_ONCE = 4
 """Copies that are being started at the same time: more only wait for the same processors."""
 FILES_NOTE = (
-    "The container level copies files, not memory: nothing runs in the copies yet. Use --isolation gvisor or microvm "
+    "This level copies files, not memory: nothing runs in the copies yet. Use --isolation gvisor or microvm "
     "for copies that go on where their source stands."
 )
 
@@ -44,7 +44,7 @@ class Forker:
         level = sandbox.record.isolation
         if self._memory.can_save(level):
             return await self._with_memory(sandbox, request)
-        if level is not Isolation.CONTAINER:
+        if level not in {Isolation.CONTAINER, Isolation.WASM}:
             raise Unsupported(
                 f"a sandbox at the {level.value} level can't be forked",
                 why="neither its memory nor its files can be taken from outside",
