@@ -256,3 +256,15 @@ def test_one_that_somebody_else_froze_stays_frozen(untouched: Engine) -> None:
         run_migration(runtime, state, plan, Orders(request_path="x.json", pause=True))
     assert untouched.state("live")["State"]["Status"] == "paused"
     untouched.call("POST", "/containers/live/unpause")
+
+
+@pytest.mark.needs("runsc")
+def test_a_container_gets_a_kernel_of_its_own(untouched: Engine) -> None:
+    """The same command under gVisor, whose kernel is not the one that Docker's containers share."""
+    untouched.run("job", "/bin/sh", "-c", "echo x >/srv/y; cat /srv/y; id -u; exit 5", User="1000:1000", WorkingDir="/tmp")
+    untouched.run("kernel", "/bin/cat", "/proc/version")
+    done = tartarus("migrate", "docker", "--socket", untouched.socket, "--isolation", "gvisor", "--json", "job")
+    proof = json.loads(done.stdout)["proof"]
+    assert (done.returncode, proof["verdict"], proof["isolation"], proof["exit_code"]) == (0, "same", "gvisor", 5)
+    done = tartarus("migrate", "docker", "--socket", untouched.socket, "--isolation", "gvisor", "--json", "kernel")
+    assert json.loads(done.stdout)["proof"]["verdict"] == "differs"
