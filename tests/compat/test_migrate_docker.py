@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tests.cli.kit import COMMAND, refused, tartarus, text
 from tests.compat.engine import Engine
+from tests.needs import kernel_package
 
 from tartarus.compat.docker import DockerRuntime
 from tartarus.compat.migration import Orders, plan_migration
@@ -22,6 +23,7 @@ from tartarus.compat.migration import migrate as run_migration
 from tartarus.compat.plan import Wishes
 from tartarus.compat.proving import Verdict, prove
 from tartarus.model.errors import EngineFailed
+from tartarus.runtimes.microvm import kernel
 from tartarus.sdk import Client, Sandbox, Template
 from tartarus.sdk.places import Places
 
@@ -261,10 +263,26 @@ def test_one_that_somebody_else_froze_stays_frozen(untouched: Engine) -> None:
 @pytest.mark.needs("runsc")
 def test_a_container_gets_a_kernel_of_its_own(untouched: Engine) -> None:
     """The same command under gVisor, whose kernel is not the one that Docker's containers share."""
-    untouched.run("job", "/bin/sh", "-c", "echo x >/srv/y; cat /srv/y; id -u; exit 5", User="1000:1000", WorkingDir="/tmp")
+    untouched.run(
+        "job", "/bin/sh", "-c", "echo x >/srv/y; cat /srv/y; id -u; exit 5", User="1000:1000", WorkingDir="/tmp"
+    )
     untouched.run("kernel", "/bin/cat", "/proc/version")
     done = tartarus("migrate", "docker", "--socket", untouched.socket, "--isolation", "gvisor", "--json", "job")
     proof = json.loads(done.stdout)["proof"]
     assert (done.returncode, proof["verdict"], proof["isolation"], proof["exit_code"]) == (0, "same", "gvisor", 5)
     done = tartarus("migrate", "docker", "--socket", untouched.socket, "--isolation", "gvisor", "--json", "kernel")
     assert json.loads(done.stdout)["proof"]["verdict"] == "differs"
+
+
+@pytest.mark.needs("microvm")
+def test_a_container_becomes_a_machine(untouched: Engine, home: Places) -> None:
+    """A real virtual machine, with the container's volume copied into it, does what the container did."""
+    package = kernel_package()
+    assert package is not None
+    kernel.install(package, Path(home.state_dir) / "kernels")
+    untouched.run("filler", "/bin/sh", "-c", "echo data >/vol/x", host={"Binds": ["machine:/vol"]})
+    untouched.run("job", "/bin/sh", "-c", "cat /vol/x; id -u; exit 5", User="app", host={"Binds": ["machine:/vol"]})
+    wanted = ("--isolation", "microvm", "--mounts", "copy", "--json", "job")
+    done = tartarus("migrate", "docker", "--socket", untouched.socket, *wanted)
+    proof = json.loads(done.stdout)["proof"]
+    assert (done.returncode, proof["verdict"], proof["isolation"], proof["exit_code"]) == (0, "same", "microvm", 5)
