@@ -209,7 +209,10 @@ def test_what_stands_in_the_way_is_found_before_anything_is_made(untouched: Engi
     assert [template.name for template in Template.list() if not template.info.builtin] == []
 
 
-def test_killed_while_it_has_a_container_frozen(untouched: Engine, home: Places, place: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_ended_while_it_has_a_container_frozen(
+    untouched: Engine, home: Places, place: Path, number: signal.Signals
+) -> None:
     """The helper thaws it, and nothing of the template is there."""
     untouched.run("live", "/bin/sh", "-c", "dd if=/dev/zero of=/big bs=1M count=300 2>/dev/null; sleep 600", ends=False)
     argv = ["migrate", "docker", "--socket", untouched.socket, "--pause", "live"]
@@ -218,7 +221,7 @@ def test_killed_while_it_has_a_container_frozen(untouched: Engine, home: Places,
     while untouched.state("live")["State"]["Status"] != "paused":
         assert process.poll() is None
         assert time.monotonic() < until
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(process.pid, number)
     process.wait()
     while untouched.state("live")["State"]["Status"] == "paused":
         assert time.monotonic() < until
