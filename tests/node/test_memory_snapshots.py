@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -20,6 +21,7 @@ from tartarus.model.errors import (
     Unsupported,
 )
 from tartarus.model.forking import ForkRequest
+from tartarus.model.ids import new_id
 from tartarus.model.library import CreateSnapshot, SnapshotInfo
 from tartarus.model.sandbox import ExecSpec, Isolation, Mount, Reason, ResourceRequest, SandboxSpec
 from tartarus.model.settings import Settings
@@ -194,6 +196,8 @@ async def test_forks_are_live_copies_with_an_identity_of_their_own(node, level):
     assert re.fullmatch(rb"(\d+\n)+", b"".join(logged))
     before = await lines(source, 3)
     assert before == list(range(before[0], before[0] + len(before)))
+    metric = f'tartarus_snapshot_restore_duration_seconds_count{{isolation="{level.value}",node="local"}} 3.0'
+    assert metric in node._metrics.render().decode()
 
 
 async def test_a_paused_sandbox_stays_paused(node, one_level):
@@ -239,6 +243,27 @@ async def test_what_fits_another_host_is_refused_here(node, one_level, monkeypat
         monkeypatch.setattr(runtime, "needs", lambda snapshot, changed=changed: needs(snapshot) | changed)
         with pytest.raises(SnapshotRefused, match="can't go on here"):
             await again(node, info.id)
+    assert set(node._live) == {source.record.id}
+
+
+async def test_memory_goes_on_over_no_other_template(node, one_level, maker, store):
+    """A set whose manifest names another template than its memory came from: as no honest host writes it."""
+    source = await idle(node, one_level)
+    info = await taken(node, source)
+    await maker.build("other")
+    other = await node._offers.find(TENANT, "other")
+    sets = node.memory.sets
+    async with sets.taken(TENANT, info.id, info.digest) as found, sets.staging(TENANT) as place:
+        for path in found.path.iterdir():
+            shutil.copy(path, place / path.name)
+        facts = msgspec.structs.replace(found.facts, offer=msgspec.to_builtins(other))
+        kept = await sets.keep(TENANT, new_id("snap"), place, facts)
+    record = await store.snapshots.get(TENANT, info.id)
+    await store.snapshots.insert(
+        msgspec.structs.replace(record, id=kept.id, name="forged", digest=kept.digest, layers=other.layers)
+    )
+    with pytest.raises(SnapshotRefused, match="can't go on here"):
+        await again(node, "forged")
     assert set(node._live) == {source.record.id}
 
 

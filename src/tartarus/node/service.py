@@ -247,7 +247,10 @@ class Node:
             raise
         sandbox.offer = offer
         self._live[record.id] = sandbox
-        self._metrics.launched(template.id, start_ms / 1e3, warm=warm and ready)
+        if isinstance(begun, Source):
+            self._metrics.restored(template.id, record.isolation.value, start_ms / 1e3)
+        else:
+            self._metrics.launched(template.id, start_ms / 1e3, warm=warm and ready)
         sandbox.supervise()
         return sandbox
 

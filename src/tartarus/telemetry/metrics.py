@@ -56,6 +56,14 @@ class Metrics:
             ("template",),
             registry=self.registry,
         )
+        # By level: a label for each snapshot, as the roadmap has it, would grow without end.
+        self._restore = Histogram(
+            "tartarus_snapshot_restore_duration_seconds",
+            "From the request to go on from memory to the sandbox running",
+            ("isolation", "node"),
+            registry=self.registry,
+            buckets=_SLEEP_BUCKETS,
+        )
 
         self._asleep = Gauge(
             "tartarus_hypnos_hibernated_count", "Sandboxes that are hibernated", ("node",), registry=self.registry
@@ -122,6 +130,11 @@ class Metrics:
         self._launch.labels(template, self._node).observe(seconds)
         self._active.labels(template, self._node).inc()
         (self._hits if warm else self._misses).labels(template).inc()
+
+    def restored(self, template: str, isolation: str, seconds: float) -> None:
+        """A sandbox of `template` went on from a snapshot of memory, or as a copy of another."""
+        self._restore.labels(isolation, self._node).observe(seconds)
+        self._active.labels(template, self._node).inc()
 
     def ended(self, record: SandboxRecord) -> None:
         """A sandbox reached the terminal state that `record` has."""
