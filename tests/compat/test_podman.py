@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -19,18 +20,21 @@ from tartarus.sdk import Template
 pytestmark = [
     pytest.mark.needs("root", "podman", "runc", "busybox", "cgroups"), pytest.mark.usefixtures("home", "place"),
 ]  # fmt: skip
-# Debian's crun refuses hosts with both versions of cgroups; the limits are those that an unprivileged host may set.
-LIMITS = {"Ulimits": [{"Name": name, "Soft": 1000, "Hard": 1000} for name in ("nofile", "nproc")]}
+# Podman's own are more than every host may give.
+SETTINGS = '[containers]\ndefault_ulimits = ["nofile=1000:1000", "nproc=1000:1000"]\n'
 
 
 @pytest.fixture(scope="module")
 def podman() -> Iterator[Engine]:
     place = Path(tempfile.mkdtemp(prefix="tt-podman-"))
+    (place / "containers.conf").write_text(SETTINGS)
+    # runc, since Debian's crun refuses hosts with both versions of cgroups.
     own = [f"--root={place}/root", f"--runroot={place}/run", f"--tmpdir={place}/tmp", "--runtime=runc"]
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(
             ["podman", *own, "system", "service", "--time", "0", f"unix://{place}/p.sock"],
             stdout=log, stderr=log, start_new_session=True,
+            env={**os.environ, "CONTAINERS_CONF": f"{place}/containers.conf"},
         )  # fmt: skip
     engine = Engine(f"{place}/p.sock")
     try:
@@ -50,7 +54,7 @@ def test_a_container_that_has_ended(podman: Engine, place: Path) -> None:
     script = "echo made >/srv/made; echo out $GREETING; echo err >&2; pwd; exit 3"
     podman.run(
         "job", "-c", script, Entrypoint=["/bin/sh"], Env=["GREETING=hello", "API_TOKEN=s3cret"], WorkingDir="/srv",
-        host={"Memory": 64 << 20, "PidsLimit": 40, **LIMITS},
+        host={"Memory": 64 << 20, "PidsLimit": 40},
     )  # fmt: skip
     before = podman.everything()
     done = tartarus("migrate", "podman", "--socket", podman.socket, "--isolation", "container", "--json", "job")
@@ -66,7 +70,7 @@ def test_a_container_that_has_ended(podman: Engine, place: Path) -> None:
 
 
 def test_a_container_that_runs(podman: Engine) -> None:
-    podman.run("live", "/bin/sleep", "600", ends=False, host=LIMITS, User="app")
+    podman.run("live", "/bin/sleep", "600", ends=False, User="app")
     done = tartarus(
         "migrate", "podman", "--socket", podman.socket, "--isolation", "container", "--pause", "--json", "live"
     )
@@ -78,6 +82,19 @@ def test_a_container_that_runs(podman: Engine) -> None:
     )
     assert said.returncode == 7
     Template.remove("live")
+
+
+def test_a_command_runs_weakly_held_and_says_so(podman: Engine) -> None:
+    script = "echo $A; echo err >&2; sed -n '/CapBnd/p;/NoNewPrivs/p' /proc/self/status; ls /sys/class/net; exit 4"
+    socket = ("--engine", "podman", "--socket", podman.socket)
+    done = tartarus("legacy", "run", *socket, "-e", "A=1", "box", "--", "sh", "-c", script)
+    assert done.returncode == 4, done.stderr
+    assert done.stdout.split() == [b"1", b"CapBnd:", b"0000000000000000", b"NoNewPrivs:", b"1", b"lo"]
+    assert done.stderr.startswith(b"tartarus: held by podman 4")
+    names = [entry["Names"][0] for entry in podman.call("GET", "/containers/json", params={"all": "1"})]
+    assert not [name for name in names if "legacy" in name]
+    ended = tartarus("legacy", "run", *socket, "--timeout", "1s", "box", "sleep", "600")
+    assert ended.returncode == 124
 
 
 def test_its_service_is_started_and_ended(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
