@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -215,6 +216,17 @@ async def test_one_saved_to_end_can_be_resumed_or_destroyed(place: Place) -> Non
     await place.save(guest, "two", go_on=False)
     await asyncio.wait_for(guest.destroy(), 10)
     assert guest.ended.done()
+
+
+async def test_what_dies_while_it_is_saved_is_not_waited_for(place: Place) -> None:
+    guest = await place.guest()
+    saving_it = asyncio.ensure_future(place.save(guest, "one", go_on=True))
+    while not (place.directory / "one" / "checkpoint.img").exists():
+        await asyncio.sleep(0.001)
+    os.kill(guest.pid, signal.SIGKILL)
+    done = (await asyncio.wait_for(asyncio.gather(saving_it, return_exceptions=True), 30))[0]
+    assert isinstance(done, TartarusError | tuple)
+    await place.settled()
 
 
 async def test_destroyed_while_it_is_saved(place: Place) -> None:

@@ -227,7 +227,7 @@ class RunscGuest(HostGuest):
         target = await asyncio.to_thread(directory_mount, directory)
         try:
             launcher, nursery = self._home.launcher, self._home.nursery
-            return await launcher.checkpoint(nursery, self._parts.name, target, _limit_s(used))
+            return await launcher.checkpoint(nursery, self._parts.name, target, _limit_s(used), self._gone.wait())
         finally:
             os.close(target)
 

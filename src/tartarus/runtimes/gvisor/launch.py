@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from tartarus.guest.channel import channel_pair
 from tartarus.guest.program import Program
@@ -27,6 +27,7 @@ from tartarus.runtimes.nursery import Clone, Nursery, exhausted_or_failed
 
 READY_TIMEOUT_S = 20.0
 _TELL_TIMEOUT_S = 20.0
+_AFTER_END_S = 5.0
 AGENT_COMMAND = (spec.AGENT, "agent", "--channel=0")
 _COMMON = ("/runsc", "--ignore-cgroups", "--network=none", "--overlay2=none", "--file-access=exclusive")
 
@@ -198,10 +199,13 @@ class Launcher:
                 os.close(fd)
         return ready.parts._replace(born=born, steps=program.steps)
 
-    async def checkpoint(self, nursery: Nursery, name: str, into: int | None, timeout_s: float) -> str:
+    async def checkpoint(
+        self, nursery: Nursery, name: str, into: int | None, timeout_s: float, gone: Awaitable[object]
+    ) -> str:
         """Write a guest into an open directory, or into the template's image; what runsc said. Its runsc ends.
 
-        Raises GuestFailed when no runsc could be asked or none answered in time.
+        `gone` completes when the guest's first process has ended, with this or by itself. Raises GuestFailed when no
+        runsc could be asked or none answered in time.
         """
         where = layout.IMAGES if into is None else layout.SAVED
         command = self._argv(
@@ -212,9 +216,18 @@ class Launcher:
         try:
             fds = [] if into is None else [into]
             born = await self._command(nursery, program, log, fds, mounts=into is not None)
+            asking = asyncio.ensure_future(ended(born, timeout_s, "saving the sandbox"))
+            end = asyncio.ensure_future(gone)
             try:
-                await ended(born, timeout_s, "saving the sandbox")
+                await asyncio.wait({asking, end}, return_when=asyncio.FIRST_COMPLETED)
+                # When the guest has ended there is little left to do for the command, or nobody left to ask.
+                await asyncio.wait_for(asking, timeout_s if asking.done() else _AFTER_END_S)
+            except TimeoutError:
+                raise GuestFailed("the sandbox ended while it was being saved") from None
             finally:
+                end.cancel()
+                asking.cancel()
+                await asyncio.wait({asking})
                 os.close(born.pidfd)
             return log.text()
         finally:

@@ -150,7 +150,9 @@ class GvisorRuntime:
         try:
             await _warmed(guest, snapshot.nursery.what)
             try:
-                said = await self._launcher.checkpoint(snapshot.nursery, name, None, CHECKPOINT_TIMEOUT_S)
+                said = await self._launcher.checkpoint(
+                    snapshot.nursery, name, None, CHECKPOINT_TIMEOUT_S, asyncio.shield(guest.ended)
+                )
             except GuestFailed as error:
                 raise TemplateFailed(f"{snapshot.nursery.what} can't be saved", why=str(error)) from error
             if said or not set(layout.IMAGE_FILES) <= {path.name for path in snapshot.image_files()}:
