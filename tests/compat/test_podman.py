@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -46,8 +48,18 @@ def podman() -> Iterator[Engine]:
         engine.close()
         process.terminate()
         process.wait(60)
+        end_monitors(place)
         subprocess.run(["umount", "-R", f"{place}/root/overlay"], capture_output=True, check=False)
         shutil.rmtree(place)
+
+
+def end_monitors(place: Path) -> None:
+    """Podman keeps a monitor for five minutes after each exec, which then makes its directories anew."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes()
+            if b"conmon" in words and str(place).encode() in words:
+                os.kill(int(entry.parent.name), signal.SIGKILL)
 
 
 def test_a_container_that_has_ended(podman: Engine, place: Path) -> None:
