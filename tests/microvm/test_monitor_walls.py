@@ -85,6 +85,13 @@ async def test_a_monitor_reaches_its_own_alone(place: Path, launcher: Launcher) 
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == 0
     assert status["NoNewPrivs"] == "1"
     assert "the stand-in speaks" in monitor.output.text()
+    assert await api.call("GET", "/make/early") == {"made": "made"}
+    monitor.home.close_to_monitor()
+    assert await api.call("GET", "/make/late") == {"made": "PermissionError"}
+    monitor.home.open_to_monitor()
+    assert await api.call("GET", "/make/asked-for") == {"made": "made"}
+    assert await api.call("GET", "/grow") == {"grown": "OSError"}
+    assert os.fstat(given["scratch"]).st_size < 1024
     await api.close()
     await monitor.end()
 

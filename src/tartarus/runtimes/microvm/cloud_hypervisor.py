@@ -77,10 +77,9 @@ class CloudHypervisorMachine(VsockMachine):
         )  # fmt: skip
 
     async def _snapshot(self, device_state: int, memory_file: int) -> None:
-        await self.disconnect()
-        home = self.monitor.home
-        home.directory(_SAVED)
-        await self.api.call("PUT", "/vm.snapshot", {"destination_url": _URL})
+        async with self.saving() as home:
+            home.directory(_SAVED)
+            await self.api.call("PUT", "/vm.snapshot", {"destination_url": _URL})
         size = self._parts.hardware.memory_bytes
         await asyncio.to_thread(self._take_memory, size, memory_file)
         texts = [await asyncio.to_thread(self._text, name) for name in (_CONFIG, _STATE)]
@@ -123,13 +122,14 @@ class CloudHypervisor:
     async def boot(self, parts: Parts, cgroup: Cgroup | None) -> Machine:
         """Start a machine from its kernel, and wait until its agent serves."""
         assert parts.boot is not None
-        machine = await self._begin(_disks(parts), parts, cgroup)
+        machine = await self._begin({"memory": parts.memory, **_disks(parts)}, parts, cgroup)
         try:
             # Files of its own: its Landlock domain takes no rule for a memory file.
             for name, fd in (("kernel", parts.boot.kernel), ("initramfs", parts.boot.initramfs)):
                 await asyncio.to_thread(machine.monitor.home.put, name, os.pread(fd, os.fstat(fd).st_size, 0))
             await machine.api.call("PUT", "/vm.create", configuration(parts))
             await machine.api.call("PUT", "/vm.boot")
+            machine.started()
             await machine.reach(BOOT_TIMEOUT_S)
         except GuestFailed as error:
             raise await failed_boot(machine, error) from error
@@ -147,11 +147,12 @@ class CloudHypervisor:
         if self._on_demand:
             body["memory_restore_mode"] = "OnDemand"
         try:
-            home.directory(_SAVED)
+            home.directory(_SAVED, written=False)
             home.put(f"{_SAVED}/{_CONFIG}", restored_configuration(devices.config, parts))
             home.put(f"{_SAVED}/{_STATE}", devices.state.encode())
             home.link(f"{_SAVED}/{_MEMORY}", "../memory")
             await machine.api.call("PUT", "/vm.restore", body)
+            machine.started()
         except BaseException:
             await end(machine)
             raise

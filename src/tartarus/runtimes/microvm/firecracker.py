@@ -57,8 +57,10 @@ class FirecrackerMachine(VsockMachine):
 
     async def save_devices(self, device_state: int) -> None:
         """Write its devices' state. It has no command for that alone: the memory that comes along is thrown away."""
-        await self._snapshot("memory.unused", device_state)
-        self.monitor.home.drop("memory.unused")
+        try:
+            await self._snapshot("memory.unused", device_state)
+        finally:
+            self.monitor.home.drop("memory.unused")
 
     def _take_back(self) -> None:
         parts, home = self._parts, self.monitor.home
@@ -70,10 +72,10 @@ class FirecrackerMachine(VsockMachine):
             os.ftruncate(into, size)
 
     async def _snapshot(self, memory_name: str, device_state: int) -> None:
-        await self.disconnect()
         body = {"snapshot_type": "Full", "snapshot_path": "state.saved", "mem_file_path": memory_name}
-        await self.api.call("PUT", "/snapshot/create", body)
-        await asyncio.to_thread(self.monitor.home.take, "state.saved", _MOST_DEVICE_BYTES, device_state)
+        async with self.saving() as home:
+            await self.api.call("PUT", "/snapshot/create", body)
+        await asyncio.to_thread(home.take, "state.saved", _MOST_DEVICE_BYTES, device_state)
 
 
 class Firecracker:
@@ -103,6 +105,7 @@ class Firecracker:
         try:
             for path, body in configuration(parts):
                 await machine.api.call("PUT", path, body)
+            machine.started()
             await machine.reach(BOOT_TIMEOUT_S)
         except GuestFailed as error:
             raise await failed_boot(machine, error) from error
@@ -118,6 +121,7 @@ class Firecracker:
         body = {"snapshot_path": "state", "mem_backend": backend, "resume_vm": False}
         try:
             await machine.api.call("PUT", "/snapshot/load", body)
+            machine.started()
         except BaseException:
             await end(machine)
             raise

@@ -35,6 +35,16 @@ class Home:
         os.fchown(self.fd, uid, uid)
         self.uid = uid
 
+    def close_to_monitor(self) -> None:
+        """Its monitor listens: from now on it makes no file here, and so can't fill the host's disk."""
+        os.fchmod(self.fd, 0o711)
+        os.fchown(self.fd, 0, 0)
+
+    def open_to_monitor(self) -> None:
+        """It is to write something that we asked for."""
+        os.fchown(self.fd, self.uid, self.uid)
+        os.fchmod(self.fd, 0o700)
+
     @property
     def id(self) -> str:
         """What tells it from others: letters and digits."""
@@ -44,12 +54,15 @@ class Home:
         """Let `name` be the descriptor that the monitor inherits under that number."""
         os.symlink(f"/proc/self/fd/{number}", name, dir_fd=self.fd)
 
-    def directory(self, name: str) -> None:
-        """Make a directory there that the monitor can write to."""
+    def directory(self, name: str, *, written: bool = True) -> None:
+        """Make a directory there; the monitor can write to it if it is to be `written`."""
         os.mkdir(name, 0o700, dir_fd=self.fd)
         held = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
         try:
-            os.fchown(held, self.uid, self.uid)
+            if written:
+                os.fchown(held, self.uid, self.uid)
+            else:
+                os.fchmod(held, 0o711)
         finally:
             os.close(held)
 

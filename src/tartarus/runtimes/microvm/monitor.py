@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -207,12 +207,28 @@ class VsockMachine(ABC):
 
     async def reach(self, timeout_s: float) -> None:
         """Connect the channel to its agent. Raises GuestFailed."""
+        self.started()
         connecting = vsock.connect(self.monitor.home, VSOCK, vsock.PORT, timeout_s)
         self._relay.attach(await self.monitor.while_alive(connecting))
+        if self.monitor.home.fd >= 0:
+            self.monitor.home.close_to_monitor()
 
-    async def disconnect(self) -> None:
-        """Its monitor is about to break the connection."""
+    def started(self) -> None:
+        """Its monitor has made what it listens on, or has it yet to make."""
+        if self.monitor.home.has(VSOCK):
+            self.monitor.home.close_to_monitor()
+
+    @contextlib.asynccontextmanager
+    async def saving(self) -> AsyncIterator[Home]:
+        """Its monitor breaks the connection meanwhile, and may write to its home."""
         await self._relay.detach()
+        home = self.monitor.home
+        home.open_to_monitor()
+        try:
+            yield home
+        finally:
+            if home.fd >= 0:
+                home.close_to_monitor()
 
     async def console(self) -> str:
         """The end of what its kernel said."""
