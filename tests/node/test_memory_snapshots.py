@@ -39,7 +39,7 @@ LEVELS = [
 ]
 ONE_LEVEL = LEVELS[:1]
 """What the store of sets decides is the same at every level, and machines are slow."""
-COUNT = "i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); echo $i >/tmp/count; sleep 0.05; done"
+COUNT = "i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); echo $i >>/tmp/count; sleep 0.05; done"
 
 
 @pytest.fixture(params=LEVELS, ids=lambda level: level.value)
@@ -140,7 +140,9 @@ async def test_another_command_takes_the_place_of_the_one_in_it(node, one_level)
     info = await taken(node, source)
     await source.kill()
     copy = await again(
-        node, info.id, command=ExecSpec(argv=("sh", "-c", "a=$(cat /tmp/count); sleep 1; cat /tmp/count; echo $a"))
+        node,
+        info.id,
+        command=ExecSpec(argv=("sh", "-c", "a=$(tail -n 1 /tmp/count); sleep 1; tail -n 1 /tmp/count; echo $a")),
     )
     ran = await finish(copy)
     later, earlier = (int(line) for line in ran.out.split())
@@ -186,10 +188,10 @@ async def test_forks_are_live_copies_with_an_identity_of_their_own(node, level):
         seen += [line for line in found if line]
         assert await said(copy, "cat /srv/file; echo mine >/srv/file") == "kept\n"
     assert len(set(seen)) == len(seen)
-    counts = [int(await said(copy, "cat /tmp/count")) for copy in (source, *copies)]
+    counts = [int(await said(copy, "tail -n 1 /tmp/count")) for copy in (source, *copies)]
     await asyncio.sleep(0.3)
     for copy, count in zip((source, *copies), counts, strict=True):
-        assert int(await said(copy, "cat /tmp/count")) > count
+        assert int(await said(copy, "tail -n 1 /tmp/count")) > count
     # Their output is in logs of their own, and theirs alone.
     await copies[0].kill()
     logged = [entry.data async for entry in node.log(copies[0].record).read()]
