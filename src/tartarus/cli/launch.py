@@ -168,7 +168,10 @@ class _Launch:
     def _on_slow(self) -> None:
         if self._status_lines and self._is_run and not self._slow_said and not self._record:
             self._slow_said = True
-            output.say(f"Preparing template '{self._template}' (done once; it can take a minute)…")
+            how_long = "it can take a minute"
+            if self._request["spec"]["isolation"] == "microvm":
+                how_long = "its files are packed and a machine is booted, which can take two minutes"
+            output.say(f"Preparing template '{self._template}' (done once; {how_long})…")
 
     def _signal_aside(self, number: int) -> bool:
         """Deliver a signal by another connection; only a run's own sandbox can be reached so."""
