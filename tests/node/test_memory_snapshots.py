@@ -213,6 +213,21 @@ async def test_a_paused_sandbox_stays_paused(node, one_level):
     await lines(source, 2)
 
 
+async def test_a_pause_that_comes_while_it_is_saved_holds(node, one_level):
+    source = await counting(node, one_level)
+    saving = [asyncio.create_task(taken(node, source)) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    await source.pause()
+    await asyncio.gather(*saving)
+    assert source.record.state is State.PAUSED
+    await asyncio.sleep(0.5)  # whoever is saved while paused runs for a moment, and is paused again
+    used = source.guest.stats().cpu_usec
+    await asyncio.sleep(0.5)
+    assert source.guest.stats().cpu_usec - used < 50_000
+    await source.resume()
+    await lines(source, 2)
+
+
 async def test_what_can_not_be_is_refused_before_anything_starts(node, one_level):
     source = await idle(node, one_level)
     info = await taken(node, source, "taken")

@@ -54,7 +54,8 @@ class Forker:
 
     async def _with_memory(self, sandbox: Sandbox, request: ForkRequest) -> ForkResult:
         async with self._memory.sets.staging(sandbox.record.tenant) as place:
-            written = await self._memory.write(sandbox, place, go_on=True, details={})
+            async with sandbox.turn:  # a pause, or its sleep, comes before or after
+                written = await self._memory.write(sandbox, place, go_on=True, details={})
             source = Source(written.facts, path=place)
             children = await self._children(sandbox, request, sandbox.record.spec, source)
         return ForkResult(sandbox.record.id, SnapshotKind.MEMORY, round(written.paused_ms, 3), children)

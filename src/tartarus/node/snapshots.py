@@ -105,7 +105,8 @@ class SnapshotService:
         tenant = sandbox.record.tenant
         await self._check_free(tenant, name)
         snapshot_id = new_id("snap")
-        kept, paused_ms = await self._memory.save(sandbox, snapshot_id, go_on=go_on)
+        async with sandbox.turn:
+            kept, paused_ms = await self._memory.save(sandbox, snapshot_id, go_on=go_on)
         facts = {"isolation": kept.facts.isolation, "paused_ms": round(paused_ms, 3)}
         return await self._record_memory(tenant, kept, sandbox.record.id, facts, name, labels or {})
 
