@@ -47,7 +47,7 @@ TRAPPED, NOT_RUN, NOT_FOUND = 134, 126, 127
 TRAP_SIGNALS = (4, 7, 8, 11)
 MADV_POPULATE_READ = 22
 LONGEST_TEXT = 16 * 1024
-IDLE_MS = 2
+IDLE_MS = 10
 USUAL_DIRS = ["/work", "/tmp"]  # noqa: S108 - the sandbox's
 KEPT_FROM, KEPT_BELOW = 600, 700
 """The numbers of descriptors that stay open in clones."""
@@ -59,7 +59,7 @@ class Warm:
     def __init__(self) -> None:
         self.engine = engines.new_engine(metered=False, parallel=False)
         self.rehearsal = engines.Loaded(self.engine, engines.compiled(self.engine, engines.REHEARSAL))
-        self.trivial = wasmtime.Module(self.engine, engines.MODULE_FORM)
+        self.touched = False
         self.module = self._load()
         self.ahead: Ahead | None = None
         self.text: list[tuple[int, int]] = []
@@ -87,13 +87,14 @@ class Warm:
                 os.close(filler)
 
     def touch(self) -> None:
-        """Take ahead the page faults that the way to a module's start would take.
+        """Take ahead the page faults of wasmtime's code, which a fork does not copy the way to.
 
         No WASI context is made here: its random numbers come from a generator that a later fork would copy.
         """
-        for start, end in self.text:
-            self.madvise(start, end - start, MADV_POPULATE_READ)
-        wasmtime.Instance(wasmtime.Store(self.engine), self.trivial, [])
+        if not self.touched:
+            self.touched = True
+            for start, end in self.text:
+                self.madvise(start, end - start, MADV_POPULATE_READ)
 
     def rehearse(self) -> None:
         """Run a program of our own to its end, on the way that the sandbox's will take. Never before a fork."""
@@ -307,6 +308,7 @@ class WasmRunner(base.Runner):
         if not os.read(waits, 1):
             os._exit(0)
         os.close(waits)
+        warm.touched = False
         return True
 
     def run(self, flags: int, cwd: str, argv: list[str], environ: dict[str, str], fds: list[int]) -> None:
@@ -390,6 +392,7 @@ def main(argv: list[str]) -> NoReturn:
         keep_module_files()
         base.Runner, base.rehearse, base.exercise = WasmRunner, rehearse, exercise  # type: ignore[misc]
         base.warm_up(zygote, [], "")
+        warm.touched = False  # in clones
     except BaseException as failure:
         zygote.fail(f"the warm-up failed: {type(failure).__name__}: {failure}")
     zygote.control.send(struct.pack("<4sI", b"TRDY", 0))
