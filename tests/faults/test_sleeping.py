@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -184,9 +185,21 @@ def test_whoever_asked_for_a_stop_is_killed(up: Place) -> None:
 
 
 def test_commands_of_a_graceful_end(up: Place) -> None:
+    up.keeps = re.compile(r"cache/tenants(/|$)")  # a deleted snapshot's layer stays for an hour
     heeds = up.create("sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done", name="heeds")
     out, err = up.cli("stop", "heeds").communicate(timeout=PATIENCE_S)
     assert (out, err) == (f"Sandbox {heeds.id} failed (exit code: 3)\n".encode(), b"")
+    keeps = up.create("sh", "-c", "trap 'echo kept >/work/x; exit 0' TERM; while :; do sleep 0.05; done", name="keeps")
+    out, err = up.cli("stop", "keeps", "--checkpoint", "point").communicate(timeout=PATIENCE_S)
+    assert err == b""
+    assert b"Checkpoint 'point' has its files" in out
+    assert keeps.id.encode() in up.cli("checkpoints").communicate(timeout=PATIENCE_S)[0]
+    resumed = Sandbox.connect(
+        up.cli("resume", "point").communicate(timeout=PATIENCE_S)[0].decode().strip(), client=up.client
+    )
+    assert resumed.run(["cat", "/work/x"]).stdout == "kept\n"
+    resumed.kill()
+    assert up.cli("snapshot", "delete", "point").communicate(timeout=PATIENCE_S)[1] == b""
     up.create("sh", "-c", "trap 'exit 0' QUIT; while :; do sleep 0.05; done", name="quits", stop_signal="QUIT")
     drain = up.cli("drain")
     out, err = drain.communicate(timeout=PATIENCE_S)

@@ -6,6 +6,7 @@ import click
 
 from tartarus.cli.complete import sandboxes
 from tartarus.cli.each import for_each
+from tartarus.model.errors import SandboxNotFound, SnapshotNotFound
 from tartarus.model.signals import signal_number
 
 _names = click.argument("names", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=sandboxes)
@@ -47,10 +48,21 @@ def pause(names: tuple[str, ...]) -> int:
 @click.command()
 @_names
 def resume(names: tuple[str, ...]) -> int:
-    """Let paused sandboxes go on."""
+    """Let paused sandboxes go on; of a checkpoint, start a sandbox anew and print its id."""
     from tartarus.sdk import Sandbox
 
-    return for_each(names, lambda name: Sandbox.connect(name).resume())
+    def act(name: str) -> None:
+        try:
+            sandbox = Sandbox.connect(name)
+        except SandboxNotFound as missing:
+            try:
+                click.echo(Sandbox.resume_checkpoint(name).id)
+            except SnapshotNotFound as error:
+                raise (error if name.startswith("snap-") else missing) from None
+        else:
+            sandbox.resume()
+
+    return for_each(names, act)
 
 
 @click.command()

@@ -26,6 +26,7 @@ from tartarus.model.settings import Settings
 from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node import reconcile, selection
+from tartarus.node.checkpoints import Checkpoints
 from tartarus.node.forking import Forker
 from tartarus.node.hibernation import SleepManager
 from tartarus.node.levels import LevelReport, Levels
@@ -78,7 +79,8 @@ class Node:
             places=lambda record, rootfs: self._levels.runtimes[record.isolation].places(rootfs, record.id),
             log=lambda sandbox_id: OutputLog(self._log_path(sandbox_id)), on_end=self._ended,
         )  # fmt: skip
-        self.terminator = Terminator(self._live.values, self._end_creations, self.sleeper)
+        self.checkpoints = Checkpoints(store, self.library.snapshots, self.memory, self.create)
+        self.terminator = Terminator(self._live.values, self._end_creations, self.sleeper, self.checkpoints)
         self.library.held = lambda: (sandbox.offer for sandbox in self._live.values())
         self._background: asyncio.Task[None] | None = None
         self._stopping = False

@@ -12,6 +12,7 @@ from tartarus.model.errors import InvalidState, TartarusError
 from tartarus.model.lifecycle import Drained, DrainReport, DrainRequest, Stopped, StopRequest
 from tartarus.model.sandbox import Reason
 from tartarus.model.signals import signal_number
+from tartarus.node.checkpoints import Checkpoints
 from tartarus.node.hibernation import SleepManager
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.termination import StopOrder, stop_order
@@ -26,18 +27,29 @@ class Terminator:
 
     def __init__(
         self, live: Callable[[], Iterable[Sandbox]], end_creations: Callable[[], Awaitable[object]],
-        sleeper: SleepManager,
+        sleeper: SleepManager, checkpoints: Checkpoints,
     ) -> None:  # fmt: skip
         self._live = live
         self._end_creations = end_creations
         self._sleeper = sleeper
+        self._checkpoints = checkpoints
         self.draining = False
 
     async def stop(self, sandbox: Sandbox, request: StopRequest) -> Stopped:
         """End one for its owner; returns once it is gone. A sleeping one wakes up to heed the signal."""
-        if request.grace_s != 0:
+        if request.grace_s != 0 or request.checkpoint is not None:
             await self._sleeper.wake(sandbox)
-        return Stopped(await sandbox.stop(_order(sandbox, request)))
+        return await self._stop(sandbox, request, Reason.USER_REQUEST)
+
+    async def _stop(self, sandbox: Sandbox, request: StopRequest, reason: Reason) -> Stopped:
+        order = _order(sandbox, request)
+        if request.checkpoint is None:
+            return Stopped(await sandbox.stop(order, reason=reason))
+        return Stopped(
+            *await self._checkpoints.take_and_end(
+                sandbox, request.checkpoint, lambda last: sandbox.stop(order, reason=reason, last=last)
+            )
+        )
 
     def check(self) -> None:
         """Raise InvalidState while no new sandboxes are taken."""
@@ -72,18 +84,23 @@ class Terminator:
         return msgspec.structs.replace(self.report(), ended=tuple(ended))
 
     async def _end(self, sandbox: Sandbox, request: DrainRequest) -> Drained:
-        message = ""
+        message = checkpoint = ""
         try:
             if request.hibernate and await self._hibernated(sandbox):
                 return _drained(sandbox, "")
             order = _order(sandbox, request)
             async with asyncio.timeout(order.grace_s + _FORCE_S):
-                await sandbox.stop(order, reason=Reason.NODE_DRAIN)
+                try:
+                    kept = (await self._stop(sandbox, request, Reason.NODE_DRAIN)).checkpoint
+                    checkpoint = "" if kept is None else kept.id
+                except TartarusError as error:  # no checkpoint: it has to end all the same
+                    message = str(error)
+                    await sandbox.stop(order, reason=Reason.NODE_DRAIN)
         except TimeoutError:
             message = f"it did not end within {_FORCE_S:g} s of being killed"
         except TartarusError as error:
             message = str(error)
-        return _drained(sandbox, message)
+        return _drained(sandbox, message, checkpoint)
 
     async def _hibernated(self, sandbox: Sandbox) -> bool:
         try:
@@ -94,9 +111,9 @@ class Terminator:
         return True
 
 
-def _drained(sandbox: Sandbox, message: str) -> Drained:
+def _drained(sandbox: Sandbox, message: str, checkpoint: str = "") -> Drained:
     record = sandbox.record
-    return Drained(record.id, record.name, record.state, record.reason, message or record.message)
+    return Drained(record.id, record.name, record.state, record.reason, message or record.message, checkpoint)
 
 
 def _order(sandbox: Sandbox, request: StopRequest) -> StopOrder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tartarus.control.routes import (
+    checkpoints,
     code,
     endings,
     files,
@@ -22,6 +23,7 @@ ROUTES = [
     *system.ROUTES,
     *sandboxes.ROUTES,
     *endings.ROUTES,
+    *checkpoints.ROUTES,
     *sleep.ROUTES,
     *forks.ROUTES,
     *logs.ROUTES,
