@@ -152,13 +152,15 @@ class MicrovmRuntime:
 
     async def _open(self) -> Machinery:
         async with self._lock:
-            if self._machinery is not None and not self._machinery.alive:
-                # Its nursery was killed, and with that every machine. The saved ones are not in it.
-                await self._machinery.close()
-                self._machinery = None
-            if self._machinery is None:
-                self._machinery = await Machinery.open(self.place, self._kernels, self._monitor, jailer=self._jailer)
-            return self._machinery
+            if self._machinery is not None and self._machinery.alive:
+                return self._machinery
+            opened = await Machinery.open(self.place, self._kernels, self._monitor, jailer=self._jailer)
+            # If there is an old one, its nursery was killed, and with that every machine. The saved ones are not in
+            # it, and what they need was known from it until now.
+            old, self._machinery = self._machinery, opened
+            if old is not None:
+                await old.close()
+            return opened
 
     def _group(self, request: GuestRequest, memory_bytes: int) -> Cgroup | None:
         if self._hierarchy is None:
