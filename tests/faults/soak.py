@@ -45,13 +45,16 @@ STUCK_S = 100.0
 class Soak:
     """One run. `say` gets a line for everything that is done."""
 
-    def __init__(self, home: Place, seed: int, levels: Sequence[str], say: Callable[[str], object]) -> None:
+    def __init__(
+        self, home: Place, seed: int, levels: Sequence[str], say: Callable[[str], object], calm: float = 1.0
+    ) -> None:
         self.home = home
         # What copies of containers were made of goes with age; places for memory that hold none.
         home.keeps = re.compile(r"(cache/tenants(/.*)?|memory(/[^/]+)?|snapshot-keys(/.*)?)$")
         self.seed = seed
         self.levels = tuple(levels)
         self.say = say
+        self.calm = calm
         self.began = time.monotonic()
         self.done: collections.Counter[str] = collections.Counter()
         self.errors: collections.Counter[str] = collections.Counter()
@@ -100,7 +103,7 @@ class Soak:
         """Kill a helper now and then."""
         chance = random.Random(f"{self.seed}-reaper")
         while time.monotonic() < until:
-            time.sleep(chance.uniform(0.2, 2.0))
+            time.sleep(chance.uniform(0.2, 2.0) * self.calm)
             kinds: dict[str, list[int]] = {}
             for pid in self.home.processes():
                 kinds.setdefault(helper_of(pid), []).append(pid)
@@ -117,7 +120,7 @@ class Soak:
         """Kill the daemon now and then, and start another."""
         chance = random.Random(f"{self.seed}-daemon")
         while (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, chance.uniform(4.0, 15.0)))
+            time.sleep(min(left, chance.uniform(4.0, 15.0) * self.calm))
             if until - time.monotonic() < 1.0:
                 continue
             number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
@@ -335,10 +338,10 @@ def helper_of(pid: int) -> str:
 
 
 @contextlib.contextmanager
-def soaking(seed: int, levels: Sequence[str], say: Callable[[str], object]) -> Iterator[Soak]:
+def soaking(seed: int, levels: Sequence[str], say: Callable[[str], object], calm: float = 1.0) -> Iterator[Soak]:
     """A soak in a place of its own."""
     with place() as home, guest_images(home.home) if "microvm" in levels else contextlib.nullcontext():
-        yield Soak(home, seed, levels, say)
+        yield Soak(home, seed, levels, say, calm)
 
 
 def main() -> None:
@@ -347,11 +350,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--players", type=int, default=2)
+    parser.add_argument("--calm", type=float, default=1.0, help="how much less is killed: a machine takes long to boot")
     parser.add_argument("--levels", default=",".join(LEVELS), help="of: %(default)s")
     arguments = parser.parse_args()
     say = sys.stdout.write
     say(f"seed {arguments.seed}\n")
-    with soaking(arguments.seed, arguments.levels.split(","), lambda line: say(f"{line}\n")) as soak:
+    with soaking(arguments.seed, arguments.levels.split(","), lambda line: say(f"{line}\n"), arguments.calm) as soak:
         try:
             soak.run(arguments.minutes * 60, arguments.players)
         finally:
