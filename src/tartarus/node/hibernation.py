@@ -196,9 +196,8 @@ class SleepManager:
             began = time.perf_counter()
             record = sandbox.record
             source = await self._memory.source(record.tenant, record.id, record.saved)
-            sandbox.record = await self._store.transition(record.id, {State.HIBERNATED}, State.STARTING)
             try:
-                guest = await self._restored(record, source)
+                guest = await self._begun(sandbox, source)
                 try:
                     async with asyncio.timeout(RESTORE_LIMIT_S):
                         await sandbox.wake_up(guest)
@@ -207,7 +206,7 @@ class SleepManager:
                     raise
             except BaseException:
                 self._metrics.woke(None)
-                if not sandbox.is_ending:
+                if sandbox.record.state is State.STARTING and not sandbox.is_ending:
                     sandbox.record = await self._store.transition(record.id, {State.STARTING}, State.HIBERNATED)
                 raise
             sandbox.record = await self._store.transition(record.id, {State.STARTING}, State.RUNNING, saved="")
@@ -216,6 +215,22 @@ class SleepManager:
             _log.info("woken", sandbox=record.id, seconds=round(time.perf_counter() - began, 3))
             self._spawn(self._forget(record))
             return sandbox.record
+
+    async def _begun(self, sandbox: Sandbox, source: Source) -> Guest:
+        """Its guest, standing still, and its record, starting: neither waits for the other."""
+        record = sandbox.record
+        moving = self._spawn(self._store.transition(record.id, {State.HIBERNATED}, State.STARTING))
+        try:
+            guest = await self._restored(record, source)
+        except BaseException:
+            sandbox.record = await moving
+            raise
+        try:
+            sandbox.record = await moving
+        except BaseException:
+            await asyncio.shield(guest.destroy())
+            raise
+        return guest
 
     async def _restored(self, record: SandboxRecord, source: Source) -> Guest:
         rootfs = await self._rootfs(record, source.offer)
