@@ -1,9 +1,8 @@
 """The warm runner of the WASM level: an interpreter that has loaded wasmtime and perhaps a module, and waits.
 
-It lies in a sandbox where the Python runner lies elsewhere (`/opt/tartarus/runner.py`), and does for modules what
-that does for Python programs, by the same contract with nursery, zygote and agent: all of that is the Python
-runner's own code, which lies beside it. What differs is what a command line means. The host writes
-``[ARGV0, options, program, arguments...]``; the options are JSON, see `Job`.
+It lies where the Python runner lies elsewhere (`/opt/tartarus/runner.py`), and does for modules what that does for
+programs, by the same contract with nursery, zygote and agent: that is the Python runner's own code, which lies beside
+it. What differs is a command line: the host writes ``[ARGV0, options, program, arguments...]``, options as in `Job`.
 
 The host trusts nothing here: a module that finds a hole in wasmtime owns this process, and meets the sandbox's walls.
 """
@@ -24,10 +23,8 @@ import os
 import select
 import struct
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-if TYPE_CHECKING:
-    from typing import NoReturn
 if TYPE_CHECKING or __package__:
     from tartarus.guest import runner as base
     from tartarus.guest import wasm_engine as engines
