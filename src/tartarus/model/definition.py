@@ -102,8 +102,8 @@ class TemplateResources(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A template: what it is made from, how it warms up, and what its sandboxes get.
 
-    What is left out of `env`, `workdir` and `user` is the image's. Its entrypoint and command are not used: a command is
-    always given whole.
+    What is left out of `env`, `workdir` and `user` is the image's. Its entrypoint and command are not used: whoever
+    runs something gives the whole command.
     """
 
     id: Annotated[str, Meta(description="The name that sandboxes ask for it by, such as python-ds.")] = ""
