@@ -12,14 +12,16 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks import image_benches, memory_benches, node_benches, peers, wasm_benches
+from benchmarks import image_benches, machine_benches, memory_benches, node_benches, peers, sleep_benches, wasm_benches
 from benchmarks.measure import Row, machine, table
 
 BENCHES = {
     **node_benches.BENCHES,
     **wasm_benches.BENCHES,
+    "sleep": sleep_benches.pause_and_sleep,
     "images": image_benches.pull_and_unpack,
     "image-warm": image_benches.warm_from_image,
+    "machines": machine_benches.machines,
     "memory": memory_benches.memory,
     "memory-sets": memory_benches.memory_sets,
 }

@@ -55,6 +55,9 @@ def main(asked: list[str]) -> int:
         level = str(report.isolation)
         if asked and level not in asked:
             continue
+        if level == "wasm" and not asked:
+            print(f"{level:<11}runs WebAssembly modules, of which numpy is none: tartarus run ./module.wasm")
+            continue
         if not report.ok:
             print(f"{level:<11}not on this host: {report.detail}")
             failed |= bool(asked)

@@ -24,12 +24,12 @@ _NOTICE = "<!-- Written by scripts/escape_tests_page.py; change tests/escape ins
 _HEAD = """\
 # Escape tests
 
-`tests/escape/` attacks real sandboxes: {container} attacks at the container level and {process} at the process level,
-each in a sandbox of its own beside another tenant's, on a host that is full of bait (files, sockets, ports, shared
-memory, keys and a process of the sandbox's own user, all open to everybody). An attack names the one answer that means
-it was held. An attack that fails by itself does not count as held. After each one the host is looked at: settings,
-mounts, devices, templates, bait and the neighbour must be what they were, and nothing may be left over; the guest agent
-must still serve.
+`tests/escape/` attacks real sandboxes: {container} attacks at the container level, {process} at the process level
+and {gvisor} at the gVisor level, each in a sandbox of its own beside another tenant's, on a host that is full of
+bait (files, sockets, ports, shared memory, keys and a process of the sandbox's own user, all open to everybody). An
+attack names the one answer that means it was held. An attack that fails by itself does not count as held. After
+each one the host is looked at: settings, mounts, devices, templates, bait and the neighbour must be what they were,
+and nothing may be left over; the guest agent must still serve.
 
 The tables say what is tried and the answer that each level must give: an error that the kernel returns, or a word.
 Several answers stand beside each other where one is as good as another, or where kernels differ. The answers are those
@@ -37,7 +37,15 @@ of a daemon that root runs. `visible`, `own`, `written` and their like are limit
 say so, and the [threat model](threat-model.md) lists them. Rows marked **open** are attacks that get through today:
 their tests are expected to fail, and fail the build when they no longer do.
 
+Modules attack the WASM level in `tests/escape/test_wasm.py`: paths and links out of their directories, memory, tables,
+stacks, descriptors and waits without end, mutated code, compiled code of their own. What would be native there is
+held as in a container, and can start nothing.
+
 Run them with `make test PYTEST_ARGS=tests/escape`; as root all of them, as another user those that need no privilege.
+
+gVisor's kernel is not the host's: what it gives from its own means (namespaces, its own network's sockets, its own
+settings) says nothing about the host, and "does not apply" stands there. So it does for attacks on a guest's agent by
+its own root, who may look at it and end it there: the host believes no agent.
 """
 _DOORS = {
     "clones": "What clones of one warmed interpreter share",
@@ -82,7 +90,7 @@ def _section(door: str, attacks: list[Attack]) -> str:
     notes = [f"- `{attack.id}`: {attack.note}" for attack in attacks if attack.note]
     for attack in attacks:
         notes += [f"- `{attack.id}`, {level.value}: **open**, {why}." for level, why in attack.holes.items()]
-    table = "| attack | tries to | container | process |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    table = "| attack | tries to | container | process | gvisor |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     return f"\n## {_DOORS[door]}\n\n{table}" + ("\n" + "\n".join(notes) + "\n" if notes else "")
 
 

@@ -44,6 +44,14 @@ def _runs(argv: list[str]) -> str:
     return "" if done.returncode == 0 else f"{argv[0]} does not work: {(done.stderr or done.stdout).strip()[-200:]}"
 
 
+def _wasi_libc() -> str:
+    """What makes WebAssembly of C."""
+    lacking = [name for name in ("clang", "wasm-ld") if not shutil.which(name)]
+    if not Path("/usr/lib/wasm32-wasi/libc.a").exists():
+        lacking.append("wasi-libc")
+    return f"{', '.join(lacking)} not installed" if lacking else ""
+
+
 def _docker_registry() -> str:
     """The registry, and what makes its users and its tokens."""
     lacking = [name for name in ("docker-registry", "htpasswd", "openssl") if not shutil.which(name)]
@@ -180,6 +188,7 @@ NEEDS: dict[str, Need] = {
     "dockerd": Need(_program("dockerd"), in_ci=True),
     "podman": Need(_program("podman"), in_ci=True),
     "containerd": Need(_program("containerd"), in_ci=True),
+    "wasi-libc": Need(_wasi_libc, in_ci=True),
     "runsc": Need(lambda: _runs(["runsc", "--version"]), in_ci=True),
     "kvm": Need(_kvm, in_ci=False),
 }

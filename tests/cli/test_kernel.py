@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from tests.cli.kit import COMMAND, PATIENCE_S
 from tests.microvm import kernels
+from tests.needs import kernel_package
 
 
 def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -58,3 +60,22 @@ def test_others_than_the_daemons_user_are_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode != 0
     assert os.listdir(home) == []
+
+
+@pytest.mark.needs("microvm")
+def test_an_installation_that_is_killed(tmp_path: Path) -> None:
+    """Whenever it is: there is the kernel, or there is none, and the next command finds nothing in its way."""
+    package = kernel_package()
+    assert package is not None
+    for delay_s in (0.0, 0.3, 0.6):
+        environ = dict(os.environ, TARTARUS_HOME=str(tmp_path))
+        with subprocess.Popen([*COMMAND, "kernel", "install", str(package)], env=environ, process_group=0) as process:
+            while process.poll() is None and not list((tmp_path / "kernels").glob(".installing-*")):
+                time.sleep(0.01)
+            time.sleep(delay_s)
+            process.kill()
+        found = json.loads(run(tmp_path, "list", "--json").stdout)
+        assert all(one["modules"] > 10 and one["default"] for one in found)
+    assert run(tmp_path, "install", str(package)).returncode == 0
+    (left,) = os.listdir(tmp_path / "kernels")
+    assert left.startswith("6.")

@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 from tests.cli.kit import COMMAND, refused, tartarus, text
 from tests.compat.engine import Engine
+from tests.needs import kernel_package
 
 from tartarus.compat.docker import DockerRuntime
-from tartarus.compat.migration import plan_migration
+from tartarus.compat.migration import Orders, plan_migration
+from tartarus.compat.migration import migrate as run_migration
 from tartarus.compat.plan import Wishes
 from tartarus.compat.proving import Verdict, prove
+from tartarus.model.errors import EngineFailed
+from tartarus.runtimes.microvm import kernel
 from tartarus.sdk import Client, Sandbox, Template
 from tartarus.sdk.places import Places
 
@@ -162,10 +166,32 @@ def test_mounts_are_carried_and_not_written_by_the_proof(untouched: Engine, tmp_
     assert not (data / "b").exists()
     mounts = made["plan"]["request"]["mounts"]
     assert [(mount["target"], mount["read_only"]) for mount in mounts] == [("/data", False), ("/vol", True)]
-    assert (
-        migrate(untouched, *LEVEL, "--replace", "--no-mounts", "--no-prove", "mounted")["plan"]["request"]["mounts"]
-        == []
-    )
+    none = migrate(untouched, *LEVEL, "--replace", "--mounts", "drop", "--no-prove", "mounted")
+    assert none["plan"]["request"]["mounts"] == []
+
+
+def test_mounts_can_be_copied(untouched: Engine, tmp_path: Path) -> None:
+    """For levels that take none, and for leaving volumes behind."""
+    data = tmp_path / "data"
+    (data / "deep" / "er").mkdir(parents=True)
+    (data / "deep" / "er" / "a").write_text("one\n")
+    (data / "out").symlink_to("/etc/hostname")
+    (data / "deep" / "own").write_text("x")
+    os.chown(data / "deep" / "own", 1000, 1000)
+    script = "cat /data/deep/er/a /vol/x; [ -L /data/out ]; ls -n /data/deep | sed -n '/own/s/ .*//p'"
+    untouched.run("filler", "/bin/sh", "-c", "echo two >/vol/x", host={"Binds": ["copied:/vol"]})
+    untouched.run("mounted", "/bin/sh", "-c", script, host={"Binds": [f"{data}:/data", "copied:/vol"]})
+    made = migrate(untouched, *LEVEL, "--mounts", "copy", "mounted")
+    assert made["proof"]["verdict"] == "same", made["proof"]
+    assert made["plan"]["request"]["mounts"] == []
+    changing = "echo three >/data/deep/er/a; cat /data/deep/er/a; ls -n /data/deep/own | sed 's/  */ /g'"
+    said = text("run", "--request", "mounted.request.json", "--", "/bin/sh", "-c", changing).splitlines()
+    assert said[0] == "three"
+    assert "1000 1000" in said[1]
+    assert (data / "deep" / "er" / "a").read_text() == "one\n"
+    wanted = ("--isolation", "microvm", "--dry-run", "--json", "mounted")
+    plan = json.loads(text("migrate", "docker", "--socket", untouched.socket, *wanted))
+    assert [finding["effect"] for finding in plan["findings"] if finding["what"] == "mount /data"] == ["refused"]
 
 
 def test_what_stands_in_the_way_is_found_before_anything_is_made(untouched: Engine, place: Path) -> None:
@@ -183,16 +209,19 @@ def test_what_stands_in_the_way_is_found_before_anything_is_made(untouched: Engi
     assert [template.name for template in Template.list() if not template.info.builtin] == []
 
 
-def test_killed_while_it_has_a_container_frozen(untouched: Engine, home: Places, place: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_ended_while_it_has_a_container_frozen(
+    untouched: Engine, home: Places, place: Path, number: signal.Signals
+) -> None:
     """The helper thaws it, and nothing of the template is there."""
-    untouched.run("live", "/bin/sh", "-c", "dd if=/dev/zero of=/big bs=1M count=300 2>/dev/null; sleep 600", ends=False)
+    untouched.run("live", "/bin/sh", "-c", "dd if=/dev/zero of=/big bs=1M count=600 2>/dev/null; sleep 600", ends=False)
     argv = ["migrate", "docker", "--socket", untouched.socket, "--pause", "live"]
     process = subprocess.Popen([*COMMAND, *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
     while untouched.state("live")["State"]["Status"] != "paused":
         assert process.poll() is None
         assert time.monotonic() < until
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(process.pid, number)
     process.wait()
     while untouched.state("live")["State"]["Status"] == "paused":
         assert time.monotonic() < until
@@ -200,8 +229,11 @@ def test_killed_while_it_has_a_container_frozen(untouched: Engine, home: Places,
     while list(Path(home.state_dir, "cache", "uploads").glob("*")):
         assert time.monotonic() < until
         time.sleep(0.05)
+    # The daemon notices by itself that its client has gone.
+    while [template.name for template in Template.list() if not template.info.builtin]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
     assert list(place.iterdir()) == []
-    assert [template.name for template in Template.list() if not template.info.builtin] == []
     assert Sandbox.list() == []
 
 
@@ -212,3 +244,51 @@ def test_where_no_sandbox_can_be_made_there_is_no_proof(untouched: Engine) -> No
     proof = prove(runtime, state, plan, (), timeout_s=10, client=Client())
     assert proof.verdict is Verdict.FAILED
     assert "never-made" in proof.why
+
+
+def test_a_command_that_does_not_end_is_no_proof(untouched: Engine) -> None:
+    untouched.run("live", "/bin/sleep", "600", ends=False)
+    socket = ("--socket", untouched.socket)
+    done = tartarus("migrate", "docker", *socket, *LEVEL, "--prove", "sleep 100", "--prove-timeout", "1s", "live")
+    assert (done.returncode, done.stderr.count(b"error[")) == (1, 0)
+    assert b"Not proven: the container: docker did not answer in time" in done.stdout
+
+
+def test_one_that_somebody_else_froze_stays_frozen(untouched: Engine) -> None:
+    """Also when that happens between our look and our own pause."""
+    untouched.run("live", "/bin/sleep", "600", ends=False)
+    runtime = DockerRuntime(untouched.socket)
+    state, plan = plan_migration(runtime, "live", Wishes(name="frozen"))
+    untouched.call("POST", "/containers/live/pause")
+    with pytest.raises(EngineFailed, match="already paused"):
+        run_migration(runtime, state, plan, Orders(request_path="x.json", pause=True))
+    assert untouched.state("live")["State"]["Status"] == "paused"
+    untouched.call("POST", "/containers/live/unpause")
+
+
+@pytest.mark.needs("runsc")
+def test_a_container_gets_a_kernel_of_its_own(untouched: Engine) -> None:
+    """The same command under gVisor, whose kernel is not the one that Docker's containers share."""
+    untouched.run(
+        "job", "/bin/sh", "-c", "echo x >/srv/y; cat /srv/y; id -u; exit 5", User="1000:1000", WorkingDir="/tmp"
+    )
+    untouched.run("kernel", "/bin/cat", "/proc/version")
+    done = tartarus("migrate", "docker", "--socket", untouched.socket, "--isolation", "gvisor", "--json", "job")
+    proof = json.loads(done.stdout)["proof"]
+    assert (done.returncode, proof["verdict"], proof["isolation"], proof["exit_code"]) == (0, "same", "gvisor", 5)
+    done = tartarus("migrate", "docker", "--socket", untouched.socket, "--isolation", "gvisor", "--json", "kernel")
+    assert json.loads(done.stdout)["proof"]["verdict"] == "differs"
+
+
+@pytest.mark.needs("microvm")
+def test_a_container_becomes_a_machine(untouched: Engine, home: Places) -> None:
+    """A real virtual machine, with the container's volume copied into it, does what the container did."""
+    package = kernel_package()
+    assert package is not None
+    kernel.install(package, Path(home.state_dir) / "kernels")
+    untouched.run("filler", "/bin/sh", "-c", "echo data >/vol/x", host={"Binds": ["machine:/vol"]})
+    untouched.run("job", "/bin/sh", "-c", "cat /vol/x; id -u; exit 5", User="app", host={"Binds": ["machine:/vol"]})
+    wanted = ("--isolation", "microvm", "--mounts", "copy", "--json", "job")
+    done = tartarus("migrate", "docker", "--socket", untouched.socket, *wanted)
+    proof = json.loads(done.stdout)["proof"]
+    assert (done.returncode, proof["verdict"], proof["isolation"], proof["exit_code"]) == (0, "same", "microvm", 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from tartarus.cli.options import RUN
 from tartarus.cli.saved_request import over
 from tartarus.compat import request_file
+from tartarus.compat.copying import opened
 from tartarus.compat.engines import ContainerLimits, ContainerMount, ContainerState
 from tartarus.compat.places import refusal
-from tartarus.compat.plan import Effect, MigrationPlan, Secrets, Wishes, make_plan
+from tartarus.compat.plan import Effect, MigrationPlan, Mounts, Secrets, Wishes, make_plan
 from tartarus.compat.secrets import looks_secret, secret_arguments
 from tartarus.model.errors import FileFailed, InvalidRequest, MigrationRefused
 from tartarus.model.sandbox import ExecSpec, Isolation, ResourceRequest, SandboxSpec
@@ -120,6 +122,28 @@ def test_links_lead_no_further(tmp_path: Path) -> None:
     assert refusal(str(tmp_path), engine_socket=str(tmp_path / "engine" / "x.sock"))
 
 
+def test_a_directory_that_became_a_link_is_not_copied(tmp_path: Path) -> None:
+    """Who can write beside it might put a link to the host's files in its place, once it has been judged."""
+    (tmp_path / "a" / "data").mkdir(parents=True)
+    plan = make_plan(
+        msgspec.structs.replace(STATE, mounts=(ContainerMount(kind="bind", source=f"{tmp_path}/a/data", target="/d"),)),
+        Wishes(name="app", mounts=Mounts.COPY),
+    )
+    (copy,) = plan.copies
+    os.close(opened(copy.source))
+    for place in (tmp_path / "a" / "data", tmp_path / "a"):
+        place.rename(f"{place}-away")
+        place.symlink_to("/etc")
+        with pytest.raises(OSError):
+            opened(copy.source)
+        place.unlink()
+
+
+def test_too_many_settings() -> None:
+    with pytest.raises(InvalidRequest):
+        planned(ports=tuple(map(str, range(1000))))
+
+
 def test_terminal_codes_are_not_shown() -> None:
     plan = planned(name="a\x1b[2J", image="\x1b]0;x\x07", ports=("80/\x1b",), restart="\n\nalways", others=("\x9b",))
     shown = msgspec.json.encode((plan.container, plan.image, plan.findings, plan.definition.labels)).decode()
@@ -141,6 +165,8 @@ def test_a_request_comes_back_as_it_was_saved(tmp_path: Path, name: str) -> None
     assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
     spec = msgspec.convert(over(path, values(request=path), []), SandboxSpec)
     assert spec == request
+    request_file.write(request, path)  # in the place of the first
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
     changed = over(path, values(request=path, memory="64MiB", env=("B=2",), isolation="gvisor"), ["b"])
     assert changed["resources"] == {"pids": 40, "memory_bytes": 64 << 20}
     assert (changed["env"], changed["isolation"]) == ({"A": "no", "B": "2"}, "gvisor")

@@ -121,7 +121,7 @@ class Arena:
         neighbour_ = await self.neighbour(level)
         layers = [rootfs.layers[0] for rootfs in self.node._offers.in_use()]
         return self.bait.world() | {
-            "agent": 1 if level is Isolation.CONTAINER else sandbox.guest.pid,
+            "agent": 1 if level in {Isolation.CONTAINER, Isolation.GVISOR} else sandbox.guest.pid,
             "layer": str(layers[0]) if layers else "",
             "level": level.value,
             "numbers": table(),
@@ -171,7 +171,11 @@ class Arena:
         hierarchy = self.node._levels.hierarchy
         found = []
         if hierarchy is not None:
-            found += [name for name in hierarchy.existing() if not name.startswith("nursery-") and name not in known]
+            found += [
+                name
+                for name in hierarchy.existing()
+                if not name.startswith(("nursery-", "ready-")) and name not in known
+            ]
             found += [line for name in found for line in processes_of(name)]
         homes = self.settings.state_dir / "process"
         found += [path.name for path in homes.glob("sbx-*") if path.name not in known]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from tests.escape import kit
+from tests.escape import kit, own_kernel
 
 from tartarus.model.sandbox import Isolation
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Answers = str | dict[str, str]
 Inside = Callable[[], Answers]
 Staged = Callable[["Arena", Isolation], Awaitable[Answers]]
-LEVELS = (Isolation.CONTAINER, Isolation.PROCESS)
+LEVELS = (Isolation.CONTAINER, Isolation.PROCESS, Isolation.GVISOR)
 
 
 class Attack(msgspec.Struct, frozen=True):
@@ -65,8 +65,9 @@ def _register(attack: Attack) -> None:
     CATALOGUE[attack.id] = attack
 
 
-def _expected(container: str, process: str) -> dict[Isolation, frozenset[str]]:
-    given = {Isolation.CONTAINER: container, Isolation.PROCESS: process}
+def _expected(name: str, container: str, process: str) -> dict[Isolation, frozenset[str]]:
+    gvisor = container if name in own_kernel.ALIKE else own_kernel.ANSWERS.get(name, "")
+    given = {Isolation.CONTAINER: container, Isolation.PROCESS: process, Isolation.GVISOR: gvisor}
     return {level: frozenset(answers.split("|")) for level, answers in given.items() if answers}
 
 
@@ -75,7 +76,7 @@ def inside(id: str, *, tries: str, container: str = "", process: str = "", **mor
 
     def register(function: Inside) -> Inside:
         program = _program(function)
-        _register(Attack(id=id, tries=tries, expected=_expected(container, process), program=program, **more))
+        _register(Attack(id=id, tries=tries, expected=_expected(id, container, process), program=program, **more))
         return function
 
     return register
@@ -85,7 +86,7 @@ def staged(id: str, *, tries: str, container: str = "", process: str = "", **mor
     """An attack that a function on the host directs."""
 
     def register(function: Staged) -> Staged:
-        _register(Attack(id=id, tries=tries, expected=_expected(container, process), stage=function, **more))
+        _register(Attack(id=id, tries=tries, expected=_expected(id, container, process), stage=function, **more))
         return function
 
     return register

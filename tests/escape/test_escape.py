@@ -28,6 +28,8 @@ def cases() -> Iterator[object]:
             marks = [pytest.mark.needs(need) for need in attack.needs]
             if level is Isolation.CONTAINER and os.geteuid() != 0:
                 marks.append(pytest.mark.needs("user-namespaces"))
+            if level is Isolation.GVISOR:
+                marks += [pytest.mark.needs("root", "cgroups", "runsc")]
             hole = attack.holes.get(level)
             marks += [pytest.mark.xfail(reason=hole, strict=True)] if hole else []
             yield pytest.param(attack, level, id=f"{level.value}-{attack.id}", marks=marks)

@@ -33,7 +33,11 @@ _tags = itertools.count(1024 + os.getpid() * 37 % 2048)
 _CGROUPS = Path("/sys/fs/cgroup")
 _DAEMONS_OWN = re.compile(
     r"(daemon\.(lock|log|pid|err)|start\.lock|state\.db(-wal|-shm)?|run(/tartarus\.sock)?|process|gvisor|stage|cache|logs"
-    r"|cache/templates(/(rootfs|python)-[0-9a-f]+)?)$"
+    r"|memory(/uid-\d+(/(sets|packs))?)?"
+    r"|cache/templates(/(rootfs|python)-[0-9a-f]+)?|kernels(/.*)?|machine-stage"
+    r"|machines(/homes|/[0-9a-z-]+\.(erofs|sha256)|/kept(/[0-9a-f]+(/(memory|devices|scratch|(machine|digests)\.json))?)?)?"
+    r"|cache/uploads|cache/wasm(/engine-[0-9a-f]+(/.*)?)?|cache/tenants(/[^/]+(/(layers|modules"
+    r"|blobs(/(sha256|partial(/collector)?|holds(/\.lock)?))?|modules/module-[0-9a-f]+-[0-9a-f]+-[0-9a-f]+(/.*)?))?)?)$"
 )
 
 
@@ -57,6 +61,7 @@ class Place:
         self.environ = {**os.environ, "TARTARUS_HOME": str(self.home), **(environ or {})}
         self.daemon: subprocess.Popen[bytes] | None = None
         self.limits: dict[str, int] = {}
+        self.keeps = re.compile("$^")  # further files that its daemon keeps for a while
         self.mounts_before = own_mounts(self.home)
         self.client = Client(str(self.home), start=False)
 
@@ -175,7 +180,7 @@ class Place:
                 path = os.path.relpath(os.path.join(folder, name), self.home)
                 is_log = path.startswith("logs/sbx-") and path.removeprefix("logs/").split(".")[0] in known
                 is_warm_up = running and path.startswith("process/warm-")
-                if not (is_log or is_warm_up or _DAEMONS_OWN.match(path)):
+                if not (is_log or is_warm_up or _DAEMONS_OWN.match(path) or self.keeps.match(path)):
                     found.append(path)
             if os.path.relpath(folder, self.home).startswith("cache/templates/"):
                 directories.clear()
@@ -194,7 +199,7 @@ class Place:
         keep = self.parked() if self.is_running() else []
         found = {
             "processes": [describe(pid) for pid in self.processes() if pid not in keep],
-            "groups": [path for path in self.groups() if "/nursery-" not in path or not keep],
+            "groups": [path for path in self.groups() if not keep or not _AHEAD.search(path)],
             "mounts": sorted(set(own_mounts(self.home)) - set(self.mounts_before)),
             "files": self.files(),
             "alive": [name for name, state in self.recorded().items() if state not in _TERMINAL],
@@ -202,8 +207,8 @@ class Place:
         return {name: what for name, what in found.items() if what}
 
     def parked(self) -> list[int]:
-        """Nurseries and warm interpreters: a running daemon keeps those, a dead one does not."""
-        return [pid for pid in self.processes() if kind_of(pid) in {"nursery", "zygote"}]
+        """Nurseries, warm interpreters and what was started ahead: a running daemon keeps those, a dead one does not."""
+        return [pid for pid in self.processes() if kind_of(pid) in {"nursery", "zygote"} or _stands_ahead(pid)]
 
     def settle(self) -> None:
         """Wait until nothing is left that should not be; fail naming it."""
@@ -242,6 +247,17 @@ class Place:
             if not self.parent_groups():
                 break
             time.sleep(0.01)
+
+
+_AHEAD = re.compile(r"/(nursery|ready)-[^/]*$")
+
+
+def _stands_ahead(pid: int) -> bool:
+    """Whether a process is of a guest that waits to be given away."""
+    try:
+        return "/ready-" in Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        return False
 
 
 _TERMINAL = {"succeeded", "failed", "killed", "timed_out", "lost"}
@@ -300,6 +316,8 @@ def kind_of(pid: int) -> str:
         return "gone"
     if is_guest_binary:
         return "agent" if in_sandbox or argv_of(int(parent))[:2] == ["tartarus-guest", "nursery"] else "nursery"
+    if argv and argv[0].endswith("/qemu-system-x86_64"):
+        return "monitor"
     if any(word.endswith("/runner.py") for word in argv) and "zygote" in argv:
         return "runner" if in_sandbox else "zygote"
     return "guest"
@@ -317,4 +335,5 @@ def describe(pid: int) -> str:
 def own_mounts(home: Path) -> list[str]:
     """Lines of this host's mount table that concern a directory or hold a namespace."""
     with open("/proc/self/mountinfo", encoding="utf-8") as table:
-        return [line for line in table if str(home) in line or " nsfs " in line]
+        # A container engine's own namespaces come and go beside us.
+        return [line for line in table if str(home) in line or (" nsfs " in line and "docker" not in line)]

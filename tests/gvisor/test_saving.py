@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -33,6 +34,8 @@ class Place:
         runtime = node._levels.runtimes[Isolation.GVISOR]
         assert isinstance(runtime, GvisorRuntime)
         self.runtime = runtime
+        assert node._levels.hierarchy is not None
+        self.hierarchy = node._levels.hierarchy
         (self.snapshot,) = runtime._snapshots
         self.guests: list[Guest] = []
         self.state: SessionState | None = None
@@ -45,7 +48,8 @@ class Place:
 
     def request(self, **changes: int) -> GuestRequest:
         resources = msgspec.structs.replace(self.snapshot.rootfs.template.resources, **changes)
-        return GuestRequest(f"made-{os.urandom(5).hex()}", "made", resources)
+        name = f"made-{os.urandom(5).hex()}"
+        return GuestRequest(name, name, resources)
 
     async def save(self, guest: Guest, name: str, *, go_on: bool) -> tuple[Path, Saved]:
         """Save it quiet, as the node does; it is quiet afterwards unless it goes on."""
@@ -65,7 +69,7 @@ class Place:
         state = Path(f"/proc/{self.snapshot.nursery.pid}/root/w/state")
         for _ in range(500):
             left = {path.name for path in state.iterdir() if "ready-" not in path.name}
-            groups = list(Path("/sys/fs/cgroup").glob("**/heir-*"))
+            groups = [name for name in self.hierarchy.existing() if name.startswith(("heir-", "made-"))]
             if not left and not groups:
                 return
             await asyncio.sleep(0.02)
@@ -110,9 +114,14 @@ async def _counting(guest: Guest) -> None:
 
 
 async def _counts_on(guest: Guest) -> None:
-    at = int(await _run(guest.channel, "cat /work/count"))
-    while int(await _run(guest.channel, "cat /work/count") or at) <= at:
+    at = await _count(guest)
+    while await _count(guest) <= at:
         await asyncio.sleep(0.02)
+
+
+async def _count(guest: Guest) -> int:
+    # Empty for a moment, each time it is written.
+    return int(await _run(guest.channel, "while [ ! -s /work/count ]; do :; done; cat /work/count") or 0)
 
 
 @pytest.mark.parametrize("warm", [True, False])
@@ -143,8 +152,14 @@ async def test_a_saved_guest_goes_on_in_the_same_session(place: Place, warm: boo
 async def test_many_are_restored_from_one(place: Place) -> None:
     guest = await place.guest()
     await _counting(guest)
+    await _run(guest.channel, "echo own > /etc/machine-id; chmod 444 /etc/machine-id")
     saved, _ = await place.save(guest, "one", go_on=True)
+    named = await _run(guest.channel, "hostname; cat /etc/machine-id")
     children = [await place.restore(saved) for _ in range(2)]
+    names = [
+        await _run(child.channel, "hostname; cat /etc/machine-id; chmod 400 /etc/machine-id") for child in children
+    ]
+    assert len({name for text in (*names, named) for name in text.split()}) == 6
     for path in saved.iterdir():
         path.unlink()
     for child in children:
@@ -201,6 +216,17 @@ async def test_one_saved_to_end_can_be_resumed_or_destroyed(place: Place) -> Non
     await place.save(guest, "two", go_on=False)
     await asyncio.wait_for(guest.destroy(), 10)
     assert guest.ended.done()
+
+
+async def test_what_dies_while_it_is_saved_is_not_waited_for(place: Place) -> None:
+    guest = await place.guest()
+    saving_it = asyncio.ensure_future(place.save(guest, "one", go_on=True))
+    while not (place.directory / "one" / "checkpoint.img").exists():
+        await asyncio.sleep(0.001)
+    os.kill(guest.pid, signal.SIGKILL)
+    done = (await asyncio.wait_for(asyncio.gather(saving_it, return_exceptions=True), 30))[0]
+    assert isinstance(done, TartarusError | tuple)
+    await place.settled()
 
 
 async def test_destroyed_while_it_is_saved(place: Place) -> None:

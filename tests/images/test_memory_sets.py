@@ -459,3 +459,64 @@ def test_host_key_is_made_once(tmp_path):
     (tmp_path / "keys" / "host.key").write_bytes(b"short")
     with pytest.raises(SnapshotRefused, match="damaged"):
         seals.own()
+
+
+async def test_removing_one_set_while_another_is_packed_loses_nothing(tmp_path):
+    sets = at(tmp_path)
+    for turn in range(10):
+        first, _ = await kept(sets, f"snap-{turn}-a")
+        await sets.cool(0)
+        second, content = await kept(sets, f"snap-{turn}-b")
+        await asyncio.gather(sets.cool(0), sets.remove("t", first.id))
+        assert await content_of(sets, second) == content
+        await sets.remove("t", second.id)
+    assert not list((tmp_path / "memory" / "t" / "packs").iterdir())
+
+
+async def test_a_set_that_can_not_say_what_it_needs_keeps_others_from_nothing(tmp_path):
+    sets = at(tmp_path)
+    broken, _ = await kept(sets, "snap-1")
+    await sets.cool(0)
+    (home(tmp_path) / "packs.json").write_bytes(b"{")
+    found, content = await kept(sets, "snap-2", seed=2)
+    await sets.cool(0)
+    assert await content_of(sets, found) == content
+    await sets.remove("t", found.id)
+    with pytest.raises(SnapshotRefused):
+        await content_of(sets, broken)
+    await sets.remove("t", broken.id)
+    assert not list((tmp_path / "memory" / "t" / "packs").iterdir())
+
+
+async def test_a_damaged_set_is_not_packed_and_others_are(tmp_path):
+    sets = at(tmp_path)
+    await kept(sets, "snap-1")
+    found, content = await kept(sets, "snap-2", seed=2)
+    _flip(home(tmp_path) / "raw" / "memory", 5)
+    with pytest.raises(SnapshotRefused):
+        await sets.cool(0)
+    assert (home(tmp_path) / "raw").exists()
+    assert not (home(tmp_path, "snap-2") / "raw").exists()
+    assert await content_of(sets, found) == content
+    assert not leftovers(tmp_path)
+
+
+async def test_copies_of_packed_sets_give_way_first(tmp_path):
+    measured = at(tmp_path / "measured")
+    await kept(measured)
+    sets = at(tmp_path, budget=measured.used_bytes() * 17 // 10)
+    first, content = await kept(sets, "snap-1")
+    await sets.cool(0)
+    assert await content_of(sets, first) == content  # it lies there twice now
+    await kept(sets, "snap-2", seed=2)
+    assert not (home(tmp_path) / "raw").exists()
+    assert await content_of(sets, first) == content
+
+
+async def test_packing_ends_with_the_daemon(tmp_path):
+    sets = at(tmp_path)
+    found, content = await kept(sets)
+    sets.stop()
+    await sets.cool(0)
+    assert (home(tmp_path) / "raw").exists()
+    assert await content_of(sets, found) == content

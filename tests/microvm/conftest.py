@@ -66,7 +66,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def state_dir() -> Iterator[Path]:
     """A daemon's directory, with an installed kernel."""
     path = Path(tempfile.mkdtemp(prefix="tartarus-microvm-", dir="/var/tmp"))
@@ -77,7 +77,7 @@ def state_dir() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def rootfs(state_dir: Path) -> RootFs:
     """Two layers: busybox below, one file above; their files belong to the sandboxes' ids."""
     lower, upper = state_dir / "lower", state_dir / "upper"

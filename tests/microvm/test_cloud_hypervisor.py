@@ -39,7 +39,7 @@ def homes(tmp_path: Path) -> Path:
 
 async def test_boot_run_save_restore(stage: Stage[CloudHypervisorServer], homes: Path, tmp_path: Path) -> None:
     """Every request is one that the document allows, in an order that the monitor takes."""
-    driver = CloudHypervisor(stage, homes, program="cloud-hypervisor")
+    driver = CloudHypervisor(stage, program="cloud-hypervisor")
     made = parts(tmp_path, binds=1)
     machine = await driver.boot(made, None)
     assert stage.argv == [["cloud-hypervisor", "--api-socket", "path=api.sock", "--seccomp", "true"]]
@@ -90,7 +90,7 @@ async def test_boot_run_save_restore(stage: Stage[CloudHypervisorServer], homes:
 
 async def test_pages_on_demand(stage: Stage[CloudHypervisorServer], homes: Path, tmp_path: Path) -> None:
     """Asked for where the monitor may handle page faults."""
-    driver = CloudHypervisor(stage, homes, program="cloud-hypervisor", on_demand=True)
+    driver = CloudHypervisor(stage, program="cloud-hypervisor", on_demand=True)
     machine = await driver.boot(parts(tmp_path), None)
     state = os.memfd_create("state")
     await machine.save(state)
@@ -108,7 +108,7 @@ async def test_a_saved_configuration_names_nothing_on_the_host(
     stage: Stage[CloudHypervisorServer], homes: Path, tmp_path: Path
 ) -> None:
     """A monitor that its guest took over writes it: disks, devices, network and files of the host stay out."""
-    driver = CloudHypervisor(stage, homes, program="cloud-hypervisor")
+    driver = CloudHypervisor(stage, program="cloud-hypervisor")
     machine = await driver.boot(parts(tmp_path), None)
     evil = {"path": "/etc/shadow", "id": "root", "backing_files": True, "image_type": "Qcow2", "vhost_user": True}
     stage.server.extra = {
@@ -167,7 +167,7 @@ async def test_a_directory_that_became_a_link(stage: Stage[CloudHypervisorServer
     victim.mkdir()
     for name in ("config.json", "state.json", "memory-ranges"):
         (victim / name).write_text("of the host")
-    driver = CloudHypervisor(stage, homes, program="cloud-hypervisor")
+    driver = CloudHypervisor(stage, program="cloud-hypervisor")
     machine = await driver.boot(parts(tmp_path), None)
     server = stage.server
     before = server.handle
@@ -195,7 +195,7 @@ async def test_refusals_are_passed_on_in_the_monitors_words(
     made = parts(tmp_path)
     (tmp_path / "kernel").write_bytes(b"")
     with pytest.raises(GuestFailed, match="Cannot load the kernel"):
-        await CloudHypervisor(stage, homes, program="cloud-hypervisor").boot(made, None)
+        await CloudHypervisor(stage, program="cloud-hypervisor").boot(made, None)
     assert os.listdir(homes) == []
 
 

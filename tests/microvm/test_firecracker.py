@@ -44,7 +44,7 @@ def homes(tmp_path: Path) -> Path:
 
 async def test_boot_run_save_restore(stage: Stage[FirecrackerServer], homes: Path, tmp_path: Path) -> None:
     """Every request is one that the document allows, in an order that the monitor takes."""
-    driver = Firecracker(stage, homes, program="/usr/bin/firecracker")
+    driver = Firecracker(stage, program="/usr/bin/firecracker")
     made = parts(tmp_path)
     machine = await driver.boot(made, None)
     assert stage.argv == [["/usr/bin/firecracker", "--api-sock", "api.sock"]]
@@ -104,7 +104,7 @@ async def test_a_machine_that_is_saved_goes_on_with_the_same_channel(
     stage: Stage[FirecrackerServer], homes: Path, tmp_path: Path
 ) -> None:
     """The monitor breaks its connection; whoever holds the channel does not notice."""
-    driver = Firecracker(stage, homes, program="firecracker")
+    driver = Firecracker(stage, program="firecracker")
     machine = await driver.boot(parts(tmp_path), None)
     channel = GuestChannel(machine.channel)
     await channel.open()
@@ -124,7 +124,7 @@ async def test_a_machine_that_is_saved_goes_on_with_the_same_channel(
 async def test_an_agent_that_takes_its_time(stage: Stage[FirecrackerServer], homes: Path, tmp_path: Path) -> None:
     """Connections that nobody takes yet are tried again."""
     stage.guest.refusals = 5
-    machine = await Firecracker(stage, homes, program="firecracker").boot(parts(tmp_path), None)
+    machine = await Firecracker(stage, program="firecracker").boot(parts(tmp_path), None)
     assert stage.guest.refusals == 0
     machine.kill()
     await machine.ended
@@ -139,13 +139,13 @@ async def test_refusals_are_passed_on_in_the_monitors_words(
     (tmp_path / "kernel").write_bytes(kernels.bzimage(b"x"))
     before = descriptors()
     with pytest.raises(GuestFailed, match="Invalid Elf magic"):
-        await Firecracker(stage, homes, program="firecracker").boot(made, None)
+        await Firecracker(stage, program="firecracker").boot(made, None)
     await asyncio.sleep(0.05)
     assert os.listdir(homes) == []
     await stage.server.close()
     assert descriptors() <= before + 5  # the copies that the stage made of the passed files
     with pytest.raises(Unsupported):
-        await Firecracker(stage, homes, program="firecracker").boot(parts(tmp_path, cpus=33), None)
+        await Firecracker(stage, program="firecracker").boot(parts(tmp_path, cpus=33), None)
 
 
 async def slow(_reader: Any, _writer: Any) -> None:
@@ -218,7 +218,7 @@ async def test_a_monitor_that_misbehaves_is_ended(
 
     stage.before = misbehave
     with pytest.raises(GuestFailed) as failed:
-        await asyncio.wait_for(Firecracker(stage, homes, program="firecracker").boot(parts(tmp_path), None), 20)
+        await asyncio.wait_for(Firecracker(stage, program="firecracker").boot(parts(tmp_path), None), 20)
     assert len(str(failed.value)) < 3000
     assert os.listdir(homes) == []
     assert stage.processes[0].wait(5) != 0
@@ -231,7 +231,7 @@ async def test_a_handshake_that_is_none(
     """Only `OK` and a port is a connection."""
     stage.guest.handshake = answer
     with pytest.raises(GuestFailed, match="misbehaves"):
-        await Firecracker(stage, homes, program="firecracker").boot(parts(tmp_path), None)
+        await Firecracker(stage, program="firecracker").boot(parts(tmp_path), None)
 
 
 async def test_a_monitor_that_ends_is_told_with_its_last_words(
@@ -239,7 +239,7 @@ async def test_a_monitor_that_ends_is_told_with_its_last_words(
 ) -> None:
     """While its machine boots, and nobody could ever answer."""
     stage.guest.refusals = 10**9
-    booting = asyncio.create_task(Firecracker(stage, homes, program="firecracker").boot(parts(tmp_path), None))
+    booting = asyncio.create_task(Firecracker(stage, program="firecracker").boot(parts(tmp_path), None))
     while not stage.processes or stage.server.state != "Running":
         await asyncio.sleep(0.01)
     stage.processes[0].kill()

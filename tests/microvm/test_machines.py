@@ -6,13 +6,17 @@ import asyncio
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tartarus.guest.channel import GuestExec
+from tartarus.guest.protocol import BadFrame
 from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.model.sandbox import Mount
-from tartarus.runtimes.base import GuestRequest
+from tartarus.model.template import RunAs, Template
+from tartarus.runtimes.base import GuestRequest, RootFs
 from tartarus.runtimes.idmap import PRIVILEGED_BASE
+from tartarus.runtimes.microvm.guest import MachineGuest
 from tartarus.runtimes.microvm.launcher import FIRST_UID
 from tartarus.runtimes.microvm.runtime import MicrovmRuntime
 from tartarus.runtimes.microvm.snapshot import MachineSnapshot
@@ -150,3 +154,74 @@ async def test_what_it_can_not_do_is_refused(runtime: MicrovmRuntime, snapshot: 
     request = GuestRequest("machine-mounts", "m", RESOURCES, mounts=(Mount(source="/tmp", target="/mnt"),))
     with pytest.raises(Unsupported):
         await runtime.clone(snapshot, request, warm=False)
+
+
+async def test_programs_run_as_the_templates_user(runtime: MicrovmRuntime, rootfs: RootFs) -> None:
+    """Theirs are the files that they and the host make; process 1 is not theirs, nor is what holds them."""
+    user = RunAs(uid=1000, gid=1001, groups=(50,), name="user", home="/tmp")
+    template = Template(id="busybox-user", name="user", user=user)
+    made = await runtime.snapshot(msgspec.structs.replace(rootfs, template=template))
+    assert isinstance(made, MachineSnapshot)
+    guest = await start(runtime, made, "machine-user")
+    assert (await sh(guest, "id -u; id -g; id -G")).split() == ["1000", "1001", "1001", "50"]
+    await guest.channel.write("/tmp/by-host", b"text")
+    assert (await sh(guest, "touch /tmp/own; ls -n /tmp/by-host /tmp/own | cut -c 1-40")).count("1000") == 2
+    tries = (
+        "echo 100000 > /sys/fs/cgroup/sandbox/pids.max", "kill -9 1", "reboot -f", "mount -t tmpfs none /tmp",
+        "echo b > /proc/sysrq-trigger", "head -c 1 /proc/1/environ", "cat /dev/vda", "hostname other", "date -s @0",
+    )  # fmt: skip
+    for attempt in tries:
+        assert await sh(guest, f"({attempt}) 2>&1 >/dev/null | head -c 1") != "", attempt
+    assert "NoNewPrivs:\t1" in await sh(guest, "cat /proc/self/status")
+    await guest.destroy()
+    await made.close()
+
+
+async def test_limits_hold_inside(runtime: MicrovmRuntime, snapshot: MachineSnapshot) -> None:
+    """Of tasks and of memory, as they were asked for; and others, once they are changed."""
+    few = msgspec.structs.replace(RESOURCES, pids=20, memory_bytes=100 * 1024**2)
+    guest = await runtime.clone(snapshot, GuestRequest("machine-limits", "limits", few), warm=False)
+    assert isinstance(guest, MachineGuest)
+    await guest.ready()
+    assert "can't fork" in await sh(guest, "for i in $(seq 100); do sleep 30 & done 2>&1; echo")
+    assert await sh(guest, "cat /sys/fs/cgroup/sandbox/memory.max") == f"{100 * 1024**2}\n"
+    guest.limit(msgspec.structs.replace(few, pids=300))
+    await guest.channel.ping()
+    assert await sh(guest, "cat /sys/fs/cgroup/sandbox/pids.max") == "300\n"
+    await guest.destroy()
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [("reboot -f", "rebooted"), ("echo c > /proc/sysrq-trigger", "panicked"), ("poweroff -f", "itself off")],
+)
+async def test_a_machine_that_ends_itself(
+    runtime: MicrovmRuntime, snapshot: MachineSnapshot, how: str, why: str
+) -> None:
+    """And says how."""
+    guest = await start(runtime, snapshot, f"machine-ends-{why.split(maxsplit=1)[0]}")
+    guest.channel.exec(GuestExec(argv=("/bin/sh", "-c", how), env={"PATH": "/bin"}))
+    await asyncio.wait_for(guest.ended, 20)
+    assert why in guest.why_ended
+
+
+async def test_a_machine_that_hangs_is_ended(
+    runtime: MicrovmRuntime, snapshot: MachineSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose agent answers no more; a paused one is left alone."""
+    monkeypatch.setattr("tartarus.runtimes.microvm.guest.HEARTBEAT_S", 0.4)
+    guest = await start(runtime, snapshot, "machine-hangs")
+    await guest.pause()
+    await asyncio.sleep(3)
+    assert not guest.ended.done()
+    guest._paused = False  # as if its own kernel had stopped it
+    await asyncio.wait_for(guest.ended, 20)
+    assert "stopped answering" in guest.why_ended
+
+
+async def test_one_that_breaks_the_protocol_is_ended(runtime: MicrovmRuntime, snapshot: MachineSnapshot) -> None:
+    """The host end gives up, and no machine is left that nobody can reach."""
+    guest = await start(runtime, snapshot, "machine-breach")
+    guest.channel.breach(BadFrame("nonsense"))
+    await asyncio.wait_for(guest.ended, 20)
+    assert "nonsense" in guest.why_ended

@@ -64,7 +64,7 @@ async def test_a_monitor_reaches_its_own_alone(place: Path, launcher: Launcher) 
     """Its directory and what it was given, by name; no other file, no network, no rights, no other user."""
     given = files(place)
     argv = [str(place / "firecracker"), "--api-sock", "api.sock", str(place / "secret")]
-    monitor = await Monitor.start(Confined(launcher), place / "homes", argv, given, None)
+    monitor = await Monitor.start(Confined(launcher, place / "homes"), argv, given, None)
     api = VmmApi(monitor.home, "api.sock")
     assert await api.call("GET", "/version") == {}
     into = os.memfd_create("found")
@@ -85,6 +85,13 @@ async def test_a_monitor_reaches_its_own_alone(place: Path, launcher: Launcher) 
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == 0
     assert status["NoNewPrivs"] == "1"
     assert "the stand-in speaks" in monitor.output.text()
+    assert await api.call("GET", "/make/early") == {"made": "made"}
+    monitor.home.close_to_monitor()
+    assert await api.call("GET", "/make/late") == {"made": "PermissionError"}
+    monitor.home.open_to_monitor()
+    assert await api.call("GET", "/make/asked-for") == {"made": "made"}
+    assert await api.call("GET", "/grow") == {"grown": "OSError"}
+    assert os.fstat(given["scratch"]).st_size < 1024
     await api.close()
     await monitor.end()
 
@@ -92,7 +99,7 @@ async def test_a_monitor_reaches_its_own_alone(place: Path, launcher: Launcher) 
 async def test_each_monitor_is_another_user(place: Path, launcher: Launcher) -> None:
     """And what it leaves goes with it."""
     argv = [str(place / "firecracker"), str(place / "secret")]
-    monitors = [await Monitor.start(Confined(launcher), place / "homes", argv, {}, None) for _ in range(2)]
+    monitors = [await Monitor.start(Confined(launcher, place / "homes"), argv, {}, None) for _ in range(2)]
     assert len({monitor.home.uid for monitor in monitors}) == 2
     for monitor in monitors:
         (monitor.home.path / "left").mkdir()
@@ -102,11 +109,11 @@ async def test_each_monitor_is_another_user(place: Path, launcher: Launcher) -> 
 async def test_what_can_not_be_started(place: Path, launcher: Launcher) -> None:
     """A program that is missing, one that ends at once, one that never listens: told, and nothing stays."""
     with pytest.raises(GuestFailed, match="No such file"):
-        await Monitor.start(Confined(launcher), place / "homes", [str(place / "missing")], {}, None)
+        await Monitor.start(Confined(launcher, place / "homes"), [str(place / "missing")], {}, None)
     argv = ["/bin/sh", "-c", "echo no such option: --api-sock; exit 1"]
     with pytest.raises(GuestFailed, match="no such option"):
-        await Monitor.start(Confined(launcher), place / "homes", argv, {}, None)
-    starting = asyncio.create_task(Monitor.start(Confined(launcher), place / "homes", ["/bin/sleep", "1000"], {}, None))
+        await Monitor.start(Confined(launcher, place / "homes"), argv, {}, None)
+    starting = asyncio.create_task(Monitor.start(Confined(launcher, place / "homes"), ["/bin/sleep", "1000"], {}, None))
     await asyncio.sleep(0.2)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -117,7 +124,7 @@ async def test_a_console_that_never_stops_is_bounded(place: Path, launcher: Laun
     """Its last words are kept, at a pace that costs the host little."""
     listen = "import socket; s = socket.socket(1); s.bind('api.sock'); s.listen(); s.accept()"
     script = f'exec 2>&1; /usr/bin/python3 -I -c "{listen}" & exec yes 0123456789abcdef'
-    monitor = await Monitor.start(Confined(launcher), place / "homes", ["/bin/sh", "-c", script], {}, None)
+    monitor = await Monitor.start(Confined(launcher, place / "homes"), ["/bin/sh", "-c", script], {}, None)
     await asyncio.sleep(0.3)
     assert 0 < len(monitor.output.text()) <= 4000
     assert len(monitor.output._held) <= 64 * 1024

@@ -57,6 +57,13 @@ def write_on(guest: MachineGuest) -> GuestProcess:
     return guest.channel.exec(GuestExec(argv=("/bin/sh", "-c", WRITER), env={"PATH": "/bin"}))
 
 
+async def counted(guest: MachineGuest, wanted: int) -> None:
+    """Wait until what writes has been round that often."""
+    async with asyncio.timeout(60):
+        while int(await sh(guest, "cat /dev/shm/count 2>/dev/null || echo 0")) < wanted:
+            await asyncio.sleep(0.05)
+
+
 async def restored(runtime: MicrovmRuntime, snapshot: MachineSnapshot, place: Path, name: str) -> MachineGuest:
     """A guest that goes on where one was saved, its session begun anew."""
     guest = await runtime.restore(snapshot, place, GuestRequest(name, name, RESOURCES))
@@ -71,13 +78,13 @@ async def test_a_busy_machine_is_saved_and_goes_on(
     """Source and copies have what was written before, whole, and go on writing; each is somebody of its own."""
     source = await start(runtime, snapshot, "save-source")
     write_on(source)
-    await asyncio.sleep(1.5)
+    await counted(source, 4)
     saved = await source.save(place, go_on=True)
     assert saved.needs == runtime.needs(snapshot)
     assert saved.paused_ms > 0
     count = int(await sh(source, "cat /dev/shm/count"))
     copies = [await restored(runtime, snapshot, place, f"save-copy-{index}") for index in range(3)]
-    assert int(await sh(source, "cat /dev/shm/count")) > count
+    await counted(source, count + 1)
     for guest in (source, *copies):
         said = await sh(guest, "kill -9 -1 2>/dev/null;" + CHECKER)
         assert "BAD" not in said
@@ -94,11 +101,16 @@ async def test_no_copy_does_anything_before_it_is_somebody_else(
     source = await start(runtime, snapshot, "draw-source")
     draw = "while :; do echo $(hostname) $(head -c 16 /dev/urandom | od -x) >> /dev/shm/drawn; done"
     source.channel.exec(GuestExec(argv=("/bin/sh", "-c", draw), env={"PATH": "/bin"}))
-    await asyncio.sleep(0.5)
+    async with asyncio.timeout(60):
+        while int(await sh(source, "cat /dev/shm/drawn 2>/dev/null | wc -l")) < 3:
+            await asyncio.sleep(0.05)
     await source.save(place, go_on=False)
     await source.destroy()
     copies = [await restored(runtime, snapshot, place, f"draw-copy-{index}") for index in range(2)]
-    await asyncio.sleep(0.5)
+    for guest in copies:
+        async with asyncio.timeout(60):
+            while (await sh(guest, "cat /dev/shm/drawn")).count("draw-copy") < 2:
+                await asyncio.sleep(0.05)
     first, second = [(await sh(guest, "cat /dev/shm/drawn")).splitlines() for guest in copies]
     common = set(first) & set(second)
     assert all(line.startswith("draw-source") for line in common)

@@ -61,7 +61,6 @@ resources: {default_cpu: 0.5, default_disk: 2048, default_pids: 64, max_disk: 40
 env: {A: "1"}
 workdir: /srv
 user: app:app
-entrypoint: [/init, --]
 stop_signal: QUIT
 stop_grace_s: 30
 labels: {team: red}

@@ -32,7 +32,7 @@ def test_every_level_is_in_the_table() -> None:
 async def test_on_a_host_that_lacks_nothing_it_can_do_what_the_table_says(node: Node, isolation: Isolation) -> None:
     runtime = node._levels.require(isolation)
     best, here = type(runtime).best, runtime.capabilities()
-    assert msgspec.structs.replace(here, missing=best.missing) == best
+    assert msgspec.structs.replace(here, missing=best.missing, how=best.how) == best
 
 
 async def spec_of(node: Node, isolation: Isolation) -> SandboxSpec:

@@ -243,3 +243,13 @@ def test_a_template_is_built_imported_and_removed(tartarus: Rootless) -> None:
     assert "runs as root" in tartarus("snapshot", "create", "live").stderr
     tartarus("kill", "live")
     assert tartarus("template", "rm", "mine").returncode == 0
+
+
+def test_a_module_runs(tartarus: Rootless) -> None:
+    from tests.wasm.modules import HELLO
+
+    module = tartarus.home / "hello.wasm"
+    module.write_bytes(HELLO)
+    for _ in range(2):
+        done = tartarus("run", "./hello.wasm")
+        assert (done.returncode, done.stdout, done.stderr) == (7, "hello\n", "")

@@ -38,7 +38,7 @@ async def test_the_database_itself_refuses_a_second_live_name(store: SandboxStor
     with engine.begin() as connection, pytest.raises(Exception, match="UNIQUE"):
         connection.execute(text("INSERT INTO sandboxes SELECT 'sbx-other', tenant, name, template, isolation, "
                                 "isolation_reason, state, spec, created_at, started_at, ended_at, start_ms, warm, "
-                                "exit_code, exit_signal, reason, message, version FROM sandboxes"))  # fmt: skip
+                                "exit_code, exit_signal, reason, message, saved, version FROM sandboxes"))  # fmt: skip
     engine.dispose()
 
 

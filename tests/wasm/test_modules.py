@@ -9,6 +9,7 @@ import pytest
 from tests.node.conftest import TENANT, Run, finish
 
 from tartarus.model.errors import InvalidRequest, ModuleNotFound, ModuleRefused, Unsupported
+from tartarus.model.forking import ForkRequest
 from tartarus.model.sandbox import ExecSpec, Isolation, Mount, ResourceRequest, SandboxSpec, Wasm
 from tartarus.model.states import State
 from tartarus.node.service import Node
@@ -101,6 +102,20 @@ async def test_it_is_paused_and_goes_on(node: Node) -> None:
     await sandbox.resume()
     while (await sandbox.stats()).cpu_usec == before:
         await asyncio.sleep(0.01)
+    await sandbox.kill()
+
+
+async def test_a_fork_has_its_files_and_its_module(node: Node) -> None:
+    sandbox = await node.create(TENANT, SandboxSpec(wasm=Wasm(module=await add(node, modules.OPEN))))
+    await sandbox.channel.write("/work/note", b"kept")
+    forked = await node.fork(TENANT, sandbox.record.id, ForkRequest(count=2))
+    for child in forked.children:
+        assert child.sandbox is not None
+        copy = node.live(TENANT, child.sandbox.id)
+        assert copy.record.isolation is Isolation.WASM
+        process = await copy.exec(ExecSpec(argv=("open", "note")))
+        assert await process.read() is not None
+        await copy.kill()
     await sandbox.kill()
 
 

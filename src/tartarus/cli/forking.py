@@ -42,9 +42,9 @@ def fork(sandbox: str, count: int, name: str, labels: tuple[str, ...], *, quiet:
         for copy in forks:
             click.echo(copy.id if quiet or not copy.info.name else f"{copy.id}  {copy.info.name}")
         if not quiet:
-            output.say(f"{len(forks)} copies of {forks.kind.value}; {sandbox} stood still for {forks.paused_ms:.0f} ms")
+            click.echo(f"{len(forks)} copies of {forks.kind.value}; {sandbox} stood still for {forks.paused_ms:.0f} ms")
             if forks.note:
-                output.say(forks.note)
+                click.echo(forks.note)
     status = 0
     for error in forks.errors:
         status = output.report(error)

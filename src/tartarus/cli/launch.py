@@ -29,7 +29,7 @@ _MAX_CAPTURED_BYTES = 64 * 1024**2
 def run(values: Values, words: Sequence[str]) -> int:
     """Run a command in a fresh sandbox; returns the exit status."""
     spec = requests.run_spec(values, words)
-    program = spec["command"]["argv"][0]
+    program = spec["command"]["argv"][0] if spec["command"] is not None else ""
     if program.endswith(".wasm") and spec["isolation"] in {"auto", "wasm"}:
         _send_module(spec, program)
     if values["detach"]:
@@ -168,7 +168,10 @@ class _Launch:
     def _on_slow(self) -> None:
         if self._status_lines and self._is_run and not self._slow_said and not self._record:
             self._slow_said = True
-            output.say(f"Preparing template '{self._template}' (done once; it can take a minute)…")
+            how_long = "it can take a minute"
+            if self._request["spec"]["isolation"] == "microvm":
+                how_long = "its files are packed and a machine is booted, which can take two minutes"
+            output.say(f"Preparing template '{self._template}' (done once; {how_long})…")
 
     def _signal_aside(self, number: int) -> bool:
         """Deliver a signal by another connection; only a run's own sandbox can be reached so."""

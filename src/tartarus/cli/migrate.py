@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,8 @@ _OPTIONS: tuple[Any, ...] = (
                  help="Where to save the request, as YAML if it ends so.  [default: NAME.request.json]"),
     click.option("--secrets", type=click.Choice(["none", "request", "template"]), default="none", show_default=True,
                  help="Where to keep variables that look like secrets."),
-    click.option("--mounts/--no-mounts", default=True, help="Carry mounts of host paths and volumes over.",
-                 show_default=True),
+    click.option("--mounts", type=click.Choice(["keep", "copy", "drop"]), default="keep", show_default=True,
+                 help="keep: the request mounts the same host directories; copy: the template has their files."),
     click.option("--drop-refused", is_flag=True, help="Go on without what no sandbox is given."),
     click.option("--pause", is_flag=True, help="Freeze a running container while its files are read."),
     click.option("--prove", metavar="COMMAND", default="",
@@ -124,13 +125,13 @@ def _words(command: str) -> list[str]:
 
 
 def _wishes(given: dict[str, Any]) -> Wishes:
-    from tartarus.compat.plan import Secrets, Wishes
+    from tartarus.compat.plan import Mounts, Secrets, Wishes
     from tartarus.model.sandbox import Isolation
     from tartarus.model.units import parse_cpus, parse_duration, parse_size
 
     return Wishes(
         name=given["name"], isolation=Isolation(given["isolation"]), secrets=Secrets(given["secrets"]),
-        mounts=given["mounts"], drop_refused=given["drop_refused"],
+        mounts=Mounts(given["mounts"]), drop_refused=given["drop_refused"],
         memory_bytes=parse_size(given["memory"]) if given["memory"] else None,
         cpu_milli=parse_cpus(given["cpus"]) if given["cpus"] else None,
         pids=given["pids"],
@@ -155,7 +156,14 @@ def _print_plan(plan: MigrationPlan, *, as_json: bool) -> None:
     shown = encode(plan.request)
     for value in plan.request.env.values():
         shown = shown.replace(_quoted(value), b'"..."')
-    output.write(1, shown)
+    output.write(1, _harmless(shown.decode()).encode())
+
+
+def _harmless(document: str) -> str:
+    """JSON without what terminals obey: all of it may stand as an escape there."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1] for letter in document
+    )
 
 
 def _quoted(value: str) -> bytes:
@@ -193,7 +201,8 @@ def _print_proof(proof: Proof) -> None:
             f"with the same {proof.output_bytes} bytes of output"
         )
     elif proof.verdict is Verdict.FAILED:
-        _say(f"Not proven at level {proof.isolation}, no sandbox could be made: {proof.why}")
+        where = f" at level {proof.isolation}, no sandbox could be made" if proof.isolation else ""
+        _say(f"Not proven{where}: {proof.why}")
     elif proof.verdict is Verdict.UNPROVEN:
         _say(f"Not proven: {proof.why}")
     else:

@@ -60,6 +60,8 @@ RUN = (
            metavar="N"),
     Option("timeout", ("--timeout",), "End the sandbox after this long, such as 30s or 10m (exit status 124).",
            metavar="DURATION"),
+    Option("idle", ("--idle",), "Hibernate it after so long without work, such as 5m; what is asked of it wakes it.",
+           metavar="DURATION"),
     Option("stop_signal", ("--stop-signal",), "What asks it to end: a name or number; the template's, or TERM.",
            metavar="SIGNAL"),
     Option("stop_grace", ("--stop-grace",), "How long it then has, such as 30s; the last part of --timeout, too.",

@@ -48,6 +48,8 @@ def given_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
         spec["timeout_s"] = _duration(values["timeout"])
     if values["fuel"] is not None:
         spec["wasm"] = {"fuel": values["fuel"]}
+    if values["idle"]:
+        spec["idle_s"] = _duration(values["idle"])
     if values["stop_signal"]:
         spec["stop_signal"] = values["stop_signal"]
     if values["stop_grace"]:

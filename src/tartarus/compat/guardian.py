@@ -17,14 +17,24 @@ from tartarus.compat.opening import reopen
 from tartarus.model.errors import EngineFailed, TartarusError
 
 _ACT_S = 180.0
-_ORDERLY = b"."
+_ORDERLY, _NOTHING = b".", b"-"
 # Who was killed may have asked the engine for something that is still to come: so we look again.
 _ATTEMPTS, _PAUSE_S = 5, 0.5
 UNPAUSE, REMOVE = "unpause", "remove"
 
 
+class Guard:
+    """What a block that is guarded may say: that there is nothing to be done at its end."""
+
+    word = _ORDERLY
+
+    def cancel(self) -> None:
+        """Leave the container as it is."""
+        self.word = _NOTHING
+
+
 @contextlib.contextmanager
-def guarded(runtime: LegacyRuntime, act: str, container: str, token: str = "") -> Iterator[None]:
+def guarded(runtime: LegacyRuntime, act: str, container: str, token: str = "") -> Iterator[Guard]:
     """`act` (unpause or remove) is certain to be done at the block's end, even if that is a SIGKILL.
 
     `token`: of the request that the container to remove was made for. Raises EngineFailed when it could not be done.
@@ -41,11 +51,12 @@ def guarded(runtime: LegacyRuntime, act: str, container: str, token: str = "") -
             guardian.kill()
             guardian.wait()
             raise EngineFailed("the helper that watches over the container did not start")
+        guard = Guard()
         try:
-            yield
+            yield guard
         finally:
             with contextlib.suppress(BrokenPipeError):
-                guardian.stdin.write(_ORDERLY)
+                guardian.stdin.write(guard.word)
                 guardian.stdin.close()
             try:
                 done = guardian.wait(_ACT_S) == 0
@@ -53,7 +64,7 @@ def guarded(runtime: LegacyRuntime, act: str, container: str, token: str = "") -
                 guardian.kill()
                 guardian.wait()
                 done = False
-            if not done:
+            if not done and guard.word == _ORDERLY:
                 _act(runtime, act, container, token)  # it was killed itself
 
 
@@ -70,7 +81,10 @@ def main() -> int:
     runtime = reopen(*words)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    orderly = sys.stdin.buffer.read() == _ORDERLY
+    word = sys.stdin.buffer.read()
+    if word == _NOTHING:
+        return 0
+    orderly = word == _ORDERLY
     for attempt in range(1 if orderly else _ATTEMPTS):
         time.sleep(attempt * _PAUSE_S)
         try:

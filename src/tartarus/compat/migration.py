@@ -7,18 +7,21 @@ is there nothing of ours exists.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import msgspec
 
-from tartarus.compat import guardian, request_file
+from tartarus.compat import children, copying, guardian, request_file
+from tartarus.compat.docker import EXPORT_S
 from tartarus.compat.engines import ContainerState, LegacyRuntime, shown
 from tartarus.compat.plan import MigrationPlan, Wishes, make_plan
 from tartarus.compat.proving import Proof, check_provable, prove
 from tartarus.compat.transfer import Export
+from tartarus.compat.wire import STALL_S, EngineRefused
 from tartarus.model.errors import InvalidRequest, MigrationRefused, TemplateBlocked
 from tartarus.model.library import TemplateInfo, TemplateStatus, UploadSource
+from tartarus.model.sandbox import Mount
 from tartarus.sdk.client import Client
 from tartarus.sdk.library_calls import OnProgress
 from tartarus.sdk.plans import Plan, default_name
@@ -101,7 +104,7 @@ def _template(
 ) -> TemplateInfo:  # fmt: skip
     # One that is frozen already was frozen by somebody else, who thaws it.
     pauses = orders.pause and state.status == "running"
-    export = Export(_archive(runtime, state.id, pauses=pauses), shown(state.engine, 40))
+    export = Export(_archives(runtime, state.id, plan.copies, pauses=pauses), shown(state.engine, 40))
     made = Plan(plan.definition.id, plan.definition, UploadSource(""), export, replace=orders.replace)
     try:
         return Template.make(made, on_progress=on_progress, client=client).info
@@ -110,9 +113,25 @@ def _template(
 
 
 @contextlib.contextmanager
-def _archive(runtime: LegacyRuntime, container: str, *, pauses: bool) -> Iterator[Iterator[bytes]]:
+def _archives(
+    runtime: LegacyRuntime, container: str, copies: tuple[Mount, ...], *, pauses: bool
+) -> Iterator[Iterator[Iterator[bytes]]]:
     with contextlib.ExitStack() as stack:
         if pauses:
-            stack.enter_context(guardian.guarded(runtime, guardian.UNPAUSE, container))
-            runtime.pause(container)
-        yield stack.enter_context(runtime.export_files(container))
+            guard = stack.enter_context(guardian.guarded(runtime, guardian.UNPAUSE, container))
+            try:
+                runtime.pause(container)
+            except EngineRefused:
+                guard.cancel()  # somebody else has frozen it meanwhile, and is to thaw it
+                raise
+        yield stack.enter_context(contextlib.closing(_each(runtime, container, copies)))
+
+
+def _each(runtime: LegacyRuntime, container: str, copies: tuple[Mount, ...]) -> Generator[Iterator[bytes], None, None]:
+    """The container's own files, then what is mounted over them."""
+    with runtime.export_files(container) as pieces:
+        yield pieces
+    for mount in copies:
+        argv = copying.archive_argv(mount)
+        with children.streamed(argv, f"copying {mount.source}", timeout_s=EXPORT_S, stall_s=STALL_S) as pieces:
+            yield pieces

@@ -5,6 +5,7 @@ Pure but for a look at the mounts' sources. Each setting ends in one finding: ca
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from enum import Enum
 from typing import Any
@@ -23,6 +24,8 @@ from tartarus.model.units import format_size
 _MIB = 1024**2
 _LEAST_MEMORY, _LEAST_PIDS, _LEAST_CPU = 8 * _MIB, 4, 10
 MAX_VARIABLES = 4096
+MAX_SETTINGS = 256
+"""Mounts, ports and the like, of each kind."""
 MAX_ENV_BYTES = 1024**2
 # What the engine sets by itself in every container: a sandbox has its own.
 _ENGINES_OWN = frozenset({"HOSTNAME", "HOME", "TERM", "container"})
@@ -53,13 +56,21 @@ class Secrets(str, Enum):
     TEMPLATE = "template"
 
 
+class Mounts(str, Enum):
+    """What becomes of mounted directories: the request mounts them, or the template has a copy, or neither."""
+
+    KEEP = "keep"
+    COPY = "copy"
+    DROP = "drop"
+
+
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """What the owner of a container says of its migration. Limits override the container's own."""
 
     name: str
     isolation: Isolation = Isolation.AUTO
     secrets: Secrets = Secrets.NONE
-    mounts: bool = True
+    mounts: Mounts = Mounts.KEEP
     drop_refused: bool = False
     memory_bytes: int | None = None
     cpu_milli: int | None = None
@@ -71,7 +82,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
 class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a migration would make: a template by this definition, and a request for sandboxes of it.
 
-    `secrets` are names only. `engine_socket` is where the container was found.
+    `secrets` are names only; `copies` are the mounted directories that go into the template.
     """
 
     engine: str
@@ -82,6 +93,7 @@ class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):
     request: SandboxSpec
     findings: tuple[Finding, ...]
     secrets: tuple[str, ...] = ()
+    copies: tuple[Mount, ...] = ()
 
     @property
     def refused(self) -> tuple[Finding, ...]:
@@ -105,12 +117,16 @@ class _Planner:
         state, wishes = self._state, self._wishes
         if not state.argv:
             raise InvalidRequest(f"the container {shown(state.name or state.id)} has no command")
+        for several in (state.mounts, state.ports, state.powers, state.others):
+            if len(several) > MAX_SETTINGS:
+                raise InvalidRequest("the container has too many settings", why=f"{len(several)} of one kind")
         self._say(Effect.CARRIED, "files", "its file system as it is now, without what is mounted in it")
         env, secrets = self._environment()
         resources = self._limits()
         self._command()
         labels = self._labels()
         mounts = tuple(self._mounts())
+        copies = mounts if wishes.mounts is Mounts.COPY else ()
         self._rest()
         secret_env = {name: env[name] for name in secrets}
         open_env = {name: value for name, value in env.items() if name not in secret_env}
@@ -130,7 +146,7 @@ class _Planner:
                 command=ExecSpec(argv=state.argv, tty=state.tty),
                 resources=resources,
                 env=secret_env if wishes.secrets is Secrets.REQUEST else {},
-                mounts=mounts,
+                mounts=() if copies else mounts,
                 labels=labels,
                 timeout_s=wishes.timeout_s,
             )
@@ -141,11 +157,11 @@ class _Planner:
         return MigrationPlan(
             engine=state.engine, container=shown(state.name or state.id), image=shown(state.image),
             status=shown(state.status, 40), definition=definition, request=request, findings=tuple(self._findings),
-            secrets=tuple(secrets),
+            secrets=tuple(secrets), copies=copies,
         )  # fmt: skip
 
     def _say(self, effect: Effect, what: str, detail: str) -> None:
-        self._findings.append(Finding(effect, what, shown(detail, 400)))
+        self._findings.append(Finding(effect, shown(what), shown(detail, 400)))
 
     def _refuse(self, what: str, detail: str) -> None:
         effect = Effect.DROPPED if self._wishes.drop_refused else Effect.REFUSED
@@ -246,8 +262,16 @@ class _Planner:
             made, why = self._mount(mount)
             if made is None:
                 self._refuse(what, f"{mount.source}: {why}")
-            elif not self._wishes.mounts:
-                self._say(Effect.DROPPED, what, "as you say (--no-mounts)")
+            elif self._wishes.mounts is Mounts.DROP:
+                self._say(Effect.DROPPED, what, "as you say (--mounts drop)")
+            elif self._wishes.mounts is Mounts.COPY:
+                if not os.path.isdir(made.source):
+                    self._refuse(what, f"{mount.source}: only directories are copied")
+                    continue
+                self._say(Effect.CARRIED, what, f"{mount.source}, copied: each sandbox changes a copy of its own")
+                yield made
+            elif self._wishes.isolation is Isolation.MICROVM:
+                self._refuse(what, f"{mount.source}: a microVM takes no mounts; see --mounts copy")
             else:
                 mode = "read-only" if made.read_only else "writable: sandboxes write into the same files"
                 volume = f" It is {self._state.engine}'s volume and goes with it." if mount.kind == "volume" else ""
@@ -255,12 +279,14 @@ class _Planner:
                 yield made
 
     def _mount(self, mount: ContainerMount) -> tuple[Mount | None, str]:
-        made = Mount(mount.source, mount.target, mount.read_only)
+        # Resolved once: what is judged is what is taken, whatever a link leads to later.
+        source = os.path.realpath(mount.source) if _is_path(mount.source) else mount.source
+        made = Mount(source, mount.target, mount.read_only)
         try:
             check_mount(made)
         except TartarusError as error:
             return None, str(error)
-        why = refusal(mount.source, engine_socket=self._socket, volume=mount.kind == "volume")
+        why = refusal(source, engine_socket=self._socket, volume=mount.kind == "volume")
         return (None if why else made), why
 
     def _rest(self) -> None:
@@ -275,6 +301,10 @@ class _Planner:
             self._say(Effect.DROPPED, "restart", f"{state.restart}: let a supervisor run tartarus run")
         for other in state.others:
             self._say(Effect.DROPPED, "setting", other)
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/") and "\0" not in text
 
 
 def _defaults(resources: ResourceRequest) -> TemplateResources:
@@ -293,5 +323,5 @@ def summary(plan: MigrationPlan) -> dict[str, Any]:
     return {
         "engine": plan.engine, "container": plan.container, "image": plan.image, "status": plan.status,
         "template": plan.definition.id, "findings": plan.findings, "secrets": plan.secrets,
-        "definition": plan.definition, "request": plan.request,
+        "definition": plan.definition, "request": plan.request, "copies": plan.copies,
     }  # fmt: skip

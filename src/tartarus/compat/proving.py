@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator, Iterator
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 
@@ -25,7 +27,7 @@ _CLEANUP_S = 60.0
 class Verdict(str, Enum):
     """`same`: exit status and output are equal. `unproven`: there was nothing to compare with.
 
-    `failed`: no sandbox could be made at that level.
+    `failed`: no sandbox could be made at that level, or the container's side could not be had.
     """
 
     SAME = "same"
@@ -60,7 +62,10 @@ def prove(
 
     Nothing that the sandbox does stays: its mounts are read-only here.
     """
-    found = _reference(runtime, state, command, timeout_s)
+    try:
+        found = _reference(runtime, state, command, timeout_s)
+    except TartarusError as error:
+        return Proof(verdict=Verdict.FAILED, command=command, why=shown(f"the container: {error}", 600))
     if isinstance(found, str):
         return Proof(verdict=Verdict.UNPROVEN, why=found)
     spec = plan.request
@@ -103,7 +108,7 @@ def _reference(
     if own and state.keeps_logs:
         assert state.exit_code is not None
         # One that ran several times has the logs of all of them.
-        written = collect(runtime.logs(state.id, since=state.started_at), MAX_OUTPUT)
+        written = collect(_beginning(runtime.logs(state.id, since=state.started_at)), MAX_OUTPUT)
         return _Reference(state.argv, CommandOutcome(state.exit_code, *written), state.tty)
     if own:
         return "the container's command ended, and its output was not kept"
@@ -114,6 +119,17 @@ def _reference(
     if not command and outcome.exit_code in {126, 127}:
         return "the container has no shell to check with: give a command with --prove"
     return _Reference(argv, outcome)
+
+
+def _beginning(output: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """As much of a log as can matter: what is more than both streams' share shows that there was more."""
+    left = 2 * MAX_OUTPUT
+    with contextlib.closing(cast("Generator[tuple[int, bytes], None, None]", output)):
+        for number, piece in output:
+            yield number, piece
+            left -= len(piece)
+            if left < 0:
+                return
 
 
 def _sandbox(spec: SandboxSpec, mounts: list[Mount], timeout_s: float, client: Client) -> Sandbox:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
 from typing import Any
 
 import msgspec
@@ -43,17 +43,35 @@ def _set(value: msgspec.Struct) -> dict[str, Any]:
 
 
 def write(request: SandboxSpec, path: str) -> None:
-    """Put it there in one step. Raises FileFailed."""
+    """Put it there in one step, in the place of what is there. Raises FileFailed.
+
+    Until it is whole it has no name, so that a kill leaves nothing of it.
+    """
+    path = os.path.abspath(path)
+    directory, name = os.path.split(path)
     try:
-        fd, temporary = tempfile.mkstemp(prefix=".tartarus-", dir=os.path.dirname(os.path.abspath(path)))
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(encode(request, path))
-                file.flush()
-                os.fsync(fd)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(encode(request, path))
+            file.flush()
+            os.fsync(fd)
+            try:
+                _link(fd, path)
+            except FileExistsError:
+                # Always the same name: should we be killed just here, the next one takes it away.
+                between = os.path.join(directory, f".{name}.new")
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(between)
+                _link(fd, between)
+                os.replace(between, path)
     except OSError as error:
         raise FileFailed(f"can't write {path}", why=error.strerror or str(error)) from error
+
+
+def _link(fd: int, path: str) -> None:
+    # With a directory's descriptor, since only then the link of /proc is followed.
+    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.link(f"/proc/self/fd/{fd}", os.path.basename(path), dst_dir_fd=directory, follow_symlinks=True)
+    finally:
+        os.close(directory)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import msgspec
 
 from tartarus.compat import guardian
-from tartarus.compat.engines import EngineFacts, LegacyRequest, LegacyRuntime
+from tartarus.compat.engines import EngineFacts, LegacyRequest, LegacyRuntime, check_container
+from tartarus.model.checks import check_env
 from tartarus.model.ids import new_id
 
 OnOutput = Callable[[int, bytes], object]
@@ -33,7 +34,10 @@ def request_for(image: str, argv: tuple[str, ...], **given: object) -> LegacyReq
     """A request with a name and a token of its own. Raises InvalidRequest."""
     token = new_id("legacy")
     known = {name: value for name, value in given.items() if value not in (None, "")}
-    return msgspec.convert({"name": token, "image": image, "argv": argv, "token": token, **known}, LegacyRequest)
+    request = msgspec.convert({"name": token, "image": image, "argv": argv, "token": token, **known}, LegacyRequest)
+    check_container(request.name)
+    check_env(request.env)
+    return request
 
 
 def run(

@@ -60,7 +60,7 @@ def main() -> int:
     try:
         _enter(kind, directories)
         fd = os.open(_PLACE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        rootfs.pack(fd, _Standard())
+        rootfs.pack(fd, StandardOutput())
     except TartarusError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -95,13 +95,14 @@ def _enter(kind: str, directories: list[str]) -> None:
     mount("overlay", "overlay", _SAFE, f"lowerdir={lower}")
 
 
-class _Standard:
+class StandardOutput:
     """Standard output as a sink."""
 
     def __init__(self) -> None:
         self.size = 0
 
     def write(self, data: bytes) -> None:
+        """Write all of it."""
         self.size += len(data)
         view = memoryview(data)
         while view:

@@ -33,6 +33,10 @@ class EngineSlow(EngineFailed):
     """The engine, or what it was asked to wait for, took too long."""
 
 
+class EngineRefused(EngineFailed):
+    """The engine said no: what was asked was not done."""
+
+
 class _Problem(msgspec.Struct):
     """Docker says `message`, Podman also `cause`."""
 
@@ -154,7 +158,7 @@ class EngineSocket:
             why = content[:200].decode("utf-8", "replace")
         if status == http.client.NOT_FOUND:
             return ContainerNotFound(f"{self._engine} has no such thing", why=shown(why, 400))
-        return EngineFailed(f"{self._engine} refused", why=f"{shown(why, 400)} (status {status})")
+        return EngineRefused(f"{self._engine} refused", why=f"{shown(why, 400)} (status {status})")
 
 
 def _cut(connection: _UnixConnection, late: threading.Event) -> None:

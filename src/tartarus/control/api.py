@@ -85,14 +85,19 @@ class Api:
             return record, None
         raise InvalidState(f"sandbox {record.name or record.id} is {record.state.value}", fix="try again in a moment")
 
-    async def find_live(self, tenant: str, id_or_name: str) -> Sandbox:
-        """The tenant's live sandbox of that id, name or id prefix. Raises SandboxNotFound or InvalidState."""
+    async def find_live(self, tenant: str, id_or_name: str, *, wake: bool = True) -> Sandbox:
+        """The tenant's live sandbox of that id, name or id prefix; with `wake`, a hibernated one is woken first.
+
+        Raises SandboxNotFound, InvalidState, and what waking may raise.
+        """
         record, sandbox = await self.find(tenant, id_or_name)
         if sandbox is None:
             raise InvalidState(
                 f"sandbox {record.name or record.id} has ended ({record.state.value})",
                 fix=f"see its output with: tartarus logs {record.name or record.id}",
             )
+        if wake:
+            await self.node.sleeper.wake(sandbox)
         return sandbox
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -130,9 +135,9 @@ class ApiRequest(Request[None, None, State]):
         """Who is calling, by the kernel's word."""
         return peer_of(self.scope["client"])
 
-    async def live(self, id_or_name: str) -> Sandbox:
-        """The caller's live sandbox of that id, name or id prefix."""
-        return await self.api.find_live(self.peer.tenant, id_or_name)
+    async def live(self, id_or_name: str, *, wake: bool = True) -> Sandbox:
+        """The caller's live sandbox of that id, name or id prefix, awake unless that is not wanted."""
+        return await self.api.find_live(self.peer.tenant, id_or_name, wake=wake)
 
     async def unless_gone(self, work: Awaitable[T]) -> T:
         """Await `work`, but cancel it, and so this request, as soon as the client hangs up."""

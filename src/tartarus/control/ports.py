@@ -18,7 +18,7 @@ from tartarus.model.library import (
     TemplateInfo,
     Upload,
 )
-from tartarus.model.lifecycle import DrainReport, DrainRequest, Stopped, StopRequest
+from tartarus.model.lifecycle import CheckpointRequest, DrainReport, DrainRequest, Stopped, StopRequest
 from tartarus.model.policies import DryRun, DryRunReport, PolicyVersion, PutPolicy, Rollback
 from tartarus.model.sandbox import ExecSpec, ExitStatus, FileEvent, FileInfo, Reason, SandboxRecord, SandboxSpec, Stats
 from tartarus.model.snapshots import ImportSnapshot
@@ -200,8 +200,42 @@ class Terminator(Protocol):
         """Take new ones again."""
 
 
+class Sleeper(Protocol):
+    """Hibernation."""
+
+    async def sleep(self, sandbox: Any) -> SandboxRecord:
+        """Put it to sleep; returns once nothing of it is left in memory."""
+
+    async def wake(self, sandbox: Any) -> SandboxRecord:
+        """Let it go on, unless it is awake."""
+
+    def schedule_sleep(self, sandbox: Any, after_s: float) -> None:
+        """Put it to sleep later."""
+
+
+class Checkpoints(Protocol):
+    """Sandboxes as they were, to start anew from there."""
+
+    async def take(self, sandbox: Any, request: CheckpointRequest) -> SnapshotInfo:
+        """Keep one as it is; it goes on."""
+
+    async def list(self, tenant: str) -> builtins.list[SnapshotInfo]:
+        """The tenant's, newest first."""
+
+    async def resume(self, tenant: str, name: str) -> Sandbox:
+        """A new sandbox from one."""
+
+
 class Node(Protocol):
     """The daemon of one host, as the API sees it."""
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Checkpoints."""
+
+    @property
+    def sleeper(self) -> Sleeper:
+        """Hibernation."""
 
     @property
     def terminator(self) -> Terminator:

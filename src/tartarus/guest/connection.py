@@ -96,7 +96,10 @@ class Signal:
 
 
 class Connection:
-    """Owns one connected stream socket. `closed` completes at its end, with the error that caused it."""
+    """Owns one connected stream socket. `closed` completes at its end, with the error that caused it.
+
+    `traffic`: how many bytes were ever said, by either end.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.loop = asyncio.get_running_loop()
@@ -105,6 +108,7 @@ class Connection:
         self._decoder = Decoder()
         self._streams: dict[int, Stream] = {}
         self._last_stream = 0
+        self.traffic = 0
         self._unsent = bytearray()
         self._broken = False
         self._draining: list[asyncio.Future[None]] = []
@@ -145,6 +149,7 @@ class Connection:
         """Send one frame, now or as soon as the guest takes it."""
         if self._broken or self.closed.done():
             return
+        self.traffic += HEADER.size + len(payload)
         if self._passing is not None and kind not in self._passing:
             self._hold(kind, stream, bytes(payload))
             return
@@ -239,6 +244,7 @@ class Connection:
         if size == 0:
             self._end(GuestFailed("the sandbox's guest agent went away"))
             return
+        self.traffic += size
         try:
             for kind, flags, number, payload in self._decoder.feed(view[:size]):
                 self._dispatch(kind, flags, number, payload)

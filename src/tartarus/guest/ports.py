@@ -77,7 +77,7 @@ class GuestPort(Stream):
                 await self._room.wait()
                 continue
             if self._session.is_quiet:
-                await self._session.flowing()
+                await self._session.flowing(asked=True)
                 continue
             piece = view[: min(self._sendable, MAX_DATA)]
             self._sendable -= len(piece)

@@ -229,7 +229,7 @@ class GuestProcess(Stream):
                 await self._room.wait()
                 continue
             if self.session.is_quiet:
-                await self.session.flowing()
+                await self.session.flowing(asked=True)
                 continue
             piece = view[: min(self._sendable, MAX_DATA)]
             self._sendable -= len(piece)

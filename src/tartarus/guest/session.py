@@ -101,6 +101,7 @@ class Session(Connection):
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
         self._given_up: set[int] = set()
+        self._asked = False
         self._resting: list[asyncio.Future[None]] = []
 
     @property
@@ -116,15 +117,16 @@ class Session(Connection):
     @property
     def calls_waiting(self) -> bool:
         """Whether something was asked since it became quiet."""
-        return bool(self._held)
+        return bool(self._held) or self._asked
 
     def is_held(self, kind: ToGuest, stream: int) -> bool:
         """Whether such a frame waits until the session goes on."""
         return any((kind, stream) == held[:2] for held in self._held)
 
-    async def flowing(self) -> None:
-        """Wait until the session goes on, or has ended."""
+    async def flowing(self, *, asked: bool = False) -> None:
+        """Wait until the session goes on, or has ended; `asked`: somebody has something for the guest."""
         while self._passing is not None:
+            self._asked |= asked
             waiter: asyncio.Future[None] = self.loop.create_future()
             self._resting.append(waiter)
             await waiter
@@ -180,6 +182,7 @@ class Session(Connection):
         payload = U32_U32.pack(_OTHERS[others], len(ids)) + b"".join(U32.pack(number) for number in ids)
         self.send(ToGuest.GO_ON, 0, payload)
         self._passing = self._state = None
+        self._asked = False
         self._quiet_to = -1
         held, self._held, self._held_bytes = self._held, [], 0
         for kind, stream, data in held:
@@ -194,6 +197,8 @@ class Session(Connection):
         What waits here, and what is asked now, waits for `plug`. A channel that left its guest already leaves nothing
         but a channel that leads nowhere.
         """
+        if self.closed.done():
+            raise self._reason()
         if self._state is None:
             raise InvalidState("only a quiet channel can leave its guest")
         if self._sock is None:

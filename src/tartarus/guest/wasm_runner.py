@@ -1,9 +1,8 @@
 """The warm runner of the WASM level: an interpreter that has loaded wasmtime and perhaps a module, and waits.
 
-It lies in a sandbox where the Python runner lies elsewhere (`/opt/tartarus/runner.py`), and does for modules what
-that does for Python programs, by the same contract with nursery, zygote and agent: all of that is the Python
-runner's own code, which lies beside it. What differs is what a command line means. The host writes
-``[ARGV0, options, program, arguments...]``; the options are JSON, see `Job`.
+It lies where the Python runner lies elsewhere (`/opt/tartarus/runner.py`), and does for modules what that does for
+programs, by the same contract with nursery, zygote and agent: that is the Python runner's own code, which lies beside
+it. What differs is a command line: the host writes ``[ARGV0, options, program, arguments...]``, options as in `Job`.
 
 The host trusts nothing here: a module that finds a hole in wasmtime owns this process, and meets the sandbox's walls.
 """
@@ -24,10 +23,8 @@ import os
 import select
 import struct
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-if TYPE_CHECKING:
-    from typing import NoReturn
 if TYPE_CHECKING or __package__:
     from tartarus.guest import runner as base
     from tartarus.guest import wasm_engine as engines
@@ -47,7 +44,7 @@ TRAPPED, NOT_RUN, NOT_FOUND = 134, 126, 127
 TRAP_SIGNALS = (4, 7, 8, 11)
 MADV_POPULATE_READ = 22
 LONGEST_TEXT = 16 * 1024
-IDLE_MS = 2
+IDLE_MS = 10
 USUAL_DIRS = ["/work", "/tmp"]  # noqa: S108 - the sandbox's
 KEPT_FROM, KEPT_BELOW = 600, 700
 """The numbers of descriptors that stay open in clones."""
@@ -59,7 +56,7 @@ class Warm:
     def __init__(self) -> None:
         self.engine = engines.new_engine(metered=False, parallel=False)
         self.rehearsal = engines.Loaded(self.engine, engines.compiled(self.engine, engines.REHEARSAL))
-        self.trivial = wasmtime.Module(self.engine, engines.MODULE_FORM)
+        self.touched = False
         self.module = self._load()
         self.ahead: Ahead | None = None
         self.text: list[tuple[int, int]] = []
@@ -87,13 +84,14 @@ class Warm:
                 os.close(filler)
 
     def touch(self) -> None:
-        """Take ahead the page faults that the way to a module's start would take.
+        """Take ahead the page faults of wasmtime's code, which a fork does not copy the way to.
 
         No WASI context is made here: its random numbers come from a generator that a later fork would copy.
         """
-        for start, end in self.text:
-            self.madvise(start, end - start, MADV_POPULATE_READ)
-        wasmtime.Instance(wasmtime.Store(self.engine), self.trivial, [])
+        if not self.touched:
+            self.touched = True
+            for start, end in self.text:
+                self.madvise(start, end - start, MADV_POPULATE_READ)
 
     def rehearse(self) -> None:
         """Run a program of our own to its end, on the way that the sandbox's will take. Never before a fork."""
@@ -117,8 +115,8 @@ class Warm:
         store = job.store(module)
         try:
             entry = module.enter(store)
-        except (engines.NotRun, wasmtime.WasmtimeError, wasmtime.Trap):
-            return  # it will be told when it is asked for
+        except Exception:
+            return  # whatever it is, it will be told when it is asked for
         self.ahead = Ahead(store, job.wasi(), entry)
 
 
@@ -254,54 +252,72 @@ class Job:
 
 
 class WasmRunner(base.Runner):
-    """Serves the agent. The first program runs in this very process, which got ready for it while nothing was asked.
+    """Serves the agent, one program for each process: this one got ready for it while nothing was asked.
 
-    From then on its keeper, a child forked before, serves in its place, each program in a child of its own. So a
-    process with threads, and with random numbers that it has drawn on, is never forked.
+    From then on its keeper, forked before, serves in its place, in the same way. So a process with threads, and with
+    random numbers that it has drawn on, is never forked.
     """
 
-    keeper = None  # type: int | None
+    keeper: int | None = None
 
     def serve(self) -> NoReturn:
-        """Get ready while nothing is asked; then as the Python runner does."""
+        """Get ready while nothing is asked; then run what is."""
         poll = select.poll()
         poll.register(self.sock.fileno(), select.POLLIN)
-        if not poll.poll(IDLE_MS):
-            self.fork_keeper()
-            warm.rehearse()
-        super().serve()
+        while True:
+            if self.keeper is None and not poll.poll(IDLE_MS):
+                try:
+                    if self.fork_keeper():
+                        continue
+                    warm.rehearse()
+                except OSError:
+                    pass  # no task is left in the sandbox: whoever asks is told
+            payload, fds = self.receive()
+            flags, cwd, argv, environ = base.decode_exec(payload)
+            self.run(flags, cwd, argv, environ, fds)
+            for fd in fds:
+                os.close(fd)
 
-    def fork_keeper(self) -> None:
-        """Make the process that will serve when this one is taken."""
-        waits, self.keeper = os.pipe()
-        if os.fork():
+    def fork_keeper(self) -> bool:
+        """Make the process that will serve when this one is taken; returns twice, in it (true) when its turn has come.
+
+        It becomes the agent's child, as this one is: its end must be seen there, whatever this one is doing.
+        """
+        waits, wakes = os.pipe()
+        try:
+            between = os.fork()
+            if between:
+                if os.waitpid(between, 0)[1]:
+                    raise BlockingIOError(errno.EAGAIN, "no task is left")
+                self.keeper = wakes
+                os.close(waits)
+                return False
+        except OSError:
             os.close(waits)
-            return
-        os.close(self.keeper)
-        self.keeper = -1
+            os.close(wakes)
+            raise
+        try:
+            if os.fork():
+                os._exit(0)
+        except OSError:
+            os._exit(1)
+        os.close(wakes)
         if not os.read(waits, 1):
             os._exit(0)
         os.close(waits)
-        super().serve()
-
-    def run_in_child(self, flags: int, cwd: str, argv: list[str], environ: dict[str, str], fds: list[int]) -> None:
-        """Run the first program here, others in a child."""
-        if self.keeper == -1:
-            super().run_in_child(flags, cwd, argv, environ, fds)
-        else:
-            self.run(flags, cwd, argv, environ, fds)
+        warm.touched = False
+        return True
 
     def run(self, flags: int, cwd: str, argv: list[str], environ: dict[str, str], fds: list[int]) -> None:
-        """Run a module in this process; returns only when what was sent is no such request."""
+        """Run a module in this process; returns only when what was sent is no such request, and in the keeper."""
         try:
             job = Job(argv, environ, cwd)
-        except Exception:
-            if self.verdicts is not None:
-                self.verdicts[os.getpid() % len(self.verdicts)] = 1
-            self.sock.send(base.ANSWER.pack(base.REFUSED, errno.EINVAL, 0))
+            if self.keeper is None and self.fork_keeper():
+                return
+        except Exception as failure:
+            number = failure.errno if isinstance(failure, OSError) else None
+            self.sock.send(base.ANSWER.pack(base.REFUSED, number or errno.EINVAL, 0))
             return
-        if self.keeper is None:
-            self.fork_keeper()
         # WASI has no signals: those that ask for an end give it. A write to a closed pipe is an error that it sees.
         _signal.signal(base.SIGPIPE, _signal.SIG_IGN)
         _signal.signal(base.SIGXFSZ, _signal.SIG_IGN)
@@ -314,7 +330,7 @@ class WasmRunner(base.Runner):
         for fd in fds:
             os.close(fd)
         self.sock.close()
-        if self.keeper is not None and self.keeper >= 0:
+        if self.keeper is not None:
             os.write(self.keeper, b"\0")
             os.close(self.keeper)
         status = TRAPPED
@@ -373,6 +389,7 @@ def main(argv: list[str]) -> NoReturn:
         keep_module_files()
         base.Runner, base.rehearse, base.exercise = WasmRunner, rehearse, exercise  # type: ignore[misc]
         base.warm_up(zygote, [], "")
+        warm.touched = False  # in clones
     except BaseException as failure:
         zygote.fail(f"the warm-up failed: {type(failure).__name__}: {failure}")
     zygote.control.send(struct.pack("<4sI", b"TRDY", 0))

@@ -30,14 +30,17 @@ class Sink(Protocol):
         """Take more."""
 
 
-def pack(fd: int, draft: Sink, max_bytes: int = MAX_IMAGE_BYTES) -> None:
+def pack(fd: int, draft: Sink, max_bytes: int = MAX_IMAGE_BYTES, *, at: str = "") -> None:
     """Write the directory that is open as `fd` into `draft`, as a pax archive; blocks, for a thread.
 
     The same tree gives the same bytes. Links are kept and never followed; other file systems that are mounted in it
-    are left out, as are devices and sockets (a sandbox has its own) and every attribute but the user's.
+    are left out, as are devices and sockets (a sandbox has its own) and every attribute but the user's. `at`: where in
+    the archive the directory is to lie, if not at its top.
     """
     packer = _Packer(draft, os.fstat(fd).st_dev, max_bytes)
-    packer.directory(fd, "", 0)
+    if at:
+        packer.top(fd, at)
+    packer.directory(fd, f"{at}/" if at else "", 0)
     draft.write(bytes(2 * _BLOCK))
 
 
@@ -48,6 +51,9 @@ class _Packer:
         self._max_bytes = max_bytes
         self._entries = 0
         self._linked: dict[int, str] = {}
+
+    def top(self, fd: int, path: str) -> None:
+        self._head(path, os.fstat(fd), tarfile.DIRTYPE)
 
     def directory(self, fd: int, path: str, depth: int) -> None:
         if depth > _MAX_DEPTH:

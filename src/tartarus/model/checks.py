@@ -14,6 +14,7 @@ MAX_ARGV_BYTES = 2 * 1024 * 1024 - 4096
 MAX_ARG_BYTES = 128 * 1024 - 1
 MAX_TIMEOUT_S = 366 * 86400.0
 MAX_GRACE_S = 86400.0
+MIN_IDLE_S = 1.0
 MAX_LABELS = 64
 MAX_LABEL_KEY = 128
 MAX_LABEL_VALUE = 1024
@@ -77,6 +78,12 @@ def check_stop(stop_signal: str, stop_grace_s: float | None, timeout_s: float | 
         f"a grace of {stop_grace_s:g} s leaves nothing of a time limit of {timeout_s or 0:g} s",
         "the grace is the last part of the time limit: give a shorter one, or more time",
     )
+
+
+def check_idle(idle_s: float | None) -> None:
+    """Refuse an idle time that is none, or so short that the sandbox would sleep between two words."""
+    in_range = idle_s is None or MIN_IDLE_S <= idle_s <= MAX_TIMEOUT_S
+    require(in_range, "idle time is out of range", f"use {MIN_IDLE_S:g} s to 366d")
 
 
 def check_labels(labels: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,12 @@ class IsolationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     floor: Isolation = Isolation.AUTO
 
 
+class GvisorSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`platform`: what gVisor catches its guests' calls with; `auto` is KVM where a guest was seen to run on it."""
+
+    platform: Literal["systrap", "kvm", "auto"] = "systrap"
+
+
 class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The daemon's own log: at most so many `files` of such a `size` each."""
 
@@ -31,9 +37,13 @@ class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MicrovmSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`monitor`: the virtual machine monitor; `auto` takes the first that is installed and boots a machine."""
+    """`monitor`: the virtual machine monitor; `auto` takes the first that is installed and boots a machine.
+
+    `jailer`: Firecracker is started by its official jailer instead of by Tartarus.
+    """
 
     monitor: MicrovmMonitor = MicrovmMonitor.AUTO
+    jailer: bool = False
 
 
 class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,9 +54,11 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upload: str | int = "16GiB"
     stop_grace: str | int = "10s"
     memory_budget: str | int = "64GiB"
+    EnableHypnos: bool = True
     log: LogSection = LogSection()
     isolation: IsolationSection = IsolationSection()
     microvm: MicrovmSection = MicrovmSection()
+    gvisor: GvisorSection = GvisorSection()
 
 
 class Key(NamedTuple):
@@ -88,9 +100,12 @@ KEYS: dict[str, Key] = {
     "upload": Key("upload_bytes", parse_size, format_size),
     "stop_grace": Key("stop_grace_s", parse_duration, _seconds),
     "memory_budget": Key("memory_budget_bytes", parse_size, format_size),
+    "EnableHypnos": Key("enable_hypnos", bool, lambda value: "true" if value else "false"),
     "log.size": Key("log_bytes", parse_size, format_size),
     "log.files": Key("log_files", _files, str),
     "microvm.monitor": Key("microvm_monitor", lambda monitor: monitor, lambda monitor: str(monitor.value)),
+    "gvisor.platform": Key("gvisor_platform", str, str),
+    "microvm.jailer": Key("microvm_jailer", bool, lambda on: "true" if on else "false"),
     "isolation.floor": Key("isolation_floor", _floor, lambda level: str(level.value)),
 }
 """Every key, by the path that it has in the file."""

@@ -102,7 +102,8 @@ class TemplateResources(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A template: what it is made from, how it warms up, and what its sandboxes get.
 
-    What is left out of `env`, `workdir`, `user` and `entrypoint` is the image's.
+    What is left out of `env`, `workdir` and `user` is the image's. Its entrypoint and command are not used: whoever
+    runs something gives the whole command.
     """
 
     id: Annotated[str, Meta(description="The name that sandboxes ask for it by, such as python-ds.")] = ""
@@ -136,7 +137,6 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     env: Annotated[dict[str, str], Meta(description="Variables of every command, over the image's.")] = {}
     workdir: Annotated[str, Meta(description="The directory commands start in.")] = ""
     user: Annotated[str, Meta(description="Who commands run as: a name or number, with :group if need be.")] = ""
-    entrypoint: Annotated[tuple[str, ...], Meta(description="What is put in front of every command.")] = ()
     stop_signal: Annotated[
         str, Meta(description="The signal that asks its sandboxes to end, such as TERM or QUIT; the image's if empty.")
     ] = ""
@@ -178,12 +178,11 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         self._check("stop_grace_s", lambda: check_stop("", self.stop_grace_s))
         self._check("env", lambda: check_env(self.env))
         self._check("labels", lambda: check_labels(self.labels))
-        for key in ("ready_check", "entrypoint"):
-            words: tuple[str, ...] = getattr(self, key)
-            if sum(len(word) + 9 for word in words) > MAX_ARGV_BYTES or (words and not words[0]):
-                raise DefinitionRefused(key, "not a command", fix='write it like ["sh", "-c", "true"]')
-            for word in words:
-                self._text(key, word, MAX_ARGV_BYTES)
+        words = self.ready_check
+        if sum(len(word) + 9 for word in words) > MAX_ARGV_BYTES or (words and not words[0]):
+            raise DefinitionRefused("ready_check", "not a command", fix='write it like ["sh", "-c", "true"]')
+        for word in words:
+            self._text("ready_check", word, MAX_ARGV_BYTES)
 
     @staticmethod
     def _text(key: str, text: str, most: int) -> None:

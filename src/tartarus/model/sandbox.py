@@ -9,6 +9,7 @@ import msgspec
 from tartarus.model.checks import (
     check_command,
     check_env,
+    check_idle,
     check_labels,
     check_mount,
     check_stop,
@@ -148,6 +149,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `stop_signal` (a name or number) and `stop_grace_s` (seconds) say how it is ended gracefully; what is left out is
     the template's, then TERM and 10 s. With a grace of its own or its template's, a time limit ends it gracefully too:
     the signal then comes that long before the limit, which nothing outlives.
+
+    `idle_s`: it is hibernated after so many seconds of idleness, and wakes when something is asked of it.
     """
 
     template: str = "host"
@@ -165,6 +168,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: dict[str, str] = {}
     stop_signal: str = ""
     stop_grace_s: float | None = None
+    idle_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.name:
@@ -179,6 +183,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
         check_time_limit(self.timeout_s)
         check_stop(self.stop_signal, self.stop_grace_s, self.timeout_s)
+        check_idle(self.idle_s)
         check_labels(self.labels)
         for mount in self.mounts:
             check_mount(mount)
@@ -200,7 +205,10 @@ class ExitStatus(msgspec.Struct, frozen=True):
 
 
 class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of one sandbox. Times are Unix seconds (UTC); durations are milliseconds."""
+    """What is known of one sandbox. Times are Unix seconds (UTC); durations are milliseconds.
+
+    `saved`: the digest of its memory on disk while it is hibernated.
+    """
 
     id: str
     tenant: str
@@ -219,6 +227,7 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
     exit_signal: int | None = None
     reason: Reason | None = None
     message: str = ""
+    saved: str = ""
     version: int = 0
 
 

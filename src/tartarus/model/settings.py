@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -39,8 +39,10 @@ class Settings(msgspec.Struct, frozen=True):
     `upload_bytes`: the largest file that a client may send ahead of making a template.
     `memory_budget_bytes`: how much disk memory snapshots and hibernated sandboxes may take in all.
     `stop_grace_s`: how long a graceful stop waits for sandboxes and open requests.
-    `microvm_monitor`: what runs microVMs. `isolation_floor`: the weakest level that any sandbox here may have.
-    `config_file`: where the rest is said.
+    `enable_hypnos`: whether sandboxes may be hibernated.
+    `isolation_floor`: the weakest level that any sandbox here may have. `config_file`: where the rest is said.
+    `microvm_monitor`: what runs microVMs; `microvm_jailer`: Firecracker is started by its own jailer.
+    `gvisor_platform`: what gVisor runs on; `auto` is KVM where a guest was seen to run on it.
     """
 
     state_dir: Path
@@ -52,9 +54,12 @@ class Settings(msgspec.Struct, frozen=True):
     upload_bytes: int = 16 * 1024**3
     stop_grace_s: float = 10.0
     isolation_floor: Isolation = Isolation.AUTO
+    gvisor_platform: Literal["systrap", "kvm", "auto"] = "systrap"
+    enable_hypnos: bool = True
     config_file: Path | None = None
     microvm_monitor: MicrovmMonitor = MicrovmMonitor.AUTO
     memory_budget_bytes: int = 64 * 1024**3
+    microvm_jailer: bool = False
 
     @classmethod
     def at(cls, state_dir: Path, socket: Path | None = None) -> Settings:

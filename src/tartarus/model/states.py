@@ -33,7 +33,8 @@ _EMERGENCY = frozenset({State.QUARANTINED, State.LOST})
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.PENDING: frozenset({State.SCHEDULED, State.FAILED, State.KILLED}) | _EMERGENCY,
     State.SCHEDULED: frozenset({State.STARTING, State.FAILED, State.KILLED}) | _EMERGENCY,
-    State.STARTING: frozenset({State.RUNNING, State.STOPPING, State.FAILED, State.KILLED}) | _EMERGENCY,
+    State.STARTING: frozenset({State.RUNNING, State.HIBERNATED, State.STOPPING, State.FAILED, State.KILLED})
+    | _EMERGENCY,
     State.RUNNING: frozenset({State.PAUSED, State.HIBERNATED, State.STOPPING}) | _EMERGENCY,
     State.PAUSED: frozenset({State.RUNNING, State.HIBERNATED, State.STOPPING}) | _EMERGENCY,
     State.HIBERNATED: frozenset({State.STARTING, State.STOPPING}) | _EMERGENCY,

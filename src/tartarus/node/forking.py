@@ -21,7 +21,7 @@ from tartarus.node.snapshots import SnapshotService
 _AT_ONCE = 4
 """Copies that are being started at the same time: more only wait for the same processors."""
 FILES_NOTE = (
-    "The container level copies files, not memory: nothing runs in the copies yet. Use --isolation gvisor or microvm "
+    "This level copies files, not memory: nothing runs in the copies yet. Use --isolation gvisor or microvm "
     "for copies that go on where their source stands."
 )
 
@@ -44,7 +44,7 @@ class Forker:
         level = sandbox.record.isolation
         if self._memory.can_save(level):
             return await self._with_memory(sandbox, request)
-        if level is not Isolation.CONTAINER:
+        if level not in {Isolation.CONTAINER, Isolation.WASM}:
             raise Unsupported(
                 f"a sandbox at the {level.value} level can't be forked",
                 why="neither its memory nor its files can be taken from outside",
@@ -54,7 +54,8 @@ class Forker:
 
     async def _with_memory(self, sandbox: Sandbox, request: ForkRequest) -> ForkResult:
         async with self._memory.sets.staging(sandbox.record.tenant) as place:
-            written = await self._memory.write(sandbox, place, go_on=True, details={})
+            async with sandbox.turn:  # a pause, or its sleep, comes before or after
+                written = await self._memory.write(sandbox, place, go_on=True, details={})
             source = Source(written.facts, path=place)
             children = await self._children(sandbox, request, sandbox.record.spec, source)
         return ForkResult(sandbox.record.id, SnapshotKind.MEMORY, round(written.paused_ms, 3), children)

@@ -60,9 +60,15 @@ class Levels:
         state, kernels = self._settings.state_dir, self._settings.kernels
         monitor = self._settings.microvm_monitor
         makers: dict[Isolation, Callable[[], Runtime]] = {
-            Isolation.MICROVM: lambda: MicrovmRuntime(state, kernels, self.hierarchy, self.id_map, monitor),
+            Isolation.MICROVM: lambda: MicrovmRuntime(
+                state, kernels, self.hierarchy, self.id_map, monitor, jailer=self._settings.microvm_jailer
+            ),
             Isolation.GVISOR: lambda: GvisorRuntime(
-                self._settings.state_dir, self.hierarchy, self.id_map, WrittenFiles()
+                self._settings.state_dir,
+                self.hierarchy,
+                self.id_map,
+                WrittenFiles(),
+                platform=self._settings.gvisor_platform,
             ),
             Isolation.CONTAINER: lambda: ContainerRuntime(self._settings.state_dir, self.hierarchy, self.id_map),
             Isolation.PROCESS: lambda: ProcessRuntime(self._settings.state_dir, self.hierarchy),
@@ -99,6 +105,9 @@ class Levels:
                     capabilities = runtime.capabilities()
                 else:
                     await start_one(isolation)
+                    if runtime is not None:
+                        capabilities = runtime.capabilities()
+                        said = capabilities.how
             except TartarusError as error:
                 reports.append(LevelReport(isolation, False, str(error), error.fix, capabilities, None))
                 continue

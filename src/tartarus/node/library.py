@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from tartarus.model.library import SnapshotRecord, TemplateRecord
 from tartarus.model.settings import Settings
 from tartarus.node.levels import Levels
 from tartarus.node.memory import Memory
-from tartarus.node.offers import Offers
+from tartarus.node.offers import Offer, Offers
 from tartarus.node.pool import SnapshotPool
 from tartarus.node.proving import Prover
 from tartarus.node.sandbox import Sandbox
@@ -108,6 +108,7 @@ class Library:
         live: Callable[[str, str], Sandbox],
     ) -> None:
         self._memory = memory
+        self.held: Callable[[], Iterable[Offer | None]] = tuple
         self._tenants = settings.cache_dir / "tenants"
         self._store = store
         self._pool = pool
@@ -134,6 +135,7 @@ class Library:
     async def close(self) -> None:
         """Stop warming, give the network back, remove uploads that nobody used."""
         await self.templates.close()
+        await self._memory.close()
         await self._tools.close()
         await asyncio.to_thread(self.uploads.close)
 
@@ -148,8 +150,10 @@ class Library:
         used = {path.parent.name for rootfs in needed for path in rootfs.layers}
         for record in records:
             used.update(record.layers)
+        for offer in self.held():
+            used.update(() if offer is None else offer.layers)
         await self._sweep_memory(older_than_s=_UNUSED_KEPT_S)
-        await self._memory.cool()
+        self._memory.cool()
         tenants = await asyncio.to_thread(_names, self._tenants)
         for tenant in tenants:
             if not self.templates.is_making(tenant):

@@ -78,6 +78,7 @@ class Memory:
         self._levels = levels
         self._pool = pool
         self._offers = offers
+        self._cooling: asyncio.Task[None] | None = None
 
     def can_save(self, isolation: Isolation) -> bool:
         """Whether that level's guests can be saved."""
@@ -185,12 +186,22 @@ class Memory:
             )
         return runtime
 
-    async def cool(self) -> None:
-        """Pack what has rested; what goes wrong with one set is logged, and no reason to leave the others."""
+    def cool(self) -> None:
+        """Begin to pack what has rested, unless that goes on already."""
+        if self._cooling is None or self._cooling.done():
+            self._cooling = asyncio.get_running_loop().create_task(self._cool())
+
+    async def _cool(self) -> None:
         try:
             await self.sets.cool()
         except TartarusError as error:
             _log.warning("not_packed", error=str(error))
+
+    async def close(self) -> None:
+        """End what goes on in the background."""
+        self.sets.stop()
+        if self._cooling is not None:
+            await asyncio.wait([self._cooling])
 
 
 async def attached(
@@ -238,12 +249,12 @@ def continued(spec: SandboxSpec, source: Source) -> SandboxSpec:
         raise InvalidRequest(
             "a snapshot of memory takes no mounts", why="what runs in it has its files open", fix="leave out --mount"
         )
-    saved = source.spec
-    return msgspec.structs.replace(
-        saved, snapshot=spec.snapshot, isolation=source.isolation, command=spec.command or saved.command,
-        resources=ResourceRequest(**msgspec.structs.asdict(limits)), timeout_s=spec.timeout_s,
-        env=saved.env | spec.env, workdir=spec.workdir or saved.workdir, name=spec.name, labels=spec.labels,
-    )  # fmt: skip
+    saved, usual = source.spec, SandboxSpec()
+    said = {name: value for name in spec.__struct_fields__ if (value := getattr(spec, name)) != getattr(usual, name)}
+    said |= {"timeout_s": spec.timeout_s, "name": spec.name, "labels": spec.labels, "env": saved.env | spec.env}
+    said |= {"template": saved.template, "isolation": source.isolation}
+    said |= {"resources": ResourceRequest(**msgspec.structs.asdict(limits))}
+    return msgspec.structs.replace(saved, **said)
 
 
 def check_foreign(source: Source) -> None:

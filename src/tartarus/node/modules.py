@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import platform
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ FORMAT = 1
 """Raise it when the same module is to be compiled otherwise, or the layers look different."""
 MOST_TENANT_BYTES = 4 * 1024**3
 _COMPILERS = 2
+_MOST_READY = 1024
+_NOTED_EVERY_S = 3600.0
 _KEPT_S = 30 * 86400.0
 _GUEST = Path(__file__).parents[1] / "guest"
 
@@ -58,9 +61,19 @@ class Modules:
         self._offers = offers
         self._uploads = uploads
         self._compiling = asyncio.Semaphore(_COMPILERS)
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._verified: set[tuple[str, str]] = set()
         self._engine: tuple[str, Path] | None = None
         self._ready: dict[tuple[str, str, Wasm | None], RootFs] = {}
+
+    async def open(self) -> None:
+        """Remove what an earlier daemon left half-made."""
+        await asyncio.to_thread(self._open)
+
+    def _open(self) -> None:
+        for place in [*(self._settings.cache_dir / "tenants").glob("*/modules"), self._settings.cache_dir / "wasm"]:
+            if place.is_dir():
+                LayerStore(place)
 
     async def add(self, tenant: str, upload: str) -> ModuleInfo:
         """Compile what the tenant sent, unless it is compiled already.
@@ -68,18 +81,19 @@ class Modules:
         Raises UploadNotFound, ModuleRefused, IsolationUnavailable, TimeLimit, NoSpace.
         """
         self._levels.require(Isolation.WASM)
-        async with self._uploads.claimed(tenant, upload) as path:
-            data = await asyncio.to_thread(_read, path)
-        return await self.compile(tenant, data)
+        # One at a time for each tenant: however many they send, others get their turn, and one is held in memory.
+        async with self._turns.setdefault(tenant, asyncio.Lock()):
+            async with self._uploads.claimed(tenant, upload) as path:
+                data = await asyncio.to_thread(_read, path)
+            return await self.compile(tenant, data)
 
     async def compile(self, tenant: str, data: bytes) -> ModuleInfo:
         """Compile a module or component, unless it is compiled already. Raises as `add` does."""
         is_component = _form(data)
         digest = hashlib.sha256(data).hexdigest()
         began = time.perf_counter()
-        async with self._compiling:
-            await self._layer(tenant, digest, metered=False, data=data)
-            await asyncio.to_thread(self._thin, tenant)
+        await self._layer(tenant, digest, metered=False, data=data)
+        await asyncio.to_thread(self._thin, tenant)
         return ModuleInfo(
             digest=digest, size_bytes=len(data), kind="component" if is_component else "module",
             compile_ms=round((time.perf_counter() - began) * 1e3, 3),
@@ -99,6 +113,8 @@ class Modules:
         ready = self._ready.get((tenant, base.digest, asked))
         if ready is not None and _used(ready.layers[0]):
             return ready
+        if len(self._ready) >= _MOST_READY:
+            self.forget()
         made = self._ready[tenant, base.digest, asked] = await self._make(tenant, base, asked)
         return made
 
@@ -152,7 +168,8 @@ class Modules:
             await asyncio.to_thread(write_tree, tree, [directory(HOME), *source], self._offers.uid_base)
             code = tree / HOME.lstrip("/") / f"{kind}{'.metered' if metered else ''}.cwasm"
             began = time.perf_counter()
-            sha256 = await compile_to(runtime, self._pool, rootfs, data, code, metered=metered)
+            async with self._compiling:
+                sha256 = await compile_to(runtime, self._pool, rootfs, data, code, metered=metered)
             took = round((time.perf_counter() - began) * 1e3, 1)
             if self._offers.uid_base is not None:
                 os.chown(code, self._offers.uid_base, self._offers.uid_base)
@@ -240,9 +257,10 @@ def _form(data: bytes) -> bool:
 
 
 def _used(layer: Path) -> bool:
-    """Note that a layer is used now; whether it is there."""
+    """Note that a layer is used now, to the hour; whether it is there."""
     try:
-        os.utime(layer.parent)
+        if time.time() - layer.parent.stat().st_mtime > _NOTED_EVERY_S:
+            os.utime(layer.parent)
     except FileNotFoundError:
         return False
     return True

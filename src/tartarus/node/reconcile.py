@@ -19,12 +19,18 @@ _log = structlog.get_logger("tartarus.node.reconcile")
 _GRACE_S = 30.0
 """A record younger than this may still be on its way to becoming a live sandbox."""
 _REMOVE_ATTEMPTS = 500
+_ON_DISK = frozenset({State.HIBERNATED, State.STARTING})
 
 
 async def records_without_guests(store: SandboxStore, live: set[str], *, at_start: bool) -> int:
-    """End as `lost` the records that say alive while nothing runs; returns how many."""
+    """End as `lost` the records that say alive while nothing runs; returns how many.
+
+    Nothing runs of what is hibernated, or was being woken when its daemon ended: its memory is on disk.
+    """
     ended = 0
     for record in await store.alive():
+        if record.saved and record.state in _ON_DISK:
+            continue
         if record.id in live or (not at_start and time.time() - record.created_at < _GRACE_S):
             continue
         try:

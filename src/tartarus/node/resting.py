@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tartarus.guest.channel import GuestChannel
     from tartarus.guest.contexts import CodeContext
     from tartarus.guest.parked import Parked
+    from tartarus.guest.session import Others
     from tartarus.model.sandbox import Reason, SandboxRecord
     from tartarus.node.commands import MainProcess
     from tartarus.node.outputlog import OutputLog
@@ -30,9 +31,13 @@ class Resting:
     log: OutputLog
     main: MainProcess | None
     asleep: bool
+    others: Others = "keep"
     _contexts: dict[str, CodeContext]
     _parked: Parked | None
     _ending: Reason | None
+    _timers: list[asyncio.TimerHandle]
+    _tasks: set[asyncio.Task[None]]
+    _done: asyncio.Future[SandboxRecord]
 
     async def quiesce(self) -> SandboxSession:
         """Bring it to a stand, and write down where: from then on its guest can be saved.
@@ -40,8 +45,7 @@ class Resting:
         A paused one has to run for that moment. What is asked of it meanwhile waits. Raises InvalidState, GuestFailed;
         it goes on then.
         """
-        if self.record.state is not State.PAUSED:
-            self._require(State.RUNNING, "save")
+        self._require(State.PAUSED if self.record.state is State.PAUSED else State.RUNNING, "save")
         main = None if self.main is None else self.main.process
         await sessions.settled(main, self._contexts)
         if self.record.state is State.PAUSED:
@@ -63,6 +67,8 @@ class Resting:
 
     async def fall_asleep(self) -> None:
         """End the guest of a sandbox that stands still and was saved; the sandbox itself stays, with all who wait."""
+        if self._ending is not None:
+            raise InvalidState("this sandbox is being ended")
         old, self.asleep = self.guest, True
         old.channel = self.channel.unplug()
         await old.destroy()
@@ -76,7 +82,20 @@ class Resting:
         guest.channel = self.channel
         self.guest, self.asleep = guest, False
         self._watch()
-        self.channel.go_on()
+        self.channel.go_on(self.others)
+        self.others = "keep"
+
+    async def leave(self) -> None:
+        """Forget a sandbox that sleeps: another daemon will find it. Who waits for its end gets its record as it is."""
+        for timer in self._timers:
+            timer.cancel()
+        self.channel.close()
+        self.log.end()
+        if not self._done.done():
+            self._done.set_result(self.record)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def calls_waiting(self) -> bool:

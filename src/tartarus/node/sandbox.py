@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
 import structlog
 
-from tartarus.guest.channel import GuestChannel, GuestExec, GuestProcess
+from tartarus.guest.channel import GuestChannel, GuestExec, GuestProcess, SessionState
 from tartarus.guest.command_lines import CONTEXT
 from tartarus.guest.contexts import CodeContext, ContextProcess
 from tartarus.guest.parked import HandedOver, Parked, park
@@ -30,6 +30,7 @@ from tartarus.model.sandbox import ExecSpec, ExitStatus, Isolation, Reason, Sand
 from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node import sessions
+from tartarus.node.absent import AbsentGuest
 from tartarus.node.admission import Place
 from tartarus.node.commands import MainProcess, Process
 from tartarus.node.offers import Offer
@@ -37,7 +38,8 @@ from tartarus.node.outputlog import OutputLog
 from tartarus.node.parking import parking_of
 from tartarus.node.resting import Resting
 from tartarus.node.sessions import SandboxSession
-from tartarus.node.termination import Grace, StopOrder, outcome, own_grace_s, stop_order
+from tartarus.node.stopping import Stopping
+from tartarus.node.termination import Grace, outcome, own_grace_s
 from tartarus.runtimes.base import Guest, Places, command_environment
 from tartarus.store.sandboxes import SandboxStore
 
@@ -48,7 +50,7 @@ _STARTED = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.HIBERNA
 _STOPPING = frozenset({State.STOPPING})
 
 
-class Sandbox(Resting):
+class Sandbox(Resting, Stopping):
     """Made by the node when the guest is running."""
 
     def __init__(
@@ -70,7 +72,7 @@ class Sandbox(Resting):
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._timers: list[asyncio.TimerHandle] = []
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
         self._grace: Grace | None = None
         self._ending: Reason | None = None
         self._exit: ExitStatus | None = None
@@ -95,6 +97,28 @@ class Sandbox(Resting):
             sandbox.main = MainProcess(taken.main, log)
         guest.channel.go_on(others)
         return sandbox
+
+    @classmethod
+    def sleeping(
+        cls, record: SandboxRecord, template: Template, store: SandboxStore, log: OutputLog, places: Places,
+        on_end: Callable[[Sandbox], None], session: SandboxSession | None,
+    ) -> Sandbox:  # fmt: skip
+        """A sandbox that an earlier daemon put to sleep. Without its `session` it can't wake up, only end."""
+        guest = AbsentGuest.of(SessionState(0, ()) if session is None else session.channel)
+        sandbox = cls(record, template, guest, store, log, places, on_end)
+        if session is not None:
+            taken = sessions.take_over(session, guest.channel)
+            sandbox._contexts, sandbox._parked = taken.contexts, taken.parked
+            if taken.main is not None:
+                sandbox.main = MainProcess(taken.main, log)
+        guest.channel.unplug().close()
+        sandbox.asleep, sandbox.others = True, "kill"
+        return sandbox
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its end has begun."""
+        return self._ending is not None or self._done.done()
 
     @property
     def files(self) -> GuestChannel:
@@ -154,53 +178,16 @@ class Sandbox(Resting):
             await self.guest.destroy()
         await self.wait()
 
-    async def stop(
-        self, order: StopOrder | None = None, *, reason: Reason = Reason.USER_REQUEST,
-        last: Callable[[], Awaitable[None]] | None = None,
-    ) -> SandboxRecord:  # fmt: skip
-        """End it gracefully: signal everything in it, wait as long as `order` says, then use force.
-
-        A second stop hurries the first, and `kill` cuts it short. `last` runs when its processes have ended, or their
-        time has, and its files are still there; it must not raise. Going away does not stop the stop.
-        """
-        order = order or stop_order(self.record.spec, self.template)
-        if self.asleep:  # there is nobody to ask
-            await self.kill(reason=reason)
-        elif self._ending is None:
-            self._ending = reason
-            self._grace = Grace(self.guest, order)
-            self._spawn(self._stop(self._grace, last))
-        elif self._grace is not None:
-            self._grace.hurry(order)
-        return await self.wait()
-
-    async def _stop(self, grace: Grace, last: Callable[[], Awaitable[None]] | None) -> None:
-        try:
-            async with self._turn:
-                if self.record.state is State.PAUSED:
-                    await self.guest.resume()
-                self.record = await self._store.transition(
-                    self.record.id, {State.RUNNING, State.PAUSED}, State.STOPPING
-                )
-        except TartarusError as error:  # a full disk, most likely: it ends all the same
-            _log.warning("stopping_not_stored", sandbox=self.record.id, error=str(error))
-        try:
-            await grace.run()
-            if last is not None:
-                await last()
-        finally:
-            await self.guest.destroy()
-
     async def pause(self) -> None:
         """Freeze everything in it."""
-        async with self._turn:
+        async with self.turn:
             self._require(State.RUNNING, "pause")
             await self.guest.pause()
             self.record = await self._store.transition(self.record.id, {State.RUNNING}, State.PAUSED)
 
     async def resume(self) -> None:
         """Let it run again."""
-        async with self._turn:
+        async with self.turn:
             self._require(State.PAUSED, "resume")
             await self.guest.resume()
             self.record = await self._store.transition(self.record.id, {State.PAUSED}, State.RUNNING)
@@ -208,10 +195,6 @@ class Sandbox(Resting):
     async def stats(self) -> Stats:
         """Use of resources now."""
         return self.guest.stats()
-
-    async def wait(self) -> SandboxRecord:
-        """The final record, once nothing of the sandbox is left."""
-        return await asyncio.shield(self._done)
 
     async def open_context(self) -> str:
         """Start a stateful code context and return its id."""
@@ -314,13 +297,6 @@ class Sandbox(Resting):
     def _past_deadline(self) -> None:
         self._spawn(self.kill(reason=Reason.TIMEOUT))
 
-    def _near_deadline(self) -> None:
-        async def stop() -> None:
-            await self.stop(reason=Reason.TIMEOUT)
-
-        if self._ending is None:
-            self._spawn(stop())
-
     async def _watch_main(self, main: MainProcess) -> None:
         try:
             self._exit = await main.wait()
@@ -342,7 +318,8 @@ class Sandbox(Resting):
     async def _finish(self) -> None:
         for timer in self._timers:
             timer.cancel()
-        state, changes = outcome(self._ending, self._exit, self.guest.stats().oom_kills, asked=self._grace is not None)
+        oom_kills, why = self.guest.stats().oom_kills, getattr(self.guest, "why_ended", "")
+        state, changes = outcome(self._ending, self._exit, oom_kills, asked=self._grace is not None, why_lost=why)
         changes["ended_at"] = time.time()
         if self._grace is not None and self._grace.forced:
             changes.setdefault("message", "it was still running when its time to end was over")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tartarus.model.errors import InvalidRequest, IsolationUnavailable, Unsupported
 from tartarus.model.sandbox import Isolation, SandboxSpec
 
-LEAST_PIDS = 8
+LEAST_PIDS = 12
 
 
 def runs_module(spec: SandboxSpec) -> bool:
@@ -35,7 +35,7 @@ def choose(
             )
     if spec.resources.pids is not None and spec.resources.pids < LEAST_PIDS:
         raise InvalidRequest(
-            f"pids is below {LEAST_PIDS}", why="at the wasm level our own processes and threads take up to 7",
+            f"pids is below {LEAST_PIDS}", why="at the wasm level our own processes and threads take up to 11",
             fix=f"give at least {LEAST_PIDS}",
         )  # fmt: skip
     why = unavailable.get(Isolation.WASM)

@@ -27,7 +27,9 @@ from tartarus.model.states import TERMINAL, State
 from tartarus.model.template import Template
 from tartarus.node import reconcile, selection
 from tartarus.node.admission import Admission
+from tartarus.node.checkpoints import Checkpoints
 from tartarus.node.forking import Forker
+from tartarus.node.hibernation import SleepManager
 from tartarus.node.levels import LevelReport, Levels
 from tartarus.node.library import Library
 from tartarus.node.memory import Memory, Source, attached, continued
@@ -76,7 +78,15 @@ class Node:
         )
         self._forker = Forker(self.memory, self.library.snapshots, self._live.values, self.create)
         self.modules = Modules(settings, self._levels, self._pool, self._offers, self.library.uploads)
-        self.terminator = Terminator(self._live.values, self._end_creations)
+        self.sleeper = SleepManager(
+            settings, store, self.memory, self._metrics, self._live,
+            rootfs=lambda record, offer: self._rootfs(record.tenant, offer, record.isolation, record.spec),
+            places=lambda record, rootfs: self._levels.runtimes[record.isolation].places(rootfs, record.id),
+            log=lambda sandbox_id: OutputLog(self._log_path(sandbox_id)), on_end=self._ended,
+        )  # fmt: skip
+        self.checkpoints = Checkpoints(store, self.library.snapshots, self.memory, self.create)
+        self.terminator = Terminator(self._live.values, self._end_creations, self.sleeper, self.checkpoints)
+        self.library.held = lambda: (sandbox.offer for sandbox in self._live.values())
         self._background: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -90,6 +100,8 @@ class Node:
         if groups or directories or lost:
             _log.info("cleaned_up", groups=groups, directories=directories, lost=lost)
         await self.library.open()
+        await self.modules.open()
+        await self.sleeper.open()
         self._background = asyncio.create_task(self._reconcile_forever())
 
     async def stop(self, reason: Reason) -> None:
@@ -98,6 +110,7 @@ class Node:
         if self._background is not None:
             self._background.cancel()
         await self._end_creations()
+        await self.sleeper.close()
         most_s = self._settings.stop_grace_s
         await asyncio.gather(
             *(
@@ -137,7 +150,9 @@ class Node:
 
     async def fork(self, tenant: str, id_or_name: str, request: ForkRequest) -> ForkResult:
         """Live copies of a live sandbox. When this raises, there is none."""
-        return await self._forker.fork(self.live(tenant, id_or_name), request)
+        sandbox = self.live(tenant, id_or_name)
+        await self.sleeper.wake(sandbox)
+        return await self._forker.fork(sandbox, request)
 
     async def _create(self, tenant: str, spec: SandboxSpec, source: Source | None) -> Sandbox:
         began = time.time()
@@ -154,6 +169,7 @@ class Node:
             resources=ResourceRequest(**msgspec.structs.asdict(limits)),
         )
         isolation, why = await self._choose_level(tenant, spec, offer)
+        self.sleeper.check(spec, isolation)
         place = self.admission.admit(tenant, spec, template.id, limits, isolation)
         try:
             spec = msgspec.structs.replace(spec, labels=spec.labels | place.tags)
@@ -209,7 +225,8 @@ class Node:
             host_floor = selection.stricter(self._settings.isolation_floor, by_policy)
             isolation, why = selection.choose(spec, self._levels.unavailable, offer.floor, host_floor)
             if spec.isolation is not Isolation.AUTO or isolation in self._levels.proved:
-                return isolation, why
+                how = self._levels.runtimes[isolation].capabilities().how
+                return isolation, f"{why}; {how}" if how else why
             try:
                 await self._pool.get(await self._rootfs(tenant, offer, isolation, spec), isolation, warm=False)
             except IsolationUnavailable as error:
@@ -259,7 +276,10 @@ class Node:
             raise
         sandbox.offer = offer
         self._live[record.id] = sandbox
-        self._metrics.launched(template.id, start_ms / 1e3, warm=warm and ready)
+        if isinstance(begun, Source):
+            self._metrics.restored(template.id, record.isolation.value, start_ms / 1e3)
+        else:
+            self._metrics.launched(template.id, start_ms / 1e3, warm=warm and ready)
         sandbox.supervise()
         return sandbox
 
@@ -367,6 +387,8 @@ class Node:
         self._metrics.ended(sandbox.record)
         if sandbox.place is not None:
             sandbox.place.give_back()
+        sandbox.count(self._metrics)
+        self.sleeper.ended(sandbox)
 
     async def _reconcile_forever(self) -> None:
         while True:

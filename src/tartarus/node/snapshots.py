@@ -58,17 +58,24 @@ class SnapshotService:
         sandbox = self._live(tenant, request.sandbox)
         if request.kind is SnapshotKind.MEMORY:
             return await self.create_of_memory(sandbox, name=request.name, labels=request.labels)
-        changes = _opened(sandbox)
-        if changes is None:
-            raise Unsupported(
-                "no snapshot can be taken of this sandbox",
-                why=f"it runs at the {sandbox.record.isolation.value} level, or without root",
-                fix="snapshots take the container level and a daemon that runs as root",
-            )
+        return await self.create_of_files(sandbox, request.name, request.labels)
+
+    async def check_files(self, sandbox: Sandbox, name: str) -> None:
+        """Raise Unsupported or NameTaken, or what else would keep `create_of_files` from beginning."""
+        os.close(_looked_at(sandbox))
+        await self._check_free(sandbox.record.tenant, name)
+
+    async def create_of_files(
+        self, sandbox: Sandbox, name: str, labels: dict[str, str], *, details: dict[str, object] | None = None,
+        ending: bool = False,
+    ) -> SnapshotInfo:  # fmt: skip
+        """Keep what it has changed; `ending`: it is in its grace, and ends afterwards. `details`: for the record."""
+        tenant = sandbox.record.tenant
+        changes = _looked_at(sandbox)
         try:
             store = await asyncio.to_thread(self._offers.layers, tenant)
             began = time.perf_counter()
-            async with _still(sandbox):
+            async with _frozen(sandbox) if ending else _still(sandbox):
                 kept = await copy_tree(store, changes, self._offers.unpack_base, kind="snapshot", times=True)
         finally:
             os.close(changes)
@@ -81,9 +88,9 @@ class SnapshotService:
         offer = msgspec.structs.replace(base, layers=layers, key=f"{base.key}+{kept.name}", floor=Isolation.CONTAINER)
         record = await self._store.insert(
             SnapshotRecord(
-                id=new_id("snap"), tenant=tenant, name=request.name, sandbox=sandbox.record.id,
+                id=new_id("snap"), tenant=tenant, name=name, sandbox=sandbox.record.id,
                 template=base.template.id, digest=kept.digest, size_bytes=kept.bytes, created_at=time.time(),
-                labels=request.labels, layers=layers, details=offer.encode() | {"paused_ms": paused_ms},
+                labels=labels, layers=layers, details=offer.encode() | {"paused_ms": paused_ms} | (details or {}),
             )
         )  # fmt: skip
         return record.info
@@ -105,7 +112,8 @@ class SnapshotService:
         tenant = sandbox.record.tenant
         await self._check_free(tenant, name)
         snapshot_id = new_id("snap")
-        kept, paused_ms = await self._memory.save(sandbox, snapshot_id, go_on=go_on)
+        async with sandbox.turn:
+            kept, paused_ms = await self._memory.save(sandbox, snapshot_id, go_on=go_on)
         facts = {"isolation": kept.facts.isolation, "paused_ms": round(paused_ms, 3)}
         return await self._record_memory(tenant, kept, sandbox.record.id, facts, name, labels or {})
 
@@ -185,6 +193,25 @@ class SnapshotService:
             await self._memory.sets.remove(tenant, record.id)
             return
         self._prover.retire(tenant, Offer.of(record.details))
+
+
+def _looked_at(sandbox: Sandbox) -> int:
+    """As `_opened`. Raises Unsupported where the host can't look."""
+    changes = _opened(sandbox)
+    if changes is None:
+        raise Unsupported(
+            "no snapshot of files can be taken of this sandbox",
+            why=f"it runs at the {sandbox.record.isolation.value} level, or without root",
+            fix="snapshots of files take the container level and a daemon that runs as root",
+        )
+    return changes
+
+
+@contextlib.asynccontextmanager
+async def _frozen(sandbox: Sandbox) -> AsyncIterator[None]:
+    """The guest of a sandbox that is about to end: whoever ignored its signal writes no more."""
+    await sandbox.guest.pause()
+    yield
 
 
 def _opened(sandbox: Sandbox) -> int | None:

@@ -59,17 +59,20 @@ def own_grace_s(spec: SandboxSpec, template: Template) -> float | None:
 class Grace:
     """One sandbox's time to end by itself."""
 
-    def __init__(self, guest: Guest, order: StopOrder) -> None:
+    def __init__(self, order: StopOrder) -> None:
         self.forced = False
+        self.took_s = 0.0
         self._orders = [order]
-        self._guest = guest
+        self._guest: Guest | None = None
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[bool] = self._loop.create_future()
         self._answers: set[asyncio.Task[None]] = set()
         self._force: asyncio.TimerHandle | None = None
 
-    async def run(self) -> bool:
+    async def run(self, guest: Guest) -> bool:
         """Begin; whether all its processes ended (True) before the time was over."""
+        self._guest = guest
+        began = self._loop.time()
         grace_s = min(order.grace_s for order in self._orders)
         self._force = self._loop.call_later(grace_s, self._end, False)
         for order in self._orders:
@@ -80,7 +83,7 @@ class Grace:
             self._force.cancel()
             for answer in self._answers:
                 answer.cancel()
-        self.forced = not by_themselves
+        self.forced, self.took_s = not by_themselves, self._loop.time() - began
         return by_themselves
 
     def hurry(self, order: StopOrder) -> None:
@@ -101,6 +104,7 @@ class Grace:
         answer.add_done_callback(self._answers.discard)
 
     async def _asked(self, order: StopOrder) -> None:
+        assert self._guest is not None
         try:
             # By the guest's clock the time may be over sooner: ours counts.
             if await self._guest.channel.stop(order.signal, order.grace_s + 1.0):
@@ -114,11 +118,12 @@ class Grace:
 
 
 def outcome(
-    ending: Reason | None, status: ExitStatus | None, oom_kills: int, *, asked: bool = False
+    ending: Reason | None, status: ExitStatus | None, oom_kills: int, *, asked: bool = False, why_lost: str = ""
 ) -> tuple[State, dict[str, Any]]:
     """The final state and record fields, from why it ended, how its command exited, and out-of-memory kills.
 
     `asked`: it was given time to end by itself; a command that did has succeeded or failed, as its status says.
+    `why_lost`: what its runtime knows of an end that nobody asked for.
     """
     changes: dict[str, Any] = {"reason": ending or Reason.LOST}
     if status is not None:
@@ -135,5 +140,5 @@ def outcome(
     if asked and ending is not None and status is not None and not status.signal:
         return (State.SUCCEEDED if status.code == 0 else State.FAILED), changes
     if ending is None:
-        return State.LOST, changes | {"message": "its guest agent ended"}
+        return State.LOST, changes | {"message": why_lost or "its guest agent ended"}
     return State.KILLED, changes

@@ -21,7 +21,8 @@ class Capabilities(msgspec.Struct, frozen=True):
 
     `runs`: what its commands are. `contexts`: whether code contexts can be had; `terminals`: whether commands can have
     one; `keeps_files`: whether snapshots of what a sandbox wrote can be made; `saves_memory`: of its memory too, and
-    forks and hibernation. docs/capabilities.md is written from these.
+    forks and hibernation; `how`: which of several ways it takes here, and why. docs/capabilities.md is written from
+    these.
     """
 
     warm_start: bool
@@ -39,6 +40,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     terminals: bool = True
     runs: str = "programs"
     missing: tuple[str, ...] = ()
+    how: str = ""
 
 
 class RootFs(msgspec.Struct, frozen=True):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from tartarus.model.library import TemplateInfo
-from tartarus.model.lifecycle import DrainReport, DrainRequest
+from tartarus.model.library import SnapshotInfo, TemplateInfo
+from tartarus.model.lifecycle import CheckpointRequest, DrainReport, DrainRequest
 from tartarus.sdk import calls, library_calls
 from tartarus.sdk.async_transport import AsyncTransport
 from tartarus.sdk.places import Places
@@ -37,13 +37,27 @@ class AsyncClient:
         """What this host can give: each isolation level is tried with a small guest."""
         return await self.transport.call(calls.levels())
 
-    async def drain(self, *, signal: int | str = "", grace: float | str | None = None) -> DrainReport:
+    async def drain(
+        self,
+        *,
+        signal: int | str = "",
+        grace: float | str | None = None,
+        hibernate: bool = False,
+        checkpoint: bool = False,
+    ) -> DrainReport:
         """Take no new sandboxes, and end every one gracefully; returns with how each ended, and what is left.
 
-        `signal` and `grace` as in `Sandbox.stop`; without them, each sandbox's own count.
+        `signal` and `grace` as in `Sandbox.stop`; without them, each sandbox's own count. With `hibernate`, what can be
+        is put to sleep instead; with `checkpoint`, each is kept first.
         """
-        request = DrainRequest(str(signal), duration_or_none(grace))
+        request = DrainRequest(
+            str(signal), duration_or_none(grace), CheckpointRequest() if checkpoint else None, hibernate
+        )
         return await self.transport.call(calls.drain(request))
+
+    async def checkpoints(self) -> list[SnapshotInfo]:
+        """Your checkpoints, newest first."""
+        return await self.transport.call(calls.checkpoints())
 
     async def draining(self) -> DrainReport:
         """Whether the daemon takes no new sandboxes, and which it has."""

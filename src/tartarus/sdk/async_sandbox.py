@@ -12,7 +12,7 @@ import anyio
 from tartarus.model.errors import TimeLimit
 from tartarus.model.forking import ForkRequest
 from tartarus.model.library import CreateSnapshot
-from tartarus.model.lifecycle import Stopped, StopRequest
+from tartarus.model.lifecycle import CheckpointRequest, HibernateRequest, Stopped, StopRequest
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
 from tartarus.model.snapshots import SnapshotKind
 from tartarus.model.states import TERMINAL, State
@@ -70,6 +70,7 @@ class AsyncSandbox:
         fuel: int | None = None,
         stop_signal: int | str = "",
         stop_grace: float | str | None = None,
+        idle: float | str | None = None,
         client: AsyncClient | None = None,
     ) -> Opening[AsyncSandbox]:
         """Make a sandbox; limits that are not given are the template's.
@@ -97,6 +98,7 @@ class AsyncSandbox:
             fuel: how many instructions, about, each of its commands may execute.
             stop_signal: what asks it to end, by name or number; the template's (TERM if it has none) if not given.
             stop_grace: how long it then has, in seconds or as in ``"30s"``; the last part of its time limit, too.
+            idle: hibernate it after so long without work, in seconds or as in ``"5m"``; what is asked of it wakes it.
             client: which daemon; the one of your environment if not given.
 
         Raises:
@@ -108,7 +110,7 @@ class AsyncSandbox:
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
             snapshot=snapshot, module="" if module is None else modules.digest_of(code), fuel=fuel,
-            stop_signal=stop_signal, stop_grace=stop_grace,
+            stop_signal=stop_signal, stop_grace=stop_grace, idle=idle,
         )  # fmt: skip
         return Opening(cls._made(calls.create(spec), client, owned=True, code=None if module is None else code))
 
@@ -125,6 +127,14 @@ class AsyncSandbox:
     def connect(cls, sandbox: str, *, client: AsyncClient | None = None) -> Opening[AsyncSandbox]:
         """The sandbox of that id, name or unique id prefix, alive or ended. Raises SandboxNotFound."""
         return Opening(cls._made(calls.show(sandbox), client, owned=False))
+
+    @classmethod
+    def resume_checkpoint(cls, checkpoint: str, *, client: AsyncClient | None = None) -> Opening[AsyncSandbox]:
+        """A new sandbox from a checkpoint, by its id or name: as the checkpoint's was, and from where it was.
+
+        One of memory goes on; one of files starts its command anew over them. Raises SnapshotNotFound.
+        """
+        return Opening(cls._made(calls.resume_checkpoint(checkpoint), client, owned=False))
 
     @classmethod
     async def list(
@@ -298,6 +308,15 @@ class AsyncSandbox:
             raise forks.errors[0]
         return forks
 
+    async def checkpoint(self, *, name: str = "") -> AsyncSnapshot:
+        """Keep it as it is, to start it anew with `resume_checkpoint`; it goes on.
+
+        With its memory at levels that can save that; else with its files.
+        """
+        return AsyncSnapshot(
+            await self._client.transport.call(calls.checkpoint(self.id, CheckpointRequest(name))), self._client
+        )
+
     async def pause(self) -> None:
         """Freeze every process in it. Its time limit goes on."""
         self._record = await self._client.transport.call(calls.pause(self.id))
@@ -306,21 +325,38 @@ class AsyncSandbox:
         """Let it go on."""
         self._record = await self._client.transport.call(calls.resume(self.id))
 
+    async def hibernate(self, *, after: float | str | None = None) -> None:
+        """Write its memory to disk and give everything else back; whatever is asked of it later wakes it.
+
+        With `after` (seconds, or as in ``"10m"``), only then, and this returns at once. Its time limit goes on. Raises
+        Unsupported at levels whose memory can't be saved; on any error it runs on.
+        """
+        request = HibernateRequest(duration_or_none(after))
+        self._record = await self._client.transport.call(calls.hibernate(self.id, request))
+
+    async def wake(self) -> None:
+        """Let it go on, if it is hibernated. When this raises, it sleeps on."""
+        self._record = await self._client.transport.call(calls.wake(self.id))
+
     async def signal(self, signal: int) -> None:
         """Send its main command a signal."""
         await self._client.transport.call(calls.send_signal(self.id, signal))
 
-    async def stop(self, *, signal: int | str = "", grace: float | str | None = None) -> Stopped:
+    async def stop(
+        self, *, signal: int | str = "", grace: float | str | None = None, checkpoint: bool | str = False
+    ) -> Stopped:
         """End it gracefully: a signal to everything in it, time to end, then force. Returns once it is gone.
 
         Args:
             signal: a name or number; the sandbox's own (TERM unless it says otherwise) if not given.
             grace: how long it has, in seconds or as in ``"30s"``; the sandbox's own (10 s) if not given, 0 for none.
+            checkpoint: keep it first, to start it anew with `resume_checkpoint`; a name for the checkpoint, or True.
 
         One that has ended is fine; a second stop hurries the first. A command that ended by itself with status 0
         has succeeded, and one with another has failed.
         """
-        request = StopRequest(str(signal), duration_or_none(grace))
+        kept = None if checkpoint is False else CheckpointRequest("" if checkpoint is True else checkpoint)
+        request = StopRequest(str(signal), duration_or_none(grace), kept)
         stopped = await self._client.transport.call(calls.stop(self.id, request))
         self._record = stopped.sandbox
         return stopped

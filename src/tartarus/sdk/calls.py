@@ -9,7 +9,15 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from tartarus.model.errors import InvalidRequest
-from tartarus.model.lifecycle import DrainReport, DrainRequest, Stopped, StopRequest
+from tartarus.model.library import SnapshotInfo
+from tartarus.model.lifecycle import (
+    CheckpointRequest,
+    DrainReport,
+    DrainRequest,
+    HibernateRequest,
+    Stopped,
+    StopRequest,
+)
 from tartarus.model.sandbox import FileInfo, SandboxRecord, SandboxSpec, Stats
 from tartarus.sdk.http import Call, target
 from tartarus.sdk.results import LevelReport, Page, Version
@@ -71,6 +79,33 @@ def end(sandbox: str) -> Call[None]:
 def stop(sandbox: str, request: StopRequest) -> Call[Stopped]:
     """End a sandbox gracefully; the answer comes once it is gone."""
     return Call("POST", target("sandboxes", sandbox, "stop"), _reads(Stopped), encode(request), patience_s=None)
+
+
+def checkpoint(sandbox: str, request: CheckpointRequest) -> Call[SnapshotInfo]:
+    """Keep a sandbox as it is; it goes on."""
+    where = target("sandboxes", sandbox, "checkpoints")
+    return Call("POST", where, _reads(SnapshotInfo), encode(request), patience_s=None)
+
+
+def checkpoints() -> Call[list[SnapshotInfo]]:
+    """The caller's checkpoints, newest first."""
+    return Call("GET", target("checkpoints"), _reads(list[SnapshotInfo]))
+
+
+def resume_checkpoint(checkpoint: str) -> Call[SandboxRecord]:
+    """A new sandbox from a checkpoint."""
+    return Call("POST", target("checkpoints", checkpoint, "resume"), _reads(SandboxRecord), patience_s=None)
+
+
+def hibernate(sandbox: str, request: HibernateRequest) -> Call[SandboxRecord]:
+    """Put a sandbox to sleep; the answer comes once it sleeps."""
+    where = target("sandboxes", sandbox, "hibernate")
+    return Call("POST", where, _reads(SandboxRecord), encode(request), patience_s=None)
+
+
+def wake(sandbox: str) -> Call[SandboxRecord]:
+    """Let a hibernated sandbox go on; the answer comes once it runs."""
+    return Call("POST", target("sandboxes", sandbox, "wake"), _reads(SandboxRecord), patience_s=None)
 
 
 def drain(request: DrainRequest) -> Call[DrainReport]:

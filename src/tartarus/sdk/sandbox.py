@@ -10,7 +10,7 @@ from types import TracebackType
 from tartarus.model.errors import TimeLimit
 from tartarus.model.forking import ForkRequest
 from tartarus.model.library import CreateSnapshot
-from tartarus.model.lifecycle import Stopped, StopRequest
+from tartarus.model.lifecycle import CheckpointRequest, HibernateRequest, Stopped, StopRequest
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
 from tartarus.model.snapshots import SnapshotKind
 from tartarus.model.states import TERMINAL, State
@@ -65,6 +65,7 @@ class Sandbox:
         fuel: int | None = None,
         stop_signal: int | str = "",
         stop_grace: float | str | None = None,
+        idle: float | str | None = None,
         client: Client | None = None,
     ) -> Sandbox:
         """Make a sandbox; limits that are not given are the template's.
@@ -90,6 +91,7 @@ class Sandbox:
             fuel: how many instructions, about, each of its commands may execute.
             stop_signal: what asks it to end, by name or number; the template's (TERM if it has none) if not given.
             stop_grace: how long it then has, in seconds or as in ``"30s"``; the last part of its time limit, too.
+            idle: hibernate it after so long without work, in seconds or as in ``"5m"``; what is asked of it wakes it.
             client: which daemon; the one of your environment if not given.
 
         Raises:
@@ -101,7 +103,7 @@ class Sandbox:
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
             snapshot=snapshot, module="" if module is None else modules.digest_of(code), fuel=fuel,
-            stop_signal=stop_signal, stop_grace=stop_grace,
+            stop_signal=stop_signal, stop_grace=stop_grace, idle=idle,
         )  # fmt: skip
         client = client or Client()
         if module is not None:
@@ -113,6 +115,15 @@ class Sandbox:
         """The sandbox of that id, name or unique id prefix, alive or ended. Raises SandboxNotFound."""
         client = client or Client()
         return cls(client.transport.call(calls.show(sandbox)), client)
+
+    @classmethod
+    def resume_checkpoint(cls, checkpoint: str, *, client: Client | None = None) -> Sandbox:
+        """A new sandbox from a checkpoint, by its id or name: as the checkpoint's was, and from where it was.
+
+        One of memory goes on; one of files starts its command anew over them. Raises SnapshotNotFound.
+        """
+        client = client or Client()
+        return cls(client.transport.call(calls.resume_checkpoint(checkpoint)), client)
 
     @classmethod
     def list(
@@ -273,6 +284,13 @@ class Sandbox:
             raise forks.errors[0]
         return forks
 
+    def checkpoint(self, *, name: str = "") -> Snapshot:
+        """Keep it as it is, to start it anew with `resume_checkpoint`; it goes on.
+
+        With its memory at levels that can save that; else with its files.
+        """
+        return Snapshot(self._client.transport.call(calls.checkpoint(self.id, CheckpointRequest(name))), self._client)
+
     def pause(self) -> None:
         """Freeze every process in it. Its time limit goes on."""
         self._record = self._client.transport.call(calls.pause(self.id))
@@ -281,21 +299,38 @@ class Sandbox:
         """Let it go on."""
         self._record = self._client.transport.call(calls.resume(self.id))
 
+    def hibernate(self, *, after: float | str | None = None) -> None:
+        """Write its memory to disk and give everything else back; whatever is asked of it later wakes it.
+
+        With `after` (seconds, or as in ``"10m"``), only then, and this returns at once. Its time limit goes on. Raises
+        Unsupported at levels whose memory can't be saved; on any error it runs on.
+        """
+        request = HibernateRequest(duration_or_none(after))
+        self._record = self._client.transport.call(calls.hibernate(self.id, request))
+
+    def wake(self) -> None:
+        """Let it go on, if it is hibernated. When this raises, it sleeps on."""
+        self._record = self._client.transport.call(calls.wake(self.id))
+
     def signal(self, signal: int) -> None:
         """Send its main command a signal."""
         self._client.transport.call(calls.send_signal(self.id, signal))
 
-    def stop(self, *, signal: int | str = "", grace: float | str | None = None) -> Stopped:
+    def stop(
+        self, *, signal: int | str = "", grace: float | str | None = None, checkpoint: bool | str = False
+    ) -> Stopped:
         """End it gracefully: a signal to everything in it, time to end, then force. Returns once it is gone.
 
         Args:
             signal: a name or number; the sandbox's own (TERM unless it says otherwise) if not given.
             grace: how long it has, in seconds or as in ``"30s"``; the sandbox's own (10 s) if not given, 0 for none.
+            checkpoint: keep it first, to start it anew with `resume_checkpoint`; a name for the checkpoint, or True.
 
         One that has ended is fine; a second stop hurries the first. A command that ended by itself with status 0
         has succeeded, and one with another has failed.
         """
-        request = StopRequest(str(signal), duration_or_none(grace))
+        kept = None if checkpoint is False else CheckpointRequest("" if checkpoint is True else checkpoint)
+        request = StopRequest(str(signal), duration_or_none(grace), kept)
         stopped = self._client.transport.call(calls.stop(self.id, request))
         self._record = stopped.sandbox
         return stopped

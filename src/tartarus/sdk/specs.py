@@ -36,6 +36,7 @@ def sandbox_spec(
     fuel: int | None = None,
     stop_signal: int | str = "",
     stop_grace: float | str | None = None,
+    idle: float | str | None = None,
 ) -> SandboxSpec:
     """A whole spec. Raises InvalidRequest, naming what is wrong, before anything is asked of the daemon."""
     return SandboxSpec(
@@ -59,6 +60,7 @@ def sandbox_spec(
         wasm=Wasm(module=module, fuel=fuel) if module or fuel is not None else None,
         stop_signal=str(stop_signal),
         stop_grace_s=duration_or_none(stop_grace),
+        idle_s=None if idle is None else parse_duration(idle),
     )
 
 

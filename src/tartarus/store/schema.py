@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 
 # The newest revision in `migrations/versions`; a test holds the two together. Bump it with each migration.
-SCHEMA_VERSION = "0003"
+SCHEMA_VERSION = "0004"
 
 metadata = MetaData()
 
@@ -43,6 +43,7 @@ sandboxes = Table(
     Column("exit_signal", Integer),
     Column("reason", String(32)),
     Column("message", Text, nullable=False),
+    Column("saved", String(128), nullable=False, server_default=text("''")),
     Column("version", Integer, nullable=False),
 )
 

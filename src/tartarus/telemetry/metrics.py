@@ -15,6 +15,9 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")
 # Seconds: warm starts take a few milliseconds, cold ones tens, a template's first one many seconds.
 _LAUNCH_BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 
+_SLEEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0)
+_GRACE_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+
 
 class Metrics:
     """One node's metrics, in a registry of their own (so that two in one process don't mix)."""
@@ -53,12 +56,85 @@ class Metrics:
             ("template",),
             registry=self.registry,
         )
+        # By level: a label for each snapshot, as the roadmap has it, would grow without end.
+        self._restore = Histogram(
+            "tartarus_snapshot_restore_duration_seconds",
+            "From the request to go on from memory to the sandbox running",
+            ("isolation", "node"),
+            registry=self.registry,
+            buckets=_SLEEP_BUCKETS,
+        )
+
+        self._asleep = Gauge(
+            "tartarus_hypnos_hibernated_count", "Sandboxes that are hibernated", ("node",), registry=self.registry
+        )
+        self._slept = Histogram(
+            "tartarus_hypnos_hibernate_duration_seconds",
+            "From the wish to hibernate a sandbox to nothing of it left in memory",
+            ("node",),
+            registry=self.registry,
+            buckets=_SLEEP_BUCKETS,
+        )
+        self._woke = Histogram(
+            "tartarus_hypnos_wake_duration_seconds",
+            "From the wish to wake a sandbox to its running",
+            ("node",),
+            registry=self.registry,
+            buckets=_SLEEP_BUCKETS,
+        )
+        self._sleep_failures = Counter(
+            "tartarus_hypnos_failures_total",
+            "Hibernations and wakes that failed; the sandbox stayed as it was",
+            ("node", "operation"),
+            registry=self.registry,
+        )
+        self._terminations = Counter(
+            "tartarus_thanatos_terminations_total",
+            "Sandboxes that were asked to end, by reason and by whether they did in their grace",
+            ("node", "reason", "outcome"),
+            registry=self.registry,
+        )
+        self._grace = Histogram(
+            "tartarus_thanatos_grace_duration_seconds",
+            "From the signal to the last process' end, or to force",
+            ("node",),
+            registry=self.registry,
+            buckets=_GRACE_BUCKETS,
+        )
+
+    def slept(self, seconds: float | None) -> None:
+        """A sandbox was hibernated in so many seconds; None when that failed."""
+        if seconds is None:
+            self._sleep_failures.labels(self._node, "hibernate").inc()
+        else:
+            self._slept.labels(self._node).observe(seconds)
+
+    def woke(self, seconds: float | None) -> None:
+        """A sandbox was woken in so many seconds; None when that failed."""
+        if seconds is None:
+            self._sleep_failures.labels(self._node, "wake").inc()
+        else:
+            self._woke.labels(self._node).observe(seconds)
+
+    def hibernated(self, change: int) -> None:
+        """One sandbox more (1) or less (-1) sleeps."""
+        self._asleep.labels(self._node).inc(change)
+
+    def terminated(self, reason: str, seconds: float, *, forced: bool) -> None:
+        """A sandbox that was asked to end has, so many seconds after its signal."""
+        self._terminations.labels(self._node, reason, "forced" if forced else "graceful").inc()
+        self._grace.labels(self._node).observe(seconds)
 
     def launched(self, template: str, seconds: float, *, warm: bool) -> None:
         """A sandbox of `template` began to run, `seconds` after it was asked for."""
         self._launch.labels(template, self._node).observe(seconds)
         self._active.labels(template, self._node).inc()
         (self._hits if warm else self._misses).labels(template).inc()
+
+    def restored(self, template: str, isolation: str, seconds: float) -> None:
+        """A sandbox of `template` went on from a snapshot of memory, or as a copy of another."""
+        self._restore.labels(isolation, self._node).observe(seconds)
+        self._active.labels(template, self._node).inc()
 
     def ended(self, record: SandboxRecord) -> None:
         """A sandbox reached the terminal state that `record` has."""

@@ -32,6 +32,8 @@ S = TypeVar("S", FirecrackerServer, CloudHypervisorServer)
 class Stage(Generic[S]):
     """Starts servers of one kind. `before`: what to do to each before it listens."""
 
+    copies = False
+
     def __init__(self, kind: type[S], place: Path) -> None:
         self.servers: list[S] = []
         self.argv: list[list[str]] = []
@@ -39,6 +41,11 @@ class Stage(Generic[S]):
         self.before: Callable[[S], None] = lambda _server: None
         self.processes: list[subprocess.Popen[bytes]] = []
         self._kind: type[S] = kind
+        self._homes = place / "homes"
+
+    def home(self) -> Home:
+        """A home."""
+        return Home(self._homes)
 
     async def __call__(
         self,

@@ -2,6 +2,7 @@
 # Stands for a monitor's program where its walls are tested: says what it can and can't do, and answers any request.
 import json
 import os
+import signal
 import socket
 import sys
 
@@ -32,6 +33,12 @@ def make(path):
     return "made"
 
 
+def grow():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    os.truncate("scratch", 1 << 40)
+    return "grown"
+
+
 found = {
     "uid": os.getresuid(),
     "groups": os.getgroups(),
@@ -55,5 +62,12 @@ with socket.socket(socket.AF_UNIX) as listening:
     os.rename("starting.sock", "api.sock")
     while True:
         link, _ = listening.accept()
-        while link.recv(65536):
-            link.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        while asked := link.recv(65536):
+            path = asked.split()[1].decode()
+            answer = {}
+            if path.startswith("/make/"):
+                answer = {"made": attempt(lambda path=path: make(path.removeprefix("/make/")))}
+            if path == "/grow":
+                answer = {"grown": attempt(grow)}
+            body = json.dumps(answer).encode()
+            link.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))

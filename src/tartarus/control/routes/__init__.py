@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tartarus.control.routes import (
+    checkpoints,
     code,
     endings,
     files,
@@ -11,6 +12,7 @@ from tartarus.control.routes import (
     modules,
     policies,
     sandboxes,
+    sleep,
     snapshots,
     streams,
     system,
@@ -22,6 +24,8 @@ ROUTES = [
     *system.ROUTES,
     *sandboxes.ROUTES,
     *endings.ROUTES,
+    *checkpoints.ROUTES,
+    *sleep.ROUTES,
     *forks.ROUTES,
     *logs.ROUTES,
     *code.ROUTES,

@@ -89,7 +89,7 @@ async def send_signal(request: ApiRequest, sandbox_id: FromPath[str], data: JSON
 @post("/v1/sandboxes/{sandbox_id:str}/pause", status_code=200)
 async def pause(request: ApiRequest, sandbox_id: FromPath[str]) -> SandboxRecord:
     """Freeze every process of the sandbox."""
-    sandbox = await request.live(sandbox_id)
+    sandbox = await request.live(sandbox_id, wake=False)
     await sandbox.pause()
     return sandbox.record
 
@@ -97,7 +97,7 @@ async def pause(request: ApiRequest, sandbox_id: FromPath[str]) -> SandboxRecord
 @post("/v1/sandboxes/{sandbox_id:str}/resume", status_code=200)
 async def resume(request: ApiRequest, sandbox_id: FromPath[str]) -> SandboxRecord:
     """Let a paused sandbox go on."""
-    sandbox = await request.live(sandbox_id)
+    sandbox = await request.live(sandbox_id, wake=False)
     await sandbox.resume()
     return sandbox.record
 
@@ -105,7 +105,7 @@ async def resume(request: ApiRequest, sandbox_id: FromPath[str]) -> SandboxRecor
 @get("/v1/sandboxes/{sandbox_id:str}/stats")
 async def stats(request: ApiRequest, sandbox_id: FromPath[str]) -> Stats:
     """What the sandbox uses now."""
-    return await (await request.live(sandbox_id)).stats()
+    return await (await request.live(sandbox_id, wake=False)).stats()
 
 
 @get("/v1/sandboxes/{sandbox_id:str}/wait")

@@ -1,6 +1,7 @@
 /* The session: one loop over everything that can happen, one table of what the host can ask. */
 #include "session.h"
 
+#include "descriptors.h"
 #include "exec.h"
 #include "files.h"
 #include "fixup.h"
@@ -27,12 +28,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef SYS_close_range
-#define SYS_close_range 436
-#endif
-
 enum { EXIT_SETUP = 125, EVENTS = 32, FEATURE_RUNNER = 1, FEATURE_OWN_PIDS = 2, SOCKET_BUFFER = 1 << 20,
-       FDS_WITHOUT_CLOSE_RANGE = 4096, PING_MAX = 16 << 10, HELLO_RESUME = 1 };
+       PING_MAX = 16 << 10, HELLO_RESUME = 1 };
 
 int64_t monotonic_ms(void)
 {
@@ -347,9 +344,10 @@ static bool pump_streams(struct session *session)
 static int next_timeout(const struct session *session)
 {
 	int64_t first = session->deadline_ms;
+	int64_t stop_ms = session->quiet ? 0 : session->stop_ms; /* while it is quiet, nobody is told */
 
-	if (first == 0 || (session->stop_ms != 0 && session->stop_ms < first))
-		first = session->stop_ms;
+	if (first == 0 || (stop_ms != 0 && stop_ms < first))
+		first = stop_ms;
 	if (first == 0)
 		return -1;
 	int64_t left = first - monotonic_ms();
@@ -405,41 +403,6 @@ static void serve(struct session *session)
 		if (session->deadline_ms != 0 && (all_done(session) || monotonic_ms() >= session->deadline_ms))
 			session->over = true;
 	}
-}
-
-static void close_range_of(unsigned first, unsigned last)
-{
-	if (first > last || syscall(SYS_close_range, first, last, 0) == 0)
-		return;
-	for (unsigned fd = first; fd <= last && fd < FDS_WITHOUT_CLOSE_RANGE; fd++)
-		close((int)fd);
-}
-
-static void close_others(const struct agent_config *config)
-{
-	const int keep[] = {config->channel_fd, config->runner_fd, config->listen_fd};
-	unsigned first = 3;
-
-	for (;;) {
-		unsigned next = ~0U;
-
-		for (size_t i = 0; i < sizeof keep / sizeof keep[0]; i++)
-			if (keep[i] >= 0 && (unsigned)keep[i] >= first && (unsigned)keep[i] < next)
-				next = (unsigned)keep[i];
-		if (next == ~0U)
-			break;
-		close_range_of(first, next - 1);
-		first = next + 1;
-	}
-	close_range_of(first, ~0U);
-}
-
-/* Descriptors 0 to 2 must be taken, or a pipe could land there and be mistaken for a standard stream. */
-static void fill_standard_fds(void)
-{
-	for (int fd = 0; fd < 3; fd++)
-		if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", O_RDWR) < 0)
-			(void)!socket(AF_UNIX, SOCK_STREAM, 0);
 }
 
 static bool take_signals(struct session *session)

@@ -58,6 +58,9 @@ static uint32_t set_machine_id(struct span machine_id)
 	if (machine_id.size != MACHINE_ID_SIZE)
 		return 0;
 	int fd = open("/etc/machine-id", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0444);
+	/* Nobody may write to it, not even its owner, unless that is a privileged one. */
+	if (fd < 0 && errno == EACCES && unlink("/etc/machine-id") == 0)
+		fd = open("/etc/machine-id", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0444);
 	if (fd < 0)
 		return 0;
 	if (write(fd, machine_id.bytes, machine_id.size) == (ssize_t)machine_id.size && write(fd, "\n", 1) == 1)

@@ -74,6 +74,15 @@ static int run_agent(int argc, char **argv)
 	return agent_main(&config);
 }
 
+/* As gVisor's host has it done in a restored guest, by a process with the one privilege that this takes. */
+static int run_name(const char *name)
+{
+	if (sethostname(name, strlen(name)) == 0)
+		return EXIT_SUCCESS;
+	perror("tartarus-guest: sethostname");
+	return EXIT_FAILURE;
+}
+
 int main(int argc, char **argv)
 {
 	/* The kernel starts it from the initramfs, with what it didn't know on its command line as arguments. */
@@ -85,8 +94,11 @@ int main(int argc, char **argv)
 		return nursery_main(argc, argv);
 	if (argc == 2 && strcmp(argv[1], "ticks") == 0)
 		return ticks_main();
+	if (argc == 3 && strcmp(argv[1], "name") == 0)
+		return run_name(argv[2]);
 	fprintf(stderr, "usage: tartarus-guest agent --channel=FD|--listen=FD [--runner=FD --runner-pid=PID] [--shared-pids]\n"
 			"       tartarus-guest nursery …\n"
-			"       tartarus-guest ticks\n");
+			"       tartarus-guest ticks\n"
+			"       tartarus-guest name HOSTNAME\n");
 	return EXIT_USAGE;
 }

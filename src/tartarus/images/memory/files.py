@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from tartarus.images.memory.manifest import (
 )
 from tartarus.images.memory.packs import Packs, Place, Reader, write_whole
 from tartarus.images.memory.sparse import content_map, read_group, write_group
-from tartarus.model.errors import GuestFailed, SnapshotRefused
+from tartarus.model.errors import GuestFailed, InvalidState, SnapshotRefused
 
 MANIFEST, MAPS, RAW, PACKED = "manifest.json", "maps", "raw", "packs.json"
 _MAX_PACKS = 65536
@@ -139,8 +139,11 @@ class StoredSet:
                 found[entry.name] = before
         return found
 
-    def pack(self, packs: Packs, name: str) -> None:
-        """Have all its groups in packs. What is found in the packs of others is checked, and else written anew."""
+    def pack(self, packs: Packs, name: str, stop: Callable[[], bool]) -> None:
+        """Have all its groups in packs. What is found in the packs of others is checked, and else written anew.
+
+        Raises InvalidState when `stop` says so; nothing has changed then.
+        """
         known, used = packs.known(), set()
         reader = packs.reader()
         with contextlib.ExitStack() as held:
@@ -161,6 +164,8 @@ class StoredSet:
                             yield fd, entry, number, digest
 
             def read(piece: tuple[int, FileEntry, int, bytes]) -> tuple[bytes, bytes]:
+                if stop():
+                    raise InvalidState("the daemon is stopping", fix="the set stays as it is until it runs again")
                 fd, entry, number, digest = piece
                 group = read_group(fd, number, group_size(entry, number))
                 if hashlib.sha256(group).digest() != digest:

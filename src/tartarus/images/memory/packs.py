@@ -6,6 +6,7 @@ names it. A group is only ever believed when its digest fits, wherever it was fo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
@@ -29,6 +30,7 @@ MAX_FRAME = GROUP + 1024
 _LEVEL = -1
 _THREADS = 2
 _BATCH = 64
+_NICE = 15
 _KNOWN_PACKS = 32
 """How many of a tenant's packs, newest first, are looked through for groups that a new set has too."""
 
@@ -46,6 +48,27 @@ class Packs:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._lock = threading.Lock()
+        self._holds = 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nothing is collected meanwhile: what is found here, and what is written, is soon named by a set."""
+        self._root.mkdir(mode=0o700, exist_ok=True)
+        with self._lock:
+            self._holds += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holds -= 1
+
+    def collect(self, needed: Callable[[], set[str]]) -> None:
+        """Remove the packs that are not `needed`, unless somebody is about to name some."""
+        with self._lock:
+            if not self._holds:
+                for name in set(self.names()) - needed():
+                    self.remove(name)
 
     def names(self) -> list[str]:
         """Every whole pack, newest first."""
@@ -186,9 +209,14 @@ def _compressed(work: Iterable[T], read: Callable[[T], tuple[bytes, bytes]]) -> 
         return digest, frame
 
     source = iter(work)
-    with ThreadPoolExecutor(_THREADS, "memory-pack") as threads:
+    with ThreadPoolExecutor(_THREADS, "memory-pack", _be_nice) as threads:
         while batch := list(islice(source, _BATCH)):
             yield from threads.map(compress, batch)
+
+
+def _be_nice() -> None:
+    """What packs what rests gives way to whatever runs."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _read_capped(path: Path, most: int) -> bytes:

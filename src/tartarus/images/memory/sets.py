@@ -13,6 +13,7 @@ import errno
 import os
 import shutil
 import time
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -74,14 +75,19 @@ class MemorySets:
     def __init__(self, root: Path, budget_bytes: int) -> None:
         self._root = root
         self._budget = budget_bytes
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
+        self._tenants_packs: dict[str, Packs] = {}
+        self._stopping = False
         self._users: dict[tuple[str, str], int] = {}
         self._used_at: dict[tuple[str, str], float] = {}
         self._verified: dict[tuple[str, str], dict[str, Signature]] = {}
 
+    def stop(self) -> None:
+        """Begin no long work any more, and end what goes on."""
+        self._stopping = True
+
     def open(self) -> None:
         """Remove what a killed daemon left half-done."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for tenant in self._tenants():
             left = (f"{_STAGING}*", "sets/.*", "sets/*/.removing-*")
             for path in [found for pattern in left for found in tenant.glob(pattern)]:
@@ -93,8 +99,8 @@ class MemorySets:
     @contextlib.asynccontextmanager
     async def staging(self, tenant: str) -> AsyncIterator[Path]:
         """An empty directory for a runtime to save into, on the store's own file system; `keep` takes it away."""
-        place = self._root / tenant / f"{_STAGING}{os.urandom(8).hex()}"
-        (place / files.RAW).mkdir(mode=0o700, parents=True)
+        place = self._staging(tenant)
+        (place / files.RAW).mkdir(mode=0o700)
         try:
             yield place / files.RAW
         finally:
@@ -106,7 +112,7 @@ class MemorySets:
         A set that had this id is replaced. Raises NoSpace, also when the disk budget is reached.
         """
         check_name(set_id)
-        async with self._lock(tenant):
+        async with self._lock((tenant, set_id)):
             return await in_thread(_explained, self._keep, tenant, set_id, staged.parent, facts)
 
     def _keep(self, tenant: str, set_id: str, staging: Path, facts: Facts) -> KeptSet:
@@ -136,7 +142,7 @@ class MemorySets:
         Raises SnapshotNotFound for one that is not there, SnapshotRefused for one that is not what was written.
         """
         key = (tenant, set_id)
-        async with self._lock(tenant):
+        async with self._lock(key):
             place = self._place(tenant, set_id)
             if not place.is_dir():
                 raise SnapshotNotFound(f"the memory of {set_id} is not on this host's disk", fix="take it anew")
@@ -163,8 +169,7 @@ class MemorySets:
                 if found.packs is None or self._users.get(key):
                     raise
                 files.remove(found.place / files.RAW)  # a copy that a crash cut short: the packs have it all
-        staging = self._root / tenant / f"{_STAGING}{os.urandom(8).hex()}"
-        staging.mkdir(mode=0o700)
+        staging = self._staging(tenant)
         try:
             signatures = found.put_together(self._packs(tenant), staging)
             staging.rename(found.place / files.RAW)
@@ -183,17 +188,17 @@ class MemorySets:
     async def bring(self, tenant: str, set_id: str, path: Path, seals: Seals) -> KeptSet:
         """Keep a set that `export` wrote. Raises SnapshotRefused for what no trusted host sealed, and NoSpace."""
         check_name(set_id)
-        async with self._lock(tenant):
+        async with self._lock((tenant, set_id)):
             return await in_thread(_explained, self._bring, tenant, set_id, path, seals)
 
     def _bring(self, tenant: str, set_id: str, path: Path, seals: Seals) -> KeptSet:
-        staging = self._root / tenant / f"{_STAGING}{os.urandom(8).hex()}"
-        staging.mkdir(mode=0o700, parents=True)
-        (self._root / tenant / "packs").mkdir(mode=0o700, exist_ok=True)
+        staging = self._staging(tenant)
+        packs = self._packs(tenant)
         try:
             self._make_room(path.stat().st_size, counted=False)
-            content = bundle.read(path, staging, self._packs(tenant), seals)
-            self._publish(tenant, set_id, staging)
+            with packs.held():
+                content = bundle.read(path, staging, packs, seals)
+                self._publish(tenant, set_id, staging)
         except BaseException:
             self._collect(tenant)  # its pack, if it got one
             raise
@@ -211,10 +216,12 @@ class MemorySets:
 
     async def remove(self, tenant: str, set_id: str) -> None:
         """Forget a set; one that is being used goes when it is not. Safe to repeat."""
-        while self._users.get((tenant, set_id)):  # noqa: ASYNC110 - a restore takes a moment
-            await asyncio.sleep(0.02)
-        async with self._lock(tenant):
-            await in_thread(self._remove, tenant, set_id)
+        while True:
+            async with self._lock((tenant, set_id)):
+                if not self._users.get((tenant, set_id)):
+                    await in_thread(self._remove, tenant, set_id)
+                    return
+            await asyncio.sleep(0.02)  # a restore takes a moment
 
     def _remove(self, tenant: str, set_id: str) -> None:
         files.remove(self._place(tenant, set_id))
@@ -223,16 +230,24 @@ class MemorySets:
         self._collect(tenant)
 
     async def cool(self, unused_s: float = HOT_S) -> None:
-        """Pack the sets that nobody used for that long."""
+        """Pack the sets that nobody used for that long. Raises what kept one of them from it, after all were tried."""
+        failed: TartarusError | None = None
         for tenant in self._tenants():
             for place in self._sets(tenant.name):
                 key = (tenant.name, place.name)
                 rested = time.monotonic() - self._used_at.setdefault(key, time.monotonic()) >= unused_s
-                if rested and (place / files.RAW).is_dir():
+                if self._stopping or not rested or not (place / files.RAW).is_dir():
+                    continue
+                try:
                     await self._cool_one(key)
+                except TartarusError as error:
+                    self._used_at[key] = time.monotonic()  # not again at once
+                    failed = failed or error
+        if failed is not None:
+            raise failed
 
     async def _cool_one(self, key: tuple[str, str]) -> None:
-        async with self._lock(key[0]):
+        async with self._lock(key):
             if not self._users.get(key) and self._place(*key).is_dir():
                 await in_thread(_explained, self._pack, key)
 
@@ -240,10 +255,10 @@ class MemorySets:
         tenant, set_id = key
         place = self._place(tenant, set_id)
         if packs_of(place) is None:
-            (self._root / tenant / "packs").mkdir(mode=0o700, exist_ok=True)
-            StoredSet(place, digest_of((place / files.MANIFEST).read_bytes())).pack(
-                self._packs(tenant), f"{os.urandom(8).hex()}"
-            )
+            packs = self._packs(tenant)
+            found = StoredSet(place, digest_of((place / files.MANIFEST).read_bytes()))
+            with packs.held():
+                found.pack(packs, os.urandom(8).hex(), lambda: self._stopping)
         self._verified.pop(key, None)
         files.remove(place / files.RAW)
 
@@ -265,12 +280,10 @@ class MemorySets:
     def _make_room(self, adding: int, *, counted: bool = True) -> None:
         """Keep to the budget. `counted`: what is being added lies there already."""
         over = self.used_bytes() + (0 if counted else adding) - self._budget
-        for _, tenant, name in sorted(self._cached()):
+        for place in (*self._copies(), *self._cached()):
             if over <= 0:
                 return
-            place = self._place(tenant, name)
             over -= allocated(place)
-            # Without looking after its packs: another thread may be about to name one of them.
             files.remove(place)
         if over > 0:
             raise NoSpace(
@@ -279,22 +292,39 @@ class MemorySets:
                 fix="delete some (tartarus snapshot list), or raise memory_budget in the daemon's configuration",
             )
 
-    def _cached(self) -> Iterator[tuple[float, str, str]]:
+    def _copies(self) -> list[Path]:
+        """The files of packed sets that nobody uses: their packs have all of them."""
+        return [place / files.RAW for place in self._unused() if (place / files.PACKED).exists()]
+
+    def _cached(self) -> list[Path]:
+        """Sets that can be made again and nobody uses, the longest unused first."""
+        found = [place for place in self._unused() if place.name.startswith(CACHED)]
+        return sorted(found, key=lambda place: place.stat().st_mtime)
+
+    def _unused(self) -> Iterator[Path]:
         for tenant in self._tenants():
             for place in self._sets(tenant.name):
-                if place.name.startswith(CACHED) and not self._users.get((tenant.name, place.name)):
-                    yield place.stat().st_mtime, tenant.name, place.name
+                key = (tenant.name, place.name)
+                if not self._users.get(key) and key not in self._locks:
+                    yield place
 
     def _collect(self, tenant: str) -> None:
-        """Remove the packs that no set names."""
-        needed = {name for place in self._sets(tenant) for name in packs_of(place) or ()}
-        packs = self._packs(tenant)
-        for name in packs.names():
-            if name not in needed:
-                packs.remove(name)
+        """Remove the packs that no set names; none while a set can't say which it names."""
+        with contextlib.suppress(SnapshotRefused):
+            self._packs(tenant).collect(
+                lambda: {name for place in self._sets(tenant) for name in packs_of(place) or ()}
+            )
+
+    def _staging(self, tenant: str) -> Path:
+        """A directory on the store's file system, for root alone, as all above it in the store are."""
+        place = self._root / tenant / f"{_STAGING}{os.urandom(8).hex()}"
+        for directory in (self._root, self._root / tenant):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.mkdir(mode=0o700)
+        return place
 
     def _packs(self, tenant: str) -> Packs:
-        return Packs(self._root / tenant / "packs")
+        return self._tenants_packs.setdefault(tenant, Packs(self._root / tenant / "packs"))
 
     def _place(self, tenant: str, set_id: str) -> Path:
         return self._root / tenant / "sets" / check_name(set_id)
@@ -311,8 +341,8 @@ class MemorySets:
         except FileNotFoundError:
             return []
 
-    def _lock(self, tenant: str) -> asyncio.Lock:
-        return self._locks.setdefault(tenant, asyncio.Lock())
+    def _lock(self, key: tuple[str, str]) -> asyncio.Lock:
+        return self._locks.setdefault(key, asyncio.Lock())
 
 
 def allocated(place: Path) -> int:

@@ -56,11 +56,11 @@ class RunscGuest(HostGuest):
         *,
         warm: bool,
         changes: Path,
-        mounts: tuple[str, ...] = (),
+        facts: saving.Facts,
     ) -> None:
         self._parts = parts
         self._home = home
-        self._mounts = mounts
+        self._facts = facts
         self._moving = asyncio.Lock()
         self._expected = False  # its first process ends because it is being saved
         self._doomed = False
@@ -159,7 +159,7 @@ class RunscGuest(HostGuest):
             try:
                 await asyncio.to_thread(
                     saving.keep_files,
-                    trees, self._parts.storage, place, self._resources, self._mounts, launcher.id_map.base,
+                    trees, self._parts.storage, place, self._resources, self._facts, launcher.id_map.base,
                 )  # fmt: skip
             except TartarusError:
                 go_on = True
@@ -179,12 +179,12 @@ class RunscGuest(HostGuest):
         Raises Unsupported or GuestFailed; it runs then.
         """
         launcher, nursery, name = self._home.launcher, self._home.nursery, self._parts.name
-        said = await launcher.tell(nursery, "pause", name)
+        said = await launcher.tell(nursery, ["pause"], name)
         if said:
             raise GuestFailed("the sandbox can't be saved", why=said, fix="tartarus doctor")
         deleted = await asyncio.to_thread(saving.deleted_files, [] if self._cgroup is None else self._cgroup.pids())
         if deleted:
-            await asyncio.shield(launcher.tell(nursery, "resume", name))
+            await asyncio.shield(launcher.tell(nursery, ["resume"], name))
             raise Unsupported(
                 "the sandbox can't be saved at this moment",
                 why=f"programs in it have deleted files open ({', '.join(deleted)}), which gVisor can't write down",
@@ -220,14 +220,14 @@ class RunscGuest(HostGuest):
     async def _stay(self, old: GuestChannel) -> None:
         """After it was not saved: go on where it was, unless that is no more."""
         with contextlib.suppress(GuestFailed):
-            await self._home.launcher.tell(self._home.nursery, "resume", self._parts.name)
+            await self._home.launcher.tell(self._home.nursery, ["resume"], self._parts.name)
             await self._plug(old)
 
     async def _checkpoint(self, directory: Path, used: Stats) -> str:
         target = await asyncio.to_thread(directory_mount, directory)
         try:
             launcher, nursery = self._home.launcher, self._home.nursery
-            return await launcher.checkpoint(nursery, self._parts.name, target, _limit_s(used))
+            return await launcher.checkpoint(nursery, self._parts.name, target, _limit_s(used), self._gone.wait())
         finally:
             os.close(target)
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from tartarus.guest.channel import channel_pair
 from tartarus.guest.program import Program
@@ -20,12 +20,14 @@ from tartarus.runtimes.container.storage import directory, inodes_for, tmpfs
 from tartarus.runtimes.gvisor import layout, spec
 from tartarus.runtimes.gvisor.limits import with_overhead
 from tartarus.runtimes.gvisor.log import RunscLog
+from tartarus.runtimes.gvisor.platforms import Platforms
 from tartarus.runtimes.gvisor.ready import ReadyRunsc, Started
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.nursery import Clone, Nursery, exhausted_or_failed
 
 READY_TIMEOUT_S = 20.0
 _TELL_TIMEOUT_S = 20.0
+_AFTER_END_S = 5.0
 AGENT_COMMAND = (spec.AGENT, "agent", "--channel=0")
 _COMMON = ("/runsc", "--ignore-cgroups", "--network=none", "--overlay2=none", "--file-access=exclusive")
 
@@ -36,12 +38,11 @@ class Launcher:
     Without groups each is process 1 of a pid namespace of its own, by which it can be ended.
     """
 
-    def __init__(self, hierarchy: Hierarchy | None, id_map: IdMap, platform: str) -> None:
+    def __init__(self, hierarchy: Hierarchy | None, id_map: IdMap, platforms: Platforms) -> None:
         self.hierarchy = hierarchy
-        self.platform = platform
+        self.platforms = platforms
         self.id_map = id_map
         self.shared = hierarchy is not None
-        self._common = (*_COMMON, f"--platform={platform}")
         self._n_entries = hierarchy.n_entries if hierarchy is not None else 0
         self._count = 0
         self._mount_namespace = -1
@@ -58,7 +59,8 @@ class Launcher:
         return self.hierarchy.create(name, None if resources is None else with_overhead(resources))
 
     def _argv(self, *words: str, shared: bool = True) -> list[str]:
-        return [*self._common, f"--root={layout.SHARED_STATE if shared else layout.STATE}", *words]
+        root = layout.SHARED_STATE if shared else layout.STATE
+        return [*_COMMON, f"--platform={self.platforms.name}", f"--root={root}", *words]
 
     async def start(
         self,
@@ -197,10 +199,13 @@ class Launcher:
                 os.close(fd)
         return ready.parts._replace(born=born, steps=program.steps)
 
-    async def checkpoint(self, nursery: Nursery, name: str, into: int | None, timeout_s: float) -> str:
+    async def checkpoint(
+        self, nursery: Nursery, name: str, into: int | None, timeout_s: float, gone: Awaitable[object]
+    ) -> str:
         """Write a guest into an open directory, or into the template's image; what runsc said. Its runsc ends.
 
-        Raises GuestFailed when no runsc could be asked or none answered in time.
+        `gone` completes when the guest's first process has ended, with this or by itself. Raises GuestFailed when no
+        runsc could be asked or none answered in time.
         """
         where = layout.IMAGES if into is None else layout.SAVED
         command = self._argv(
@@ -211,30 +216,50 @@ class Launcher:
         try:
             fds = [] if into is None else [into]
             born = await self._command(nursery, program, log, fds, mounts=into is not None)
+            asking = asyncio.ensure_future(ended(born, timeout_s, "saving the sandbox"))
+            end = asyncio.ensure_future(gone)
             try:
-                await ended(born, timeout_s, "saving the sandbox")
+                await asyncio.wait({asking, end}, return_when=asyncio.FIRST_COMPLETED)
+                # When the guest has ended there is little left to do for the command, or nobody left to ask.
+                await asyncio.wait_for(asking, timeout_s if asking.done() else _AFTER_END_S)
+            except TimeoutError:
+                raise GuestFailed("the sandbox ended while it was being saved") from None
             finally:
+                end.cancel()
+                asking.cancel()
+                await asyncio.wait({asking})
                 os.close(born.pidfd)
             return log.text()
         finally:
             log.close()
 
-    async def tell(self, nursery: Nursery, what: str, name: str) -> str:
-        """Have runsc `pause` or `resume` a guest within its own kernel; what it said, which is nothing if it did.
+    async def tell(self, nursery: Nursery, what: Sequence[str], name: str, rest: Sequence[str] = ()) -> str:
+        """Have runsc do something with a guest within its own kernel; what it said, which is nothing if it did.
 
         Raises GuestFailed when no runsc could be asked or none answered in time.
         """
         log = RunscLog()
         try:
-            program = layout.command_program(self._argv(what, name), 0)
+            program = layout.command_program(self._argv(*what, name, *rest), 0)
             born = await self._command(nursery, program, log, [], mounts=False)
             try:
-                await ended(born, _TELL_TIMEOUT_S, f"runsc {what}")
+                await ended(born, _TELL_TIMEOUT_S, f"runsc {what[0]}")
             finally:
                 os.close(born.pidfd)
             return log.text()
         finally:
             log.close()
+
+    async def name(self, nursery: Nursery, name: str, hostname: str) -> None:
+        """Give a restored guest a host name, by a process of the agent's program in it.
+
+        Nothing else in a guest has the privilege that this takes. Raises GuestFailed.
+        """
+        said = await self.tell(nursery, ["exec", "--cap=CAP_SYS_ADMIN", "--user=0:0", "--cwd=/"], name, [
+            spec.AGENT, "name", hostname,
+        ])  # fmt: skip
+        if said:
+            raise GuestFailed("the restored sandbox can't be named", why=said, fix="tartarus doctor")
 
     async def _command(
         self, nursery: Nursery, program: Program, log: RunscLog, fds: Sequence[int], *, mounts: bool

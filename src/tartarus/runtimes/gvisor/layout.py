@@ -52,7 +52,7 @@ SAVED, RESTORED = "/w/out", "/w/in"
 """Where a directory to save into, and the files of a guest to restore, are mounted for the runsc that uses them."""
 IMAGE_FILES = ("checkpoint.img", "pages_meta.img", "pages.img")
 """What runsc writes into a directory when it saves a guest without compression."""
-DEVICES = ("null", "zero", "full", "random", "urandom", "kvm")
+DEVICES = ("null", "zero", "full", "random", "urandom")
 AT_RECURSIVE = 0x8000
 O_WRONLY_CREATE = 0o101
 _CLOSE_ON_EXEC_RANGE = 4  # CLOSE_RANGE_CLOEXEC
@@ -83,7 +83,9 @@ def _place(program: Program, path: str, *, is_directory: bool) -> None:
         program.syscall("mknodat", AT_FDCWD, path, 0o100644, 0, step=f"make {path}", ok=EEXIST)
 
 
-def stage_program(stage: Path, rootfs: RootFs, runsc: Path, agent: Path, *, image_bytes: int, owner: int) -> Program:
+def stage_program(
+    stage: Path, rootfs: RootFs, runsc: Path, agent: Path, *, image_bytes: int, owner: int, kvm: bool = False
+) -> Program:
     """Build the root that runsc works in at `stage`, in a mount namespace of the nursery's own, and enter it."""
     base = str(stage)
     program = Program()
@@ -100,7 +102,7 @@ def stage_program(stage: Path, rootfs: RootFs, runsc: Path, agent: Path, *, imag
         program.syscall("fchownat", AT_FDCWD, f"{base}/{name}", owner, owner, 0, step=f"give {name} to the sandbox")
     _place(program, f"{base}/runsc", is_directory=False)
     _bind(program, str(runsc), f"{base}/runsc", SAFE_READ_ONLY)
-    for device in DEVICES:
+    for device in (*DEVICES, *(("kvm",) if kvm else ())):
         _place(program, f"{base}/dev/{device}", is_directory=False)
         program.syscall("mount", f"/dev/{device}", f"{base}/dev/{device}", 0, MS_BIND, 0, step=f"bind /dev/{device}",
                         ok=ENOENT)  # fmt: skip

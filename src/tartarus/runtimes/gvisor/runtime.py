@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 from pathlib import Path
 
 import msgspec
 
 from tartarus.guest.binary import agent_binary
+from tartarus.guest.protocol import fixup_payload
 from tartarus.model.errors import GuestFailed, IsolationUnavailable, TemplateFailed, Unsupported
 from tartarus.model.sandbox import Isolation
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
@@ -20,6 +22,7 @@ from tartarus.runtimes.gvisor import layout, saving, spec
 from tartarus.runtimes.gvisor.guest import Home, RunscGuest
 from tartarus.runtimes.gvisor.launch import Launcher
 from tartarus.runtimes.gvisor.limits import with_overhead
+from tartarus.runtimes.gvisor.platforms import Platforms, Wanted
 from tartarus.runtimes.gvisor.ready import ReadyRunsc, Started
 from tartarus.runtimes.gvisor.snapshot import GvisorSnapshot
 from tartarus.runtimes.idmap import IdMap
@@ -27,6 +30,7 @@ from tartarus.runtimes.nursery import WARM_UP_TIMEOUT_S, Nursery, exhausted_or_f
 
 IMAGE_BYTES = 4 * 1024**3
 CHECKPOINT_TIMEOUT_S = 60.0
+_WARM_NAME = "sandbox"
 
 
 class GvisorRuntime:
@@ -46,7 +50,7 @@ class GvisorRuntime:
         id_map: IdMap,
         trees: saving.Trees | None = None,
         *,
-        platform: str = "systrap",
+        platform: Wanted = "systrap",
     ) -> None:
         found = shutil.which("runsc")
         if found is None:
@@ -60,7 +64,8 @@ class GvisorRuntime:
         self._runsc = Path(found).resolve()
         self._stage = state_dir / "gvisor"
         self._stage.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._launcher = Launcher(hierarchy, id_map, platform)
+        self._platforms = Platforms(platform)
+        self._launcher = Launcher(hierarchy, id_map, self._platforms)
         self._id_map = id_map
         self._trees = trees
         self._lacking = lacking(hierarchy)
@@ -75,6 +80,7 @@ class GvisorRuntime:
             cpu_limit="none" if "cpu" in self._lacking else "cgroup",
             saves_memory=self._launcher.shared and self._trees is not None,
             missing=weaker_limits(self._lacking - {"pids"}),
+            how=str(self._platforms),
         )
 
     def places(self, rootfs: RootFs, guest_id: str) -> Places:  # noqa: ARG002 - each guest has a root of its own
@@ -92,7 +98,13 @@ class GvisorRuntime:
             await nursery.run(unshare_program(CLONE_NEWNS))
             await nursery.run(
                 layout.stage_program(
-                    self._stage, rootfs, self._runsc, agent_binary(), image_bytes=IMAGE_BYTES, owner=self._id_map.base
+                    self._stage,
+                    rootfs,
+                    self._runsc,
+                    agent_binary(),
+                    image_bytes=IMAGE_BYTES,
+                    owner=self._id_map.base,
+                    kvm=self._platforms.may_be_kvm,
                 )
             )
             await nursery.run(unshare_program(layout.NURSERY_FLAGS))
@@ -109,7 +121,20 @@ class GvisorRuntime:
         snapshot = GvisorSnapshot(self, rootfs, nursery, cgroup)
         self._snapshots.add(snapshot)
         nursery.control.closed.add_done_callback(lambda _: self._snapshots.discard(snapshot))
+        try:
+            await self._platforms.settle(lambda: self._start_one(snapshot))
+        except BaseException:
+            await asyncio.shield(snapshot.close())
+            raise
         return snapshot
+
+    async def _start_one(self, snapshot: GvisorSnapshot) -> None:
+        request = GuestRequest(self._launcher.new_name("probe"), "probe", snapshot.rootfs.template.resources)
+        guest = await self.clone(snapshot, request, warm=False)
+        try:
+            await guest.ready()
+        finally:
+            await asyncio.shield(guest.destroy())
 
     async def make_image(self, snapshot: GvisorSnapshot) -> None:
         """Warm a guest up and save it. Raises TemplateFailed with what it printed."""
@@ -119,13 +144,15 @@ class GvisorRuntime:
         snapshot.cool()
         argv[2:4] = ["resident", "--channel=0", f"--agent={spec.AGENT}"]
         name = self._launcher.new_name("warm")
-        request = GuestRequest(name, "sandbox", snapshot.rootfs.template.resources)
+        request = GuestRequest(name, _WARM_NAME, snapshot.rootfs.template.resources)
         parts = await self._launcher.start(snapshot.nursery, snapshot.rootfs, request, ["run"], argv, env, shared=True)
         guest = await self._guest(snapshot, parts, request, warm=True)
         try:
             await _warmed(guest, snapshot.nursery.what)
             try:
-                said = await self._launcher.checkpoint(snapshot.nursery, name, None, CHECKPOINT_TIMEOUT_S)
+                said = await self._launcher.checkpoint(
+                    snapshot.nursery, name, None, CHECKPOINT_TIMEOUT_S, asyncio.shield(guest.ended)
+                )
             except GuestFailed as error:
                 raise TemplateFailed(f"{snapshot.nursery.what} can't be saved", why=str(error)) from error
             if said or not set(layout.IMAGE_FILES) <= {path.name for path in snapshot.image_files()}:
@@ -138,7 +165,7 @@ class GvisorRuntime:
         """Start a runsc for a guest to come; nothing where there is no cgroup to end it by."""
         if not self._launcher.shared:
             return None
-        request = GuestRequest(self._launcher.new_name("ready"), "sandbox", snapshot.rootfs.template.resources)
+        request = GuestRequest(self._launcher.new_name("ready"), _WARM_NAME, snapshot.rootfs.template.resources)
         return await self._launcher.ahead(snapshot.nursery, snapshot.rootfs, request)
 
     async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
@@ -154,7 +181,7 @@ class GvisorRuntime:
             how = ["restore", f"--image-path={layout.IMAGES}"] if warm else ["run"]
             shared = self._launcher.shared
             parts = await self._launcher.start(snapshot.nursery, snapshot.rootfs, request, how, shared=shared)
-        return await self._guest(snapshot, parts, request, warm=warm)
+        return await self._guest(snapshot, parts, request, warm=warm, hostname=_WARM_NAME if warm else "")
 
     async def _into(self, snapshot: GvisorSnapshot, ready: ReadyRunsc, request: GuestRequest) -> Started:
         try:
@@ -167,21 +194,37 @@ class GvisorRuntime:
             raise
 
     async def _guest(
-        self, snapshot: GvisorSnapshot, parts: Started, request: GuestRequest, *, warm: bool
+        self,
+        snapshot: GvisorSnapshot,
+        parts: Started,
+        request: GuestRequest,
+        *,
+        warm: bool,
+        hostname: str = "",
     ) -> RunscGuest:
+        """The guest. `hostname`: what a restored one believes to be called."""
         home = Home(self._launcher, snapshot.nursery, lambda: self.needs(snapshot), self._trees)
+        targets = tuple(mount.target for mount in request.mounts)
         guest = RunscGuest(
             parts, home, request.resources,
             warm=warm, changes=_upper(parts.storage, request.storage),
-            mounts=tuple(mount.target for mount in request.mounts),
+            facts=saving.Facts(request.resources.pids, targets, request.hostname),
         )  # fmt: skip
         snapshot.hold(guest)
         await guest.channel.open(request.session)
+        if hostname not in {"", request.hostname}:
+            # What it is asked from now on finds the right name.
+            try:
+                await guest.ready()
+                await self._launcher.name(snapshot.nursery, parts.name, request.hostname)
+            except BaseException:
+                await asyncio.shield(guest.destroy())
+                raise
         return guest
 
     def needs(self, snapshot: Snapshot) -> dict[str, str]:
         """The runsc and its platform, the processor, the agent, the template."""
-        return saving.needs_of(snapshot.rootfs, self._runsc, self._launcher.platform)
+        return saving.needs_of(snapshot.rootfs, self._runsc, self._platforms.name)
 
     async def restore(self, snapshot: Snapshot, saved: Path, request: GuestRequest) -> Guest:
         """A guest that goes on where one was saved. Raises Unsupported, ImageRefused, GuestFailed or NoSpace."""
@@ -203,7 +246,10 @@ class GvisorRuntime:
             )
         finally:
             kept.close()
-        return await self._guest(snapshot, parts, request, warm=True)
+        guest = await self._guest(snapshot, parts, request, warm=True, hostname=kept.facts.hostname)
+        if kept.facts.hostname != request.hostname:
+            await guest.channel.renew(fixup_payload(0, b"", "", secrets.token_hex(16)))
+        return guest
 
     async def close(self) -> None:
         """End every nursery."""

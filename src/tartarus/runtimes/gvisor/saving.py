@@ -45,13 +45,14 @@ class Trees(Protocol):
 
 
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What runsc's image does not let be changed: the process limit and where host directories are mounted.
+    """What is in runsc's image: the process limit, where host directories are mounted, the host name.
 
     `files`: the digest of the archive of what the guest wrote; nothing when it wrote nothing.
     """
 
     pids: int
     mounts: tuple[str, ...]
+    hostname: str
     files: str = ""
 
 
@@ -134,9 +135,7 @@ def is_whole(directory: int) -> bool:
     return set(IMAGE_FILES) <= set(os.listdir(directory))
 
 
-def keep_files(
-    trees: Trees, storage: int, directory: int, resources: Resources, mounts: tuple[str, ...], id_base: int
-) -> None:
+def keep_files(trees: Trees, storage: int, directory: int, resources: Resources, facts: Facts, id_base: int) -> None:
     """Write what the guest wrote, and the facts, beside its image. Raises GuestFailed or NoSpace; blocks.
 
     Nothing of the guest may run.
@@ -150,7 +149,7 @@ def keep_files(
                 digest = trees.pack(upper, archive, most_bytes=resources.disk_bytes, id_base=id_base)
             finally:
                 os.close(archive)
-        _write(directory, FACTS, msgspec.json.encode(Facts(resources.pids, mounts, digest)))
+        _write(directory, FACTS, msgspec.json.encode(msgspec.structs.replace(facts, files=digest)))
     except ImageRefused as refused:
         raise GuestFailed("the sandbox's files can't be saved", why=f"{refused.what}: {refused.why}") from None
     except OSError as error:

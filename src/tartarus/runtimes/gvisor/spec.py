@@ -63,6 +63,8 @@ def bundle(
              "options": ["mode=1777", f"size={max(SHM_MIN, resources.memory_bytes // 2)}"]},
             # Else runsc puts a tmpfs of the sandbox's memory there, without a limit.
             {"destination": "/tmp", "type": "bind", "source": f"{root}/tmp", "options": ["bind", "rw"]},  # noqa: S108
+            # Out of reach of whoever is root inside: it is once run with a privilege, to name a restored guest.
+            {"destination": "/.tartarus", "type": "bind", "source": "/a/.tartarus", "options": ["rbind", "ro"]},
             *({"destination": target, "type": "bind", "source": source, "options": ["rbind", "ro"]}
               for source, target in binds),
             *({"destination": mount.target, "type": "bind", "source": source,

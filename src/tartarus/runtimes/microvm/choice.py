@@ -19,6 +19,7 @@ from tartarus.runtimes.microvm import versions
 from tartarus.runtimes.microvm.cloud_hypervisor import CloudHypervisor
 from tartarus.runtimes.microvm.driver import Driver
 from tartarus.runtimes.microvm.firecracker import Firecracker
+from tartarus.runtimes.microvm.jailer import Jailed
 from tartarus.runtimes.microvm.launcher import Launcher
 from tartarus.runtimes.microvm.monitor import Confined
 from tartarus.runtimes.microvm.qemu import Qemu
@@ -42,16 +43,26 @@ class Candidate(NamedTuple):
         return f"{self.monitor.title} with KVM" if self.accelerator == "kvm" else f"{self.monitor.title}, emulating"
 
 
-def candidates(wanted: MicrovmMonitor, launcher: Launcher, place: Path) -> list[Candidate]:
-    """What to try, in this order. `place`: where monitors that are told paths get their homes."""
+def candidates(wanted: MicrovmMonitor, launcher: Launcher, place: Path, *, jailer: bool = False) -> list[Candidate]:
+    """What to try, in this order. `place`: where monitors that are told paths get their homes.
+
+    `jailer`: Firecracker is started by its own instead of by us.
+    """
     homes = place / "homes"
-    start = Confined(launcher)
+    start = Confined(launcher, homes)
+
+    def firecracker() -> Driver:
+        if not jailer:
+            return Firecracker(start)
+        program = versions.program_of(versions.FIRECRACKER)
+        return Firecracker(Jailed(launcher, homes / "jails", program), program)
+
     no_kvm = "" if os.access(KVM, os.R_OK | os.W_OK) else _NO_KVM
     known = [
         Candidate(versions.QEMU, "kvm", lambda: Qemu(launcher, "kvm"), True, no_kvm),
         Candidate(versions.QEMU, "tcg", lambda: Qemu(launcher, "tcg"), False),
-        Candidate(versions.FIRECRACKER, "kvm", lambda: Firecracker(start, homes), True, no_kvm),
-        Candidate(versions.CLOUD_HYPERVISOR, "kvm", lambda: CloudHypervisor(start, homes), True, no_kvm),
+        Candidate(versions.FIRECRACKER, "kvm", firecracker, True, no_kvm),
+        Candidate(versions.CLOUD_HYPERVISOR, "kvm", lambda: CloudHypervisor(start), True, no_kvm),
     ]
     return [one for one in known if wanted in (MicrovmMonitor.AUTO, one.monitor.name)]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -78,10 +77,9 @@ class CloudHypervisorMachine(VsockMachine):
         )  # fmt: skip
 
     async def _snapshot(self, device_state: int, memory_file: int) -> None:
-        await self.disconnect()
-        home = self.monitor.home
-        home.directory(_SAVED)
-        await self.api.call("PUT", "/vm.snapshot", {"destination_url": _URL})
+        async with self.saving() as home:
+            home.directory(_SAVED)
+            await self.api.call("PUT", "/vm.snapshot", {"destination_url": _URL})
         size = self._parts.hardware.memory_bytes
         await asyncio.to_thread(self._take_memory, size, memory_file)
         texts = [await asyncio.to_thread(self._text, name) for name in (_CONFIG, _STATE)]
@@ -102,7 +100,7 @@ class CloudHypervisorMachine(VsockMachine):
 
 
 class CloudHypervisor:
-    """Starts Cloud Hypervisor. `place`: a directory for the homes of its processes.
+    """Starts Cloud Hypervisor.
 
     `on_demand`: restored machines take pages from the saved memory when they touch them, which needs the right to
     handle page faults of the kernel (userfaultfd); else the monitor copies all of it before it goes on.
@@ -112,9 +110,8 @@ class CloudHypervisor:
     modules: tuple[str, ...] = kernel.VSOCK_BOOT
     loads_packed_kernels = False
 
-    def __init__(self, start: Start, place: Path, program: str | None = None, *, on_demand: bool = False) -> None:
+    def __init__(self, start: Start, program: str | None = None, *, on_demand: bool = False) -> None:
         self._start = start
-        self._place = place
         self._on_demand = on_demand
         self._program = program or versions.program_of(versions.CLOUD_HYPERVISOR)
 
@@ -125,13 +122,14 @@ class CloudHypervisor:
     async def boot(self, parts: Parts, cgroup: Cgroup | None) -> Machine:
         """Start a machine from its kernel, and wait until its agent serves."""
         assert parts.boot is not None
-        machine = await self._begin(_disks(parts), parts, cgroup)
+        machine = await self._begin({"memory": parts.memory, **_disks(parts)}, parts, cgroup)
         try:
             # Files of its own: its Landlock domain takes no rule for a memory file.
             for name, fd in (("kernel", parts.boot.kernel), ("initramfs", parts.boot.initramfs)):
                 await asyncio.to_thread(machine.monitor.home.put, name, os.pread(fd, os.fstat(fd).st_size, 0))
             await machine.api.call("PUT", "/vm.create", configuration(parts))
             await machine.api.call("PUT", "/vm.boot")
+            machine.started()
             await machine.reach(BOOT_TIMEOUT_S)
         except GuestFailed as error:
             raise await failed_boot(machine, error) from error
@@ -149,11 +147,12 @@ class CloudHypervisor:
         if self._on_demand:
             body["memory_restore_mode"] = "OnDemand"
         try:
-            home.directory(_SAVED)
+            home.directory(_SAVED, written=False)
             home.put(f"{_SAVED}/{_CONFIG}", restored_configuration(devices.config, parts))
             home.put(f"{_SAVED}/{_STATE}", devices.state.encode())
             home.link(f"{_SAVED}/{_MEMORY}", "../memory")
             await machine.api.call("PUT", "/vm.restore", body)
+            machine.started()
         except BaseException:
             await end(machine)
             raise
@@ -161,7 +160,7 @@ class CloudHypervisor:
 
     async def _begin(self, files: dict[str, int], parts: Parts, cgroup: Cgroup | None) -> CloudHypervisorMachine:
         argv = [self._program, "--api-socket", f"path={API_SOCKET}", "--seccomp", "true"]
-        monitor = await Monitor.start(self._start, self._place, argv, files, cgroup)
+        monitor = await Monitor.start(self._start, argv, files, cgroup)
         try:
             return CloudHypervisorMachine(monitor, VmmApi(monitor.home, API_SOCKET, BASE), parts)
         except BaseException:

@@ -8,7 +8,7 @@ system call filters stay on, which is its default.
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+import os
 from typing import Any
 
 from tartarus.model.errors import GuestFailed, Unsupported
@@ -33,7 +33,12 @@ _COMMAND_LINE = (
 
 
 class FirecrackerMachine(VsockMachine):
-    """One Firecracker process."""
+    """One Firecracker process. `copies`: see `Start`."""
+
+    def __init__(self, monitor: Monitor, api: VmmApi, parts: Parts, *, copies: bool) -> None:
+        super().__init__(monitor, api)
+        self._parts = parts
+        self._copies = copies
 
     async def pause(self) -> None:
         """Stop its processors."""
@@ -47,29 +52,41 @@ class FirecrackerMachine(VsockMachine):
         """Stop it and write its memory, where it was started with `share`, and its devices' state."""
         await self.pause()
         await self._snapshot("memory", device_state)
+        if self._copies:
+            await asyncio.to_thread(self._take_back)
 
     async def save_devices(self, device_state: int) -> None:
         """Write its devices' state. It has no command for that alone: the memory that comes along is thrown away."""
-        await self._snapshot("memory.unused", device_state)
-        self.monitor.home.drop("memory.unused")
+        try:
+            await self._snapshot("memory.unused", device_state)
+        finally:
+            self.monitor.home.drop("memory.unused")
+
+    def _take_back(self) -> None:
+        parts, home = self._parts, self.monitor.home
+        for name, into in (("memory", parts.memory), ("scratch", parts.scratch)):
+            size = os.fstat(into).st_size
+            if home.holds(name, into):
+                continue
+            home.take(name, size, into)
+            os.ftruncate(into, size)
 
     async def _snapshot(self, memory_name: str, device_state: int) -> None:
-        await self.disconnect()
         body = {"snapshot_type": "Full", "snapshot_path": "state.saved", "mem_file_path": memory_name}
-        await self.api.call("PUT", "/snapshot/create", body)
-        await asyncio.to_thread(self.monitor.home.take, "state.saved", _MOST_DEVICE_BYTES, device_state)
+        async with self.saving() as home:
+            await self.api.call("PUT", "/snapshot/create", body)
+        await asyncio.to_thread(home.take, "state.saved", _MOST_DEVICE_BYTES, device_state)
 
 
 class Firecracker:
-    """Starts Firecracker. `place`: a directory for the homes of its processes."""
+    """Starts Firecracker."""
 
     name = versions.FIRECRACKER.name
     modules: tuple[str, ...] = kernel.VSOCK_BOOT
     loads_packed_kernels = False
 
-    def __init__(self, start: Start, place: Path, program: str | None = None) -> None:
+    def __init__(self, start: Start, program: str | None = None) -> None:
         self._start = start
-        self._place = place
         self._program = program or versions.program_of(versions.FIRECRACKER)
 
     async def version(self) -> str:
@@ -82,12 +99,13 @@ class Firecracker:
             raise Unsupported(f"Firecracker's machines have at most {MOST_CPUS} processors", fix="ask for fewer")
         assert parts.boot is not None
         files = {"kernel": parts.boot.kernel, "initramfs": parts.boot.initramfs, **_disks(parts)}
-        if parts.share:
+        if parts.share and not self._start.copies:
             files["memory"] = parts.memory
-        machine = await self._begin(files, cgroup)
+        machine = await self._begin(files, parts, cgroup)
         try:
             for path, body in configuration(parts):
                 await machine.api.call("PUT", path, body)
+            machine.started()
             await machine.reach(BOOT_TIMEOUT_S)
         except GuestFailed as error:
             raise await failed_boot(machine, error) from error
@@ -98,21 +116,23 @@ class Firecracker:
 
     async def restore(self, parts: Parts, device_state: int, cgroup: Cgroup | None) -> Machine:
         """Start a machine where another was saved; its memory is mapped privately from the saved one."""
-        machine = await self._begin({"memory": parts.memory, "state": device_state, **_disks(parts)}, cgroup)
+        machine = await self._begin({"memory": parts.memory, "state": device_state, **_disks(parts)}, parts, cgroup)
         backend = {"backend_type": "File", "backend_path": "memory"}
         body = {"snapshot_path": "state", "mem_backend": backend, "resume_vm": False}
         try:
             await machine.api.call("PUT", "/snapshot/load", body)
+            machine.started()
         except BaseException:
             await end(machine)
             raise
         return machine
 
-    async def _begin(self, files: dict[str, int], cgroup: Cgroup | None) -> FirecrackerMachine:
+    async def _begin(self, files: dict[str, int], parts: Parts, cgroup: Cgroup | None) -> FirecrackerMachine:
         argv = [self._program, "--api-sock", API_SOCKET]
-        monitor = await Monitor.start(self._start, self._place, argv, files, cgroup)
+        monitor = await Monitor.start(self._start, argv, files, cgroup)
         try:
-            return FirecrackerMachine(monitor, VmmApi(monitor.home, API_SOCKET))
+            api = VmmApi(monitor.home, API_SOCKET)
+            return FirecrackerMachine(monitor, api, parts, copies=self._start.copies)
         except BaseException:
             await monitor.end()
             raise

@@ -23,6 +23,9 @@ from tartarus.runtimes.microvm.driver import Hardware, Machine
 MONITOR_BYTES = 160 * 1024 * 1024
 """Memory that a monitor may need beside its machine's: QEMU's own (26 MB measured) and 64 MB of translated code."""
 MONITOR_TASKS = 64
+HEARTBEAT_S = 20.0
+"""How often a machine's agent is asked whether it is there, and how long its answer may take."""
+_MOST_MISSED = 3
 _ENTROPY = 64
 
 
@@ -61,7 +64,11 @@ class MachineGuest:
         self._final: Stats | None = None
         self._renewed: asyncio.Task[None] | None = None
         self._limiting: asyncio.Task[FixedUp] | None = None
+        self._why = ""
+        # A host end that gave up on what the guest said would else leave a machine that nobody can reach.
+        self.channel.closed.add_done_callback(self._channel_lost)
         self._cleanup = asyncio.create_task(self._clean_up())
+        self._heartbeat = asyncio.create_task(self._watch_agent())
 
     @property
     def pidfd(self) -> int:
@@ -93,6 +100,35 @@ class MachineGuest:
                 why="its kernel counts neither tasks nor memory of a group",
                 fix="use a kernel with CONFIG_CGROUP_PIDS and CONFIG_MEMCG",
             )
+
+    @property
+    def why_ended(self) -> str:
+        """Why it ended by itself, as far as that is known."""
+        return self._why or getattr(self._machine, "why_ended", "")
+
+    def _channel_lost(self, closed: asyncio.Future[GuestFailed | None]) -> None:
+        error = closed.result()
+        if error is not None and self._machine.pidfd >= 0 and "broke" in error.what:
+            self._why = f"{error.what}: {error.why}"
+        self._machine.kill()
+
+    async def _watch_agent(self) -> None:
+        """End a machine whose agent does not answer: one that was halted does nothing any more, and says nothing."""
+        missed = 0
+        while missed < _MOST_MISSED:
+            await asyncio.sleep(HEARTBEAT_S)
+            if self._paused or self._frozen or self.channel.is_quiet:
+                missed = 0
+                continue
+            try:
+                await asyncio.wait_for(self.channel.ping(b"alive"), HEARTBEAT_S)
+                missed = 0
+            except TimeoutError:
+                missed += 1
+            except GuestFailed:
+                return
+        self._why = "its machine stopped answering: it halted or hangs"
+        self._machine.kill()
 
     async def pause(self) -> None:
         """Stop its processors."""
@@ -152,7 +188,7 @@ class MachineGuest:
     async def _clean_up(self) -> None:
         await self._machine.ended
         try:
-            for task in (self._renewed, self._limiting):
+            for task in (self._renewed, self._limiting, self._heartbeat):
                 if task is not None:
                     task.cancel()
             self._final = msgspec.structs.replace(self.stats(), memory_bytes=0, pids=0)

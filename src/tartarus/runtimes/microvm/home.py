@@ -22,10 +22,12 @@ from tartarus.runtimes.microvm import memory
 class Home:
     """One monitor's directory. Paths inside are told relative to it, so that they are the same for every clone."""
 
-    def __init__(self, place: Path) -> None:
-        self.path = place / secrets.token_hex(8)
+    def __init__(self, place: Path, below: str = "") -> None:
+        """A new one in `place`; or, with `below`, as a directory of that name in a new one."""
+        self._top = place / secrets.token_hex(8)
+        self.path = self._top / below
         self.uid = -1
-        self.path.mkdir(mode=0o700)
+        self.path.mkdir(mode=0o700, parents=bool(below))
         self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def belong_to(self, uid: int) -> None:
@@ -33,16 +35,34 @@ class Home:
         os.fchown(self.fd, uid, uid)
         self.uid = uid
 
+    def close_to_monitor(self) -> None:
+        """Its monitor listens: from now on it makes no file here, and so can't fill the host's disk."""
+        os.fchmod(self.fd, 0o711)
+        os.fchown(self.fd, 0, 0)
+
+    def open_to_monitor(self) -> None:
+        """It is to write something that we asked for."""
+        os.fchown(self.fd, self.uid, self.uid)
+        os.fchmod(self.fd, 0o700)
+
+    @property
+    def id(self) -> str:
+        """What tells it from others: letters and digits."""
+        return self._top.name
+
     def point(self, name: str, number: int) -> None:
         """Let `name` be the descriptor that the monitor inherits under that number."""
         os.symlink(f"/proc/self/fd/{number}", name, dir_fd=self.fd)
 
-    def directory(self, name: str) -> None:
-        """Make a directory there that the monitor can write to."""
+    def directory(self, name: str, *, written: bool = True) -> None:
+        """Make a directory there; the monitor can write to it if it is to be `written`."""
         os.mkdir(name, 0o700, dir_fd=self.fd)
         held = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
         try:
-            os.fchown(held, self.uid, self.uid)
+            if written:
+                os.fchown(held, self.uid, self.uid)
+            else:
+                os.fchmod(held, 0o711)
         finally:
             os.close(held)
 
@@ -65,6 +85,13 @@ class Home:
         except OSError:
             return False
         return True
+
+    def holds(self, name: str, fd: int) -> bool:
+        """Whether a name there is the very file behind a descriptor."""
+        try:
+            return os.path.samestat(os.stat(name, dir_fd=self.fd, follow_symlinks=False), os.fstat(fd))
+        except OSError:
+            return False
 
     def connect(self, name: str) -> socket.socket:
         """Connect to a socket that the monitor listens on. Raises OSError, GuestFailed for what is no such socket.
@@ -120,7 +147,7 @@ class Home:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-            shutil.rmtree(self.path, ignore_errors=True)
+            shutil.rmtree(self._top, ignore_errors=True)
 
     @contextlib.contextmanager
     def _parent(self, name: str) -> Iterator[tuple[int, str]]:

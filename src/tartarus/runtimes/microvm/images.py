@@ -8,16 +8,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import structlog
 
-from tartarus.model.errors import Unsupported
+from tartarus.model.errors import NoSpace, Unsupported
+from tartarus.model.units import format_size
 from tartarus.runtimes.base import RootFs
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.microvm import packing
+from tartarus.runtimes.trees import remove_tree
 
 _log = structlog.get_logger("tartarus.runtimes.microvm")
 _KEPT_S = 30 * 86400.0
@@ -25,6 +29,9 @@ _MOST_BINDS = 8
 _READ_BYTES = 1024 * 1024
 _OTHERS_READ, _OTHERS_ENTER = 0o004, 0o005
 _MOST_UNREADABLE = 1000
+_BLOCK = 4096
+_ROOM = 1.1
+"""What an image takes of what its files have: names and directories come on top."""
 
 
 class Images(msgspec.Struct, frozen=True):
@@ -48,16 +55,16 @@ class Packer:
         self._stage = stage
         self._id_map = id_map
         self._lock = asyncio.Lock()
-        for directory in (place, stage):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in place.glob(".*-*"):
-            leftover.unlink(missing_ok=True)
+            remove_tree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         for image in place.glob("*.erofs"):
             if time.time() - image.stat().st_mtime > _KEPT_S:
                 image.unlink(missing_ok=True)
 
     async def open(self, rootfs: RootFs) -> Images:
         """The images of a template, packed now if they are not there."""
+        for directory in (self._place, self._stage):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if len(rootfs.binds) > _MOST_BINDS:
             raise Unsupported(f"a microVM shows at most {_MOST_BINDS} directories of the host")
         held: list[tuple[int, str]] = []
@@ -87,11 +94,13 @@ class Packer:
         return os.open(image, os.O_RDONLY | os.O_CLOEXEC), digest.read_text()
 
     async def _bind(self, source: Path) -> tuple[int, str]:
-        stamp, unreadable = await asyncio.to_thread(survey, source)
+        found = await asyncio.to_thread(survey, source)
+        stamp, unreadable = found.stamp, found.unreadable
         prefix = f"host-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}-"
         image = self._place / f"{prefix}{stamp}.erofs"
         if not image.exists():
-            _log.info("packing", directory=str(source))
+            _log.info("packing", directory=str(source), size_bytes=found.size_bytes)
+            _require_room(self._place, found.size_bytes, source)
             await self._pack(image, packing.Source((source,), unreadable), f"the image of the host's {source}")
             for other in self._place.glob(f"{prefix}*"):
                 if other != image:
@@ -111,10 +120,19 @@ class Packer:
             aside.unlink(missing_ok=True)
 
 
-def survey(top: Path) -> tuple[str, tuple[str, ...]]:
-    """A stamp of what lies below a host directory, and what of it not everybody may read, as paths below it."""
+class Survey(NamedTuple):
+    """What lies below a host directory: a stamp of it, what not everybody may read (paths below it), how much it is."""
+
+    stamp: str
+    unreadable: tuple[str, ...]
+    size_bytes: int
+
+
+def survey(top: Path) -> Survey:
+    """Look at all of it, but for what is mounted there. Raises Unsupported."""
     seen = hashlib.sha256()
     unreadable: list[str] = []
+    size = 0
     pending = [os.fspath(top)]
     device = top.stat().st_dev
     while pending:
@@ -125,22 +143,29 @@ def survey(top: Path) -> tuple[str, tuple[str, ...]]:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                seen.update(
-                    f"{entry.path}\0{status.st_mode} {status.st_size} {status.st_mtime_ns} {status.st_ino}\n".encode(
-                        "utf-8", "surrogateescape"
-                    )
-                )
+                facts = f"{status.st_mode} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+                seen.update(f"{entry.path}\0{facts}\n".encode("utf-8", "surrogateescape"))
                 is_directory = entry.is_dir(follow_symlinks=False)
                 needed = _OTHERS_ENTER if is_directory else _OTHERS_READ
                 if not entry.is_symlink() and (status.st_mode & needed) != needed:
                     unreadable.append(os.path.relpath(entry.path, top))
                 elif is_directory and status.st_dev == device:
                     pending.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    size += -(-status.st_size // _BLOCK) * _BLOCK
     if len(unreadable) > _MOST_UNREADABLE:
-        raise Unsupported(
-            f"{top} has too many files that not everybody may read", fix="use a template of its own files"
+        raise Unsupported(f"{top} has too many files that only root may read", fix="use a template of its own files")
+    return Survey(seen.hexdigest()[:24], tuple(unreadable), size)
+
+
+def _require_room(place: Path, size: int, what: Path) -> None:
+    free = shutil.disk_usage(place).free
+    if free < size * _ROOM:
+        raise NoSpace(
+            f"there is no room for microVMs' image of the host's {what}",
+            why=f"it takes {format_size(int(size * _ROOM))}, and {format_size(free)} are free in {place}",
+            fix="make room there, or use a template of its own files",
         )
-    return seen.hexdigest()[:24], tuple(unreadable)
 
 
 def _sha256(path: Path) -> str:

@@ -1,12 +1,14 @@
 """Booted machines kept on disk, so that a daemon that starts anew need not boot and warm them again.
 
 A directory is complete or not there: it is written aside, made durable and renamed. It is named by all that its
-machine depends on; what is named otherwise is not looked at, and goes when there are too many.
+machine depends on; what is named otherwise is not looked at, and goes when there are too many. What is read back is
+checked against the digests of what was written: a page that rotted would be every guest's.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -22,6 +24,8 @@ from tartarus.runtimes.microvm.images import Images
 from tartarus.runtimes.microvm.snapshot import Frozen, Size
 
 MOST_KEPT = 12
+DIGESTS = "digests.json"
+_MOST_DIGESTS = 4096
 _ASIDE = ".keeping-"
 _log = structlog.get_logger("tartarus.runtimes.microvm")
 
@@ -38,7 +42,6 @@ class KeptMachines:
 
     def __init__(self, place: Path) -> None:
         self._place = place
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in place.glob(f"{_ASIDE}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -49,7 +52,12 @@ class KeptMachines:
             return None
         try:
             found = read(directory, images)
-        except (GuestFailed, OSError) as error:
+            try:
+                _verify(found, directory)
+            except BaseException:
+                found.close()
+                raise
+        except (GuestFailed, OSError, ValueError) as error:
             _log.warning("kept_machine_unreadable", name=name, error=str(error))
             shutil.rmtree(directory, ignore_errors=True)
             return None
@@ -59,9 +67,11 @@ class KeptMachines:
     def keep(self, name: str, frozen: Frozen) -> None:
         """Write a machine down, and forget the one that was not used for longest when there are too many."""
         try:
+            self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=self._place) as scratch:
                 aside = Path(scratch) / "machine"
                 aside.mkdir(mode=0o700)
+                (aside / DIGESTS).write_text(json.dumps(_digests(frozen)), encoding="ascii")
                 write(frozen, aside)
                 shutil.rmtree(self._place / name, ignore_errors=True)
                 aside.rename(self._place / name)
@@ -70,6 +80,19 @@ class KeptMachines:
         by_use = sorted(self._place.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in by_use[MOST_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _digests(frozen: Frozen) -> dict[str, str]:
+    parts = {saving.MEMORY: frozen.parts.memory, saving.SCRATCH: frozen.parts.scratch}
+    return {name: memory.digest(fd) for name, fd in (parts | {saving.DEVICES: frozen.device_state}).items()}
+
+
+def _verify(found: Frozen, directory: Path) -> None:
+    """Raise GuestFailed unless the machine that was read is the one that was written."""
+    with open(directory / DIGESTS, "rb") as file:
+        written = json.loads(file.read(_MOST_DIGESTS))
+    if written != _digests(found):
+        raise GuestFailed("a kept machine is damaged", why="it is not what was written")
 
 
 def write(frozen: Frozen, directory: Path) -> None:

@@ -35,6 +35,8 @@ FIRST_UID = OWNER_UID + 1
 UIDS = 65536
 _FLAGS = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
 _FIRST_FD = 3
+_FILE_SLACK = 64 * 1024 * 1024
+"""Beside what it is given, a monitor writes the state of its devices."""
 _ENTRIES_AT = 1
 _MAY_READ = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/opt")
 _FILES = ("/etc/ld.so.cache",)
@@ -64,7 +66,9 @@ class Own(NamedTuple):
     output: int
 
 
-def confined(argv: Sequence[str], uid: int, n_entries: int, abi: int, held: Sequence[int] | None = None) -> Program:
+def confined(
+    argv: Sequence[str], uid: int, n_entries: int, abi: int, largest_file: int, held: Sequence[int] | None = None
+) -> Program:
     """What a monitor does to itself before it is executed: its cgroup, its user, no rights, no files but its own.
 
     Of the passed descriptors, the first is its channel, then come the cgroup's entries, then its own. With `held`,
@@ -72,6 +76,7 @@ def confined(argv: Sequence[str], uid: int, n_entries: int, abi: int, held: Sequ
     """
     program = Program()
     _begin(program, n_entries, own=held is not None)
+    _limit(program, resource.RLIMIT_FSIZE, largest_file)
     caps.add_bounding_drop(program)
     groups = _kvm_groups()
     listed = program.blob(struct.pack(f"<{len(groups)}I", *groups) or bytes(4))
@@ -104,12 +109,16 @@ def _begin(program: Program, n_entries: int, *, own: bool) -> None:
     for index in range(_ENTRIES_AT, _ENTRIES_AT + n_entries):
         program.syscall("close", Fd(index), step="let go of the cgroup")
     for which, limit in ((resource.RLIMIT_CORE, 1), (resource.RLIMIT_NOFILE, 1024), (resource.RLIMIT_MEMLOCK, 65536)):
-        program.syscall("prlimit64", 0, which, program.blob(struct.pack("<QQ", limit, limit)), 0, step="set limits")
+        _limit(program, which, limit)
     if own:
         first = _ENTRIES_AT + n_entries
         program.syscall("fchdir", Fd(first), step="enter its directory")
         for number in (1, 2):
             program.syscall("dup3", Fd(first + 1), number, 0, step="send its output where it belongs")
+
+
+def _limit(program: Program, which: int, limit: int) -> None:
+    program.syscall("prlimit64", 0, which, program.blob(struct.pack("<QQ", limit, limit)), 0, step="set limits")
 
 
 def _kvm_groups() -> list[int]:
@@ -161,6 +170,7 @@ class Launcher:
         """Start a monitor. `arguments` makes its command line from the numbers that `fds` have for it.
 
         `own`: it is told paths. `jailer`: it is Firecracker's jailer, for a monitor that is to be the home's user.
+        No file that it writes to grows beyond the largest that it is given: a disk can't become the host's.
         It tells on its channel why it could not be started (BootFailed).
         """
         entries = [] if cgroup is None else cgroup.entries()
@@ -177,7 +187,8 @@ class Launcher:
                 program = jailed(argv, len(entries))
             else:
                 held = None if own is None else numbers
-                program = confined(argv, uid, len(entries), self._landlock_abi, held)
+                largest = max((os.fstat(fd).st_size for fd in fds), default=0) + _FILE_SLACK
+                program = confined(argv, uid, len(entries), self._landlock_abi, largest, held)
             mine = [] if own is None else [own.home.fd, own.output]
             passed = [ends.theirs.fileno(), *entries, *mine, *fds]
             born = await self._nursery.clone(program.encode(), _FLAGS, passed)
@@ -190,6 +201,11 @@ class Launcher:
             for fd in entries:
                 os.close(fd)
         return born
+
+    @property
+    def alive(self) -> bool:
+        """Whether its nursery lives."""
+        return not self._nursery.control.closed.done()
 
     async def close(self) -> None:
         """End every monitor."""

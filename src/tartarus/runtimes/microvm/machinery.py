@@ -58,12 +58,17 @@ class Machinery:
         self._count = 0
 
     @classmethod
-    async def open(cls, place: Path, kernels: Path, wanted: MicrovmMonitor = MicrovmMonitor.AUTO) -> Machinery:
+    async def open(
+        cls, place: Path, kernels: Path, wanted: MicrovmMonitor = MicrovmMonitor.AUTO, *, jailer: bool = False
+    ) -> Machinery:
         """Start the nursery and find out how machines run here. Raises IsolationUnavailable."""
         chosen = await asyncio.to_thread(kernel.default, kernels)
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(choice.clear_homes, place)
         launcher = await Launcher.open()
         try:
-            return await cls._first(choice.candidates(wanted, launcher, place), place, launcher, chosen)
+            tried = choice.candidates(wanted, launcher, place, jailer=jailer)
+            return await cls._first(tried, place, launcher, chosen)
         except BaseException:
             await asyncio.shield(launcher.close())
             raise
@@ -95,6 +100,11 @@ class Machinery:
                 opened.why = "; ".join(refused)
                 return opened
         raise IsolationUnavailable("no monitor runs a machine here", why="; ".join(refused), fix="tartarus doctor")
+
+    @property
+    def alive(self) -> bool:
+        """Whether machines can be started."""
+        return self._launcher.alive
 
     async def try_one(self, timeout_s: float = BOOT_TIMEOUT_S) -> float:
         """Boot a machine with nothing in it until its agent serves; milliseconds. Raises IsolationUnavailable."""

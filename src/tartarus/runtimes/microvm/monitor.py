@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -37,7 +37,16 @@ class Born(NamedTuple):
 
 
 class Start(Protocol):
-    """How a monitor is started: `files` are the names that it finds in its home, and the descriptors behind them."""
+    """How a monitor is started: `files` are the names that it finds in its home, and the descriptors behind them.
+
+    `copies`: what it writes to such a file does not reach the descriptor: whoever wants it takes it from the home.
+    """
+
+    copies: bool
+
+    def home(self) -> Home:
+        """A new home, where its kind belongs."""
+        ...
 
     async def __call__(
         self, home: Home, output: Output, argv: Sequence[str], files: Mapping[str, int], cgroup: Cgroup | None
@@ -49,8 +58,15 @@ class Start(Protocol):
 class Confined:
     """Starts monitors behind our own walls, where names in the home lead to inherited descriptors."""
 
-    def __init__(self, launcher: Launcher) -> None:
+    copies = False
+
+    def __init__(self, launcher: Launcher, homes: Path) -> None:
         self._launcher = launcher
+        self._homes = homes
+
+    def home(self) -> Home:
+        """A directory of its own."""
+        return Home(self._homes)
 
     async def __call__(
         self, home: Home, output: Output, argv: Sequence[str], files: Mapping[str, int], cgroup: Cgroup | None
@@ -92,11 +108,9 @@ class Monitor:
         self._loop.add_reader(self.pidfd, self._gone)
 
     @classmethod
-    async def start(
-        cls, start: Start, place: Path, argv: Sequence[str], files: Mapping[str, int], cgroup: Cgroup | None
-    ) -> Monitor:
+    async def start(cls, start: Start, argv: Sequence[str], files: Mapping[str, int], cgroup: Cgroup | None) -> Monitor:
         """Start one and wait until it listens. Raises GuestFailed with what it printed."""
-        home = Home(place)
+        home = start.home()
         output = Output()
         try:
             monitor = cls(home, output, await start(home, output, argv, files, cgroup))
@@ -193,12 +207,28 @@ class VsockMachine(ABC):
 
     async def reach(self, timeout_s: float) -> None:
         """Connect the channel to its agent. Raises GuestFailed."""
+        self.started()
         connecting = vsock.connect(self.monitor.home, VSOCK, vsock.PORT, timeout_s)
         self._relay.attach(await self.monitor.while_alive(connecting))
+        if self.monitor.home.fd >= 0:
+            self.monitor.home.close_to_monitor()
 
-    async def disconnect(self) -> None:
-        """Its monitor is about to break the connection."""
+    def started(self) -> None:
+        """Its monitor has made what it listens on, or has it yet to make."""
+        if self.monitor.home.has(VSOCK):
+            self.monitor.home.close_to_monitor()
+
+    @contextlib.asynccontextmanager
+    async def saving(self) -> AsyncIterator[Home]:
+        """Its monitor breaks the connection meanwhile, and may write to its home."""
         await self._relay.detach()
+        home = self.monitor.home
+        home.open_to_monitor()
+        try:
+            yield home
+        finally:
+            if home.fd >= 0:
+                home.close_to_monitor()
 
     async def console(self) -> str:
         """The end of what its kernel said."""

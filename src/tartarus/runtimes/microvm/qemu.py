@@ -28,6 +28,11 @@ from tartarus.runtimes.nursery import Clone
 _CAPABILITIES = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
 _QMP_TIMEOUT_S = 60.0
 _SAVE_SET = 99
+_ENDS = {
+    "guest-reset": "its machine rebooted, or its kernel panicked",
+    "guest-shutdown": "its machine switched itself off",
+    "guest-panic": "its machine's kernel panicked",
+}
 _SCRATCH_OPTIONS = "discard=unmap,cache.no-flush=on"
 _COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 tsc=reliable no_timer_check random.trust_cpu=on "
@@ -47,6 +52,14 @@ class QemuMachine:
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(self.pidfd, self._gone)
         self.qmp = Qmp(control)
+        self._shutdown = self.qmp.expect("SHUTDOWN")
+
+    @property
+    def why_ended(self) -> str:
+        """Why its machine ended, when the monitor said so."""
+        said = self._shutdown.result() if self._shutdown.done() and not self._shutdown.exception() else None
+        reason = said.get("reason") if isinstance(said, dict) else None
+        return _ENDS.get(reason, "") if isinstance(reason, str) else ""
 
     async def pause(self) -> None:
         """Stop its processors."""
@@ -82,8 +95,7 @@ class QemuMachine:
 
     async def console(self) -> str:
         """The end of what its kernel said."""
-        text: str = await self.qmp.call("ringbuf-read", device="console", size=65536)
-        return text[-4000:]
+        return str(await self.qmp.call("ringbuf-read", device="console", size=65536))[-4000:]
 
     def kill(self) -> None:
         """End the process at once."""
@@ -94,7 +106,7 @@ class QemuMachine:
     async def _migrated(self) -> None:
         while True:
             waiter = self.qmp.expect("MIGRATION")
-            status = (await self.qmp.call("query-migrate")).get("status")
+            status = (await self._migration()).get("status")
             if status == "completed":
                 return
             if status == "failed":
@@ -102,7 +114,12 @@ class QemuMachine:
             await waiter
 
     async def _why(self) -> str:
-        return str((await self.qmp.call("query-migrate")).get("error-desc", "the monitor does not say"))
+        return str((await self._migration()).get("error-desc", "the monitor does not say"))[:500]
+
+    async def _migration(self) -> dict[str, Any]:
+        # A monitor that its guest took over may answer anything.
+        answer = await self.qmp.call("query-migrate")
+        return answer if isinstance(answer, dict) else {}
 
     def _gone(self) -> None:
         self._loop.remove_reader(self.pidfd)

@@ -47,6 +47,8 @@ class MicrovmRuntime:
         hierarchy: Hierarchy | None,
         id_map: IdMap,
         monitor: MicrovmMonitor = MicrovmMonitor.AUTO,
+        *,
+        jailer: bool = False,
     ) -> None:
         if not id_map.privileged:
             raise IsolationUnavailable(
@@ -55,8 +57,8 @@ class MicrovmRuntime:
         choice.require_some(monitor)
         packing_tool()
         self.place = state_dir / "machines"
-        choice.clear_homes(self.place)
         self._monitor = monitor
+        self._jailer = jailer
         self._packer = Packer(self.place, state_dir / "machine-stage", id_map)
         self._kept = kept.KeptMachines(self.place / "kept")
         self._kernels = kernels
@@ -146,12 +148,19 @@ class MicrovmRuntime:
         if self._machinery is not None:
             await self._machinery.close()
             self._machinery = None
+        choice.clear_homes(self.place)
 
     async def _open(self) -> Machinery:
         async with self._lock:
-            if self._machinery is None:
-                self._machinery = await Machinery.open(self.place, self._kernels, self._monitor)
-            return self._machinery
+            if self._machinery is not None and self._machinery.alive:
+                return self._machinery
+            opened = await Machinery.open(self.place, self._kernels, self._monitor, jailer=self._jailer)
+            # If there is an old one, its nursery was killed, and with that every machine. The saved ones are not in
+            # it, and what they need was known from it until now.
+            old, self._machinery = self._machinery, opened
+            if old is not None:
+                await old.close()
+            return opened
 
     def _group(self, request: GuestRequest, memory_bytes: int) -> Cgroup | None:
         if self._hierarchy is None:
