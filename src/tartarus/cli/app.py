@@ -36,7 +36,7 @@ COMMANDS = {
     "template": ("templates", "Make and manage what sandboxes are made from."),
     "snapshot": ("snapshots", "Keep sandboxes' files, or all of them as they run."),
     "kernel": ("kernel", "Install and choose the kernels of microVMs."),
-    "migrate": ("migrate", "Leave Docker, Podman or containerd: containers become templates."),
+    "migrate": ("migrate", "Turn containers of other engines into templates."),
     "legacy": ("legacy", "Run through another engine, which then holds what runs."),
     "up": ("daemon", "Start the daemon."),
     "drain": ("endings", "Take no new sandboxes, and end all there are."),
