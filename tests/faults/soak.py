@@ -55,6 +55,8 @@ class Soak:
         self.levels = tuple(levels)
         self.say = say
         self.calm = calm
+        self.spared: tuple[str, ...] = ()
+        """Kinds of helpers that are not killed."""
         self.began = time.monotonic()
         self.done: collections.Counter[str] = collections.Counter()
         self.errors: collections.Counter[str] = collections.Counter()
@@ -107,7 +109,8 @@ class Soak:
             kinds: dict[str, list[int]] = {}
             for pid in self.home.processes():
                 kinds.setdefault(helper_of(pid), []).append(pid)
-            kinds.pop("", None)
+            for spared in ("", *self.spared):
+                kinds.pop(spared, None)
             if kinds:
                 kind = chance.choice(sorted(kinds))
                 pid = chance.choice(sorted(kinds[kind]))
