@@ -161,7 +161,8 @@ class Node:
         spec = msgspec.structs.replace(spec, resources=ResourceRequest(**msgspec.structs.asdict(limits)))
         isolation, why = await self._choose_level(tenant, spec, offer)
         self.sleeper.check(spec, isolation)
-        why = "; ".join([why, *self._levels.runtimes[isolation].capabilities().missing])
+        given = self._levels.runtimes[isolation].capabilities()
+        why = "; ".join(filter(None, [why, given.how, *given.missing]))
         spare: Spare | None = None
         if source is None and could_serve(template, isolation, spec):
             spare = self._spares.take(await self._rootfs(tenant, offer, isolation, spec), isolation, spec, limits)
@@ -198,8 +199,7 @@ class Node:
                 spec, self._levels.unavailable, offer.floor, self._settings.isolation_floor
             )
             if spec.isolation is not Isolation.AUTO or isolation in self._levels.proved:
-                how = self._levels.runtimes[isolation].capabilities().how
-                return isolation, f"{why}; {how}" if how else why
+                return isolation, why
             try:
                 await self._pool.get(await self._rootfs(tenant, offer, isolation, spec), isolation, warm=False)
             except IsolationUnavailable as error:
