@@ -21,6 +21,7 @@ from tartarus.control.app import make_app
 from tartarus.control.hangups import HangupWatcher
 from tartarus.control.peers import PeerListener, listen
 from tartarus.control.server import Server
+from tartarus.model.errors import SandboxNotFound
 from tartarus.model.sandbox import Reason
 from tartarus.model.settings import Settings
 from tartarus.node.service import Node
@@ -101,7 +102,8 @@ async def service(shared: Service) -> AsyncIterator[Service]:
     """The module's server, without a sandbox or a record before and after each test."""
     yield shared
     for record in await shared.api.store.alive():
-        await shared.api.node.live(record.tenant, record.id).kill(reason=Reason.USER_REQUEST)
+        with contextlib.suppress(SandboxNotFound):  # it ended between the two looks
+            await shared.api.node.live(record.tenant, record.id).kill(reason=Reason.USER_REQUEST)
     await shared.api.store.prune(time.time() + 1)
     shared.listener.allowed = frozenset({os.geteuid()})
 

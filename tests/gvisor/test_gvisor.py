@@ -93,7 +93,8 @@ async def _ready(node: Node) -> tuple[GvisorSnapshot, ReadyRunsc]:
     """The runsc that was started ahead, once there is one."""
     await finish(await _start(node, "python3", "-c", "pass"))
     snapshot = _snapshot(node)
-    while snapshot._ready is None:
+    # A process that is just being started has no name yet.
+    while snapshot._ready is None or "runsc-sandbox" not in _processes(snapshot._ready.name):
         await asyncio.sleep(0.02)
     return snapshot, snapshot._ready
 
@@ -190,7 +191,8 @@ async def test_a_paused_guest_stands_still(node: Node) -> None:
 @pytest.mark.parametrize("part", ["runsc", "runsc-sandbox", "runsc-gofer"])
 async def test_the_death_of_a_part_ends_the_sandbox(node: Node, state_dir: Path, part: str) -> None:
     sandbox = await _start(node, "sleep", "60")
-    pids = _processes(sandbox.record.id)
+    while part not in (pids := _processes(sandbox.record.id)):
+        await asyncio.sleep(0.02)
     os.kill(pids[part], signal.SIGKILL)
     if part == "runsc-gofer":  # the sandbox can't open files any more, but is not told
         await sandbox.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from tartarus.model.sandbox import ExecSpec, Isolation, SandboxSpec
 from tartarus.node.service import Node
 from tartarus.runtimes.base import Guest, GuestRequest, Saved
 from tartarus.runtimes.gvisor import saving
+from tartarus.runtimes.gvisor.guest import RunscGuest
 from tartarus.runtimes.gvisor.layout import IMAGE_FILES
 from tartarus.runtimes.gvisor.runtime import GvisorRuntime
 
@@ -216,6 +218,27 @@ async def test_one_saved_to_end_can_be_resumed_or_destroyed(place: Place) -> Non
     await place.save(guest, "two", go_on=False)
     await asyncio.wait_for(guest.destroy(), 10)
     assert guest.ended.done()
+
+
+async def test_a_save_whose_command_was_killed_is_whole_or_none(place: Place) -> None:
+    for delay_s in (0.0, 0.002, 0.01):
+        guest = await place.guest()
+        assert isinstance(guest, RunscGuest)
+        where = place.directory / f"killed-{delay_s}"
+        saving_it = asyncio.ensure_future(place.save(guest, where.name, go_on=False))
+        while not (where / "checkpoint.img").exists():
+            await asyncio.sleep(0.0005)
+        await asyncio.sleep(delay_s)
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                if b"checkpoint" in words and guest._parts.name.encode() in words:
+                    os.kill(int(process.name), signal.SIGKILL)
+        done = (await asyncio.gather(saving_it, return_exceptions=True))[0]
+        assert isinstance(done, GuestFailed | tuple)
+        if isinstance(done, tuple):
+            child = await place.restore(where)
+            assert await _run(child.channel, "echo on") == b"on\n"
 
 
 async def test_what_dies_while_it_is_saved_is_not_waited_for(place: Place) -> None:

@@ -208,3 +208,13 @@ async def test_a_session_that_is_not_its_guests_own(node: Node, store: SandboxSt
         await store.transition(record.id, {State.RUNNING}, State.LOST, reason=Reason.LOST)
     await sandbox.kill()
     await guest.destroy()
+
+
+@pytest.mark.parametrize("isolation", [Isolation.CONTAINER, Isolation.PROCESS])
+async def test_one_that_has_just_ended_is_not_paused(node: Node, isolation: Isolation) -> None:
+    """Its group may be gone when the request comes through: a clear error, not the kernel's."""
+    sandbox = await node.create(TENANT, SandboxSpec(isolation=isolation))
+    await sandbox.kill()
+    for work in (sandbox.guest.pause, sandbox.guest.resume):
+        with pytest.raises(GuestFailed, match="ended"):
+            await work()

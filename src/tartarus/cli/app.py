@@ -37,7 +37,7 @@ COMMANDS = {
     "snapshot": ("snapshots", "Keep sandboxes' files, or all of them as they run."),
     "policy": ("policy", "Say what sandboxes of this host may ask for."),
     "kernel": ("kernel", "Install and choose the kernels of microVMs."),
-    "migrate": ("migrate", "Leave Docker, Podman or containerd: containers become templates."),
+    "migrate": ("migrate", "Turn containers of other engines into templates."),
     "legacy": ("legacy", "Run through another engine, which then holds what runs."),
     "up": ("daemon", "Start the daemon."),
     "drain": ("endings", "Take no new sandboxes, and end all there are."),

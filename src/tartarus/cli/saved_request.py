@@ -8,7 +8,7 @@ import msgspec
 
 from tartarus.cli import requests
 from tartarus.cli.options import RUN
-from tartarus.model.errors import FileFailed, InvalidRequest
+from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import SandboxSpec
 
 if TYPE_CHECKING:
@@ -47,13 +47,9 @@ def over(path: str, values: Values, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _read(path: str) -> SandboxSpec:
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise FileFailed(f"can't read {path}", why=error.strerror or str(error)) from error
-    if len(content) > _MAX_BYTES:
-        raise InvalidRequest(f"{path} is larger than {_MAX_BYTES} bytes", fix="is it the right file?")
+    from tartarus.sdk.wholefile import read_whole
+
+    content = read_whole(path, _MAX_BYTES)
     try:
         if content.lstrip().startswith(b"{"):
             return msgspec.json.decode(content, type=SandboxSpec)

@@ -8,8 +8,6 @@ import stat
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.settings import Settings
 
-_MAX_BYTES = 256 * 1024
-
 
 def read_configuration(settings: Settings) -> Settings:
     """`settings` with what their file says. Raises InvalidRequest for a file that others can write, or a wrong one.
@@ -34,7 +32,8 @@ def read_configuration(settings: Settings) -> Settings:
                 f"{place} is not used", why="others than root and the daemon's user could have written it",
                 fix=f"chown it to the daemon's user, and chmod go-w {place}",
             )  # fmt: skip
-        text = file.read(_MAX_BYTES + 1)
-    from tartarus.model.configuration import configured  # most daemons have no file, and start without this
+        # Most daemons have no file, and start without these.
+        from tartarus.model.configuration import configured
+        from tartarus.model.structured_yaml import MAX_FILE_BYTES
 
-    return configured(settings, text, str(place))
+        return configured(settings, file.read(MAX_FILE_BYTES + 1), str(place))

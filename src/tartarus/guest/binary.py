@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import time
 from pathlib import Path
 
+from tartarus.guest.sealing import seal
 from tartarus.model.errors import GuestFailed
 
 _MFD_EXEC = 0x10
 _SEAL_ATTEMPTS = 200
-_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def agent_binary() -> Path:
@@ -36,20 +33,6 @@ def _executable_memfd() -> int:
         return os.memfd_create("tartarus-guest", flags)
 
 
-def _seal(fd: int) -> None:
-    """Add the seals. The kernel answers EBUSY while it still holds references to pages just written; they pass."""
-    for _ in range(_SEAL_ATTEMPTS - 1):
-        try:
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            time.sleep(0.001)
-        else:
-            return
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-
-
 def agent_memfd(path: Path | None = None) -> int:
     """A new descriptor of a sealed memory file holding the agent; the caller closes it.
 
@@ -63,7 +46,7 @@ def agent_memfd(path: Path | None = None) -> int:
         while view:
             view = view[os.write(fd, view) :]
         os.fchmod(fd, 0o555)
-        _seal(fd)
+        seal(fd, _SEAL_ATTEMPTS)
     except BaseException:
         os.close(fd)
         raise

@@ -542,19 +542,10 @@ def zygote_main(control_fd: int, imports: list[str], script: str) -> NoReturn:
     zygote.serve()
 
 
-class Resident(Zygote):
-    """An interpreter that is never cloned here: its whole guest is saved when it has parked, and restored.
+class Uncloned(Zygote):
+    """An interpreter that serves where it is: no nursery asks it for clones, or hears why it could not park."""
 
-    It is the guest's first process, with the channel as one of its descriptors; when it is warm it splits in two.
-    """
-
-    def __init__(self, channel: int, agent: str) -> None:
-        import fcntl
-
-        self.channel = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
-        self.agent = os.open(agent, os.O_RDONLY | os.O_CLOEXEC)
-        self.duplicate = fcntl.fcntl
-        self.above = fcntl.F_DUPFD_CLOEXEC
+    def __init__(self) -> None:
         self.buffer = ctypes.create_string_buffer(MAX_REQUEST)
         self.view = memoryview(self.buffer).cast("B")
         self.split = Split()
@@ -563,6 +554,22 @@ class Resident(Zygote):
         """Give up, with a reason for people."""
         os.write(2, message.encode("utf-8", "replace")[:60000])
         os._exit(1)
+
+
+class Resident(Uncloned):
+    """An interpreter that is never cloned here: its whole guest is saved when it has parked, and restored.
+
+    It is the guest's first process, with the channel as one of its descriptors; when it is warm it splits in two.
+    """
+
+    def __init__(self, channel: int, agent: str) -> None:
+        import fcntl
+
+        super().__init__()
+        self.channel = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
+        self.agent = os.open(agent, os.O_RDONLY | os.O_CLOEXEC)
+        self.duplicate = fcntl.fcntl
+        self.above = fcntl.F_DUPFD_CLOEXEC
 
     def settle(self) -> NoReturn:
         """Become agent and runner."""
@@ -594,7 +601,7 @@ def resident_main(channel: int, agent: str, imports: list[str], script: str) -> 
     resident.settle()
 
 
-class Companion(Zygote):
+class Companion(Uncloned):
     """The same beside the agent of a virtual machine, which is process 1 already, waits for it and starts nothing else.
 
     It is told on the socket that the agent's requests come by, too.
@@ -605,16 +612,9 @@ class Companion(Zygote):
     def __init__(self, link: int) -> None:
         import fcntl
 
+        super().__init__()
         self.link = fcntl.fcntl(link, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
         os.close(link)
-        self.buffer = ctypes.create_string_buffer(MAX_REQUEST)
-        self.view = memoryview(self.buffer).cast("B")
-        self.split = Split()
-
-    def fail(self, message: str) -> NoReturn:
-        """Give up, with a reason for people."""
-        os.write(2, message.encode("utf-8", "replace")[:60000])
-        os._exit(1)
 
     def settle(self) -> NoReturn:
         """Say so, and serve."""

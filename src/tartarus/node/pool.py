@@ -98,13 +98,22 @@ class SnapshotPool:
     async def sweep(self) -> None:
         """End the retired snapshots that the last guest has left, and those unused for long or too many.
 
-        Each template and snapshot that was ever used would else keep its processes and namespaces.
+        Each template and snapshot that was ever used would else keep its processes and namespaces, and one whose
+        nursery died its group.
         """
+        await self._close_dead()
         self._retire_idle()
         idle = [snapshot for snapshot in self._retired if not snapshot.in_use]
         self._retired = [snapshot for snapshot in self._retired if snapshot.in_use]
         for snapshot in idle:
             await _close(snapshot)
+
+    async def _close_dead(self) -> None:
+        for entry in list(self._entries.values()):
+            snapshot = entry.snapshot
+            if snapshot is not None and not snapshot.alive and not entry.lock.locked():
+                entry.snapshot = None
+                await _close(snapshot)
 
     def _retire_idle(self) -> None:
         now = time.monotonic()

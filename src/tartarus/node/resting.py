@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from tartarus.model.errors import InvalidState
+import structlog
+
+from tartarus.model.errors import InvalidState, TartarusError
 from tartarus.model.states import State
 from tartarus.node import sessions
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from tartarus.node.outputlog import OutputLog
     from tartarus.node.sessions import SandboxSession
     from tartarus.runtimes.base import Guest
+
+_log = structlog.get_logger("tartarus.node.sandbox")
 
 
 class Resting:
@@ -63,7 +67,13 @@ class Resting:
         """Let it go on as it did, paused if it was."""
         self.channel.go_on()
         if self.record.state is State.PAUSED:
-            self._spawn(self.guest.pause())
+            self._spawn(self._pause_again())
+
+    async def _pause_again(self) -> None:
+        try:
+            await self.guest.pause()
+        except TartarusError as error:  # it ended meanwhile, most likely: then there is nobody to hear of this
+            _log.warning("not_paused_again", sandbox=self.record.id, error=str(error))
 
     async def fall_asleep(self) -> None:
         """End the guest of a sandbox that stands still and was saved; the sandbox itself stays, with all who wait."""

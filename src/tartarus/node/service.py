@@ -30,9 +30,10 @@ from tartarus.node.admission import Admission
 from tartarus.node.checkpoints import Checkpoints
 from tartarus.node.forking import Forker
 from tartarus.node.hibernation import SleepManager
+from tartarus.node.launching import Launcher
 from tartarus.node.levels import LevelReport, Levels
 from tartarus.node.library import Library
-from tartarus.node.memory import Memory, Source, attached, continued
+from tartarus.node.memory import Memory, Source, continued
 from tartarus.node.modules import Modules
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.outputlog import OutputLog, finished
@@ -40,18 +41,16 @@ from tartarus.node.policies import PolicyService
 from tartarus.node.pool import SnapshotPool, host_meminfo
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.spares import Spare, SparePool, could_serve
-from tartarus.node.starting import as_failure, is_called, preparing, wants_clone
+from tartarus.node.starting import as_failure, is_called, preparing
 from tartarus.node.termination import stop_order
 from tartarus.node.terminator import Terminator
 from tartarus.policy.judges import court
-from tartarus.runtimes.base import Guest, GuestRequest, RootFs
+from tartarus.runtimes.base import RootFs
 from tartarus.store.sandboxes import SandboxStore
 from tartarus.telemetry.metrics import Metrics
 
 _log = structlog.get_logger("tartarus.node")
 _RECONCILE_EVERY_S = 60.0
-_START_LIMIT_S = 30.0
-"""How long a guest may take from its fork to its command's start; templates are prepared before."""
 _LAYERS_KEPT_S = 30 * 86400.0
 _DOCTOR = "tartarus-doctor"
 
@@ -78,11 +77,14 @@ class Node:
         )
         self._forker = Forker(self.memory, self.library.snapshots, self._live.values, self.create)
         self.modules = Modules(settings, self._levels, self._pool, self._offers, self.library.uploads)
+        self._launcher = Launcher(
+            store, self._metrics, self._levels.runtimes, self._pool, self.memory,
+            rootfs=self._rootfs_of, log=self._open_log, adopt=self._adopt, on_end=self._ended,
+        )  # fmt: skip
         self.sleeper = SleepManager(
             settings, store, self.memory, self._metrics, self._live,
-            rootfs=lambda record, offer: self._rootfs(record.tenant, offer, record.isolation, record.spec),
+            rootfs=self._rootfs_of, log=self._open_log, on_end=self._ended,
             places=lambda record, rootfs: self._levels.runtimes[record.isolation].places(rootfs, record.id),
-            log=lambda sandbox_id: OutputLog(self._log_path(sandbox_id)), on_end=self._ended,
         )  # fmt: skip
         self.checkpoints = Checkpoints(store, self.library.snapshots, self.memory, self.create)
         self.terminator = Terminator(self._live.values, self._end_creations, self.sleeper, self.checkpoints)
@@ -188,7 +190,8 @@ class Node:
     ) -> Sandbox:  # fmt: skip
         template = offer.template
         limits = spec.resources.over(template.resources)
-        why = "; ".join([why, *self._levels.runtimes[isolation].capabilities().missing])
+        given = self._levels.runtimes[isolation].capabilities()
+        why = "; ".join(filter(None, [why, given.how, *given.missing]))
         spare: Spare | None = None
         if source is None and could_serve(template, isolation, spec):
             spare = self._spares.take(await self._rootfs(tenant, offer, isolation, spec), isolation, spec, limits)
@@ -199,7 +202,7 @@ class Node:
         self._starting.add(record.id)
         try:
             record = await self._store.insert(record, State.SCHEDULED, State.STARTING)
-            return await self._start(record, offer, spare or source, clock)
+            return await self._launcher.start(record, offer, spare or source, clock)
         except asyncio.CancelledError:
             why, reason = ("the caller went away", Reason.USER_REQUEST)
             if self._stopping or self.terminator.draining:
@@ -225,8 +228,7 @@ class Node:
             host_floor = selection.stricter(self._settings.isolation_floor, by_policy)
             isolation, why = selection.choose(spec, self._levels.unavailable, offer.floor, host_floor)
             if spec.isolation is not Isolation.AUTO or isolation in self._levels.proved:
-                how = self._levels.runtimes[isolation].capabilities().how
-                return isolation, f"{why}; {how}" if how else why
+                return isolation, why
             try:
                 await self._pool.get(await self._rootfs(tenant, offer, isolation, spec), isolation, warm=False)
             except IsolationUnavailable as error:
@@ -234,90 +236,6 @@ class Node:
                 self._levels.unavailable[isolation] = f"{error.what}: {error.why}"
             else:
                 self._levels.proved.add(isolation)
-
-    async def _start(self, record: SandboxRecord, offer: Offer, begun: Spare | Source | None, clock: float) -> Sandbox:
-        """`begun`: what it is made of, if not a fresh guest."""
-        spare = begun if isinstance(begun, Spare) else None
-        spec = record.spec
-        template = offer.template
-        rootfs = await self._rootfs(record.tenant, offer, record.isolation, spec)
-        limits = spec.resources.over(template.resources)
-        warm = False
-        if spare is not None:
-            guest, ready = spare.give(), True
-        elif isinstance(begun, Source):
-            request = GuestRequest(id=record.id, hostname=record.id, resources=limits, mounts=spec.mounts)
-            guest, ready = await self.memory.restore(begun, rootfs, request), True
-        else:
-            warm = wants_clone(template, spec) or record.isolation is Isolation.WASM
-            request = GuestRequest(id=record.id, hostname=record.id, resources=limits, mounts=spec.mounts)
-            guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
-        try:
-            if spare is not None and spare.resources != limits:
-                guest.limit(limits)
-            sandbox = await self._run(record, rootfs, guest, begun)
-            if spare is not None:
-                warm = sandbox.main is None or (await sandbox.main.started())[1]
-        except BaseException:
-            await asyncio.shield(guest.destroy())
-            raise
-        start_ms = round((time.perf_counter() - clock) * 1e3, 3)
-        try:
-            sandbox.record = await self._store.transition(
-                record.id,
-                {State.STARTING},
-                State.RUNNING,
-                started_at=time.time(),
-                start_ms=start_ms,
-                warm=warm and ready,
-            )
-        except BaseException:
-            await asyncio.shield(guest.destroy())
-            raise
-        sandbox.offer = offer
-        self._live[record.id] = sandbox
-        if isinstance(begun, Source):
-            self._metrics.restored(template.id, record.isolation.value, start_ms / 1e3)
-        else:
-            self._metrics.launched(template.id, start_ms / 1e3, warm=warm and ready)
-        sandbox.supervise()
-        return sandbox
-
-    async def _clone(
-        self, isolation: Isolation, rootfs: RootFs, request: GuestRequest, *, warm: bool
-    ) -> tuple[Guest, bool]:
-        """A guest, and whether its snapshot stood ready; from another snapshot when that one died meanwhile."""
-        attempts = 3  # first the interpreter may be found dead, then its nursery
-        while True:
-            attempts -= 1
-            try:
-                snapshot, ready = await self._pool.get(rootfs, isolation, warm=warm)
-                return await self._levels.runtimes[isolation].clone(snapshot, request, warm=warm), ready
-            except GuestFailed as error:
-                if not attempts or self._pool.stands(rootfs, isolation, warm=warm):
-                    raise
-                _log.warning("snapshot_died", template=rootfs.template.id, isolation=isolation.value, error=str(error))
-
-    async def _run(self, record: SandboxRecord, rootfs: RootFs, guest: Guest, begun: Spare | Source | None) -> Sandbox:
-        places = self._levels.runtimes[record.isolation].places(rootfs, record.id)
-        log = OutputLog(self._log_path(record.id))
-        if isinstance(begun, Source):
-            return await attached(begun, record, rootfs.template, guest, self._store, log, places, self._ended)
-        parked = None if begun is None else begun.parked
-        sandbox = Sandbox(record, rootfs.template, guest, self._store, log, places, self._ended, parked)
-        main = sandbox.start_command(record.spec.command) if record.spec.command is not None else None
-        limit_s = record.spec.timeout_s
-        try:
-            # The guest may have stopped its own agent: nothing from inside is waited for without a limit.
-            async with asyncio.timeout(min(_START_LIMIT_S, limit_s or _START_LIMIT_S)):
-                await guest.ready()
-                if main is not None:
-                    await main.started()
-        except TimeoutError:
-            if limit_s is not None and limit_s <= _START_LIMIT_S:
-                raise TimeLimit(f"the sandbox had not started at its time limit of {limit_s:g} s") from None
-            raise GuestFailed(f"the sandbox did not start within {_START_LIMIT_S:g} s") from None
-        return sandbox
 
     async def _start_failed(self, record: SandboxRecord, message: str, reason: Reason, state: State) -> None:
         # Whoever is cancelled while a change is written does not learn that it was.
@@ -378,9 +296,18 @@ class Node:
     def _log_path(self, sandbox_id: str) -> Path:
         return self._settings.state_dir / "logs" / f"{sandbox_id}.log"
 
+    def _open_log(self, sandbox_id: str) -> OutputLog:
+        return OutputLog(self._log_path(sandbox_id))
+
+    async def _rootfs_of(self, record: SandboxRecord, offer: Offer) -> RootFs:
+        return await self._rootfs(record.tenant, offer, record.isolation, record.spec)
+
     async def _rootfs(self, tenant: str, offer: Offer, isolation: Isolation, spec: SandboxSpec) -> RootFs:
         rootfs = await self._offers.prepared(tenant, offer, preparing(offer.template.id))
         return rootfs if isolation is not Isolation.WASM else await self.modules.rootfs(tenant, rootfs, spec.wasm)
+
+    def _adopt(self, sandbox: Sandbox) -> None:
+        self._live[sandbox.record.id] = sandbox
 
     def _ended(self, sandbox: Sandbox) -> None:
         self._live.pop(sandbox.record.id, None)

@@ -75,10 +75,8 @@ class HostGuest(UnsavableGuest):
 
     async def pause(self) -> None:
         """Freeze its cgroup; without one, stop its processes one by one. Raises GuestFailed when they are too quick."""
-        if self._cgroup is not None and self._cgroup.can_freeze:
-            self._cgroup.freeze(True)
-        elif not self.can_stop_each:
-            self._require_cgroup("pause").freeze(True)
+        if (self._cgroup is not None and self._cgroup.can_freeze) or not self.can_stop_each:
+            self._freeze(self._require_cgroup("pause"), True)
         elif self._stopped is None and self._pidfd >= 0:
             stopped = self._stopped = StoppedTree(self.pid)
             try:
@@ -91,7 +89,7 @@ class HostGuest(UnsavableGuest):
     async def resume(self) -> None:
         """Thaw its cgroup, or let its processes go on."""
         if self._cgroup is not None and self._cgroup.can_freeze:
-            self._cgroup.freeze(False)
+            self._freeze(self._cgroup, False)
         self._let_stopped_go()
         self._paused = False
 
@@ -141,6 +139,13 @@ class HostGuest(UnsavableGuest):
             # cgroup v1 delivers no signal to a frozen process, not even SIGKILL.
             with contextlib.suppress(GuestFailed, OSError):
                 self._cgroup.freeze(False)
+
+    @staticmethod
+    def _freeze(cgroup: Cgroup, frozen: bool) -> None:
+        try:
+            cgroup.freeze(frozen)
+        except OSError as error:
+            raise GuestFailed("the sandbox has just ended", why=error.strerror or str(error)) from error
 
     def _let_stopped_go(self) -> None:
         stopped, self._stopped = self._stopped, None

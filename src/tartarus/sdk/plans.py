@@ -27,6 +27,7 @@ from tartarus.model.library import (
     UploadSource,
 )
 from tartarus.sdk.packing import Ignore, Parts, Payload
+from tartarus.sdk.wholefile import read_whole
 
 _YAML = (".yaml", ".yml")
 _EMPTY = DockerfileSource(dockerfile="")
@@ -143,7 +144,7 @@ def build_plan(
 ) -> Plan:
     """A build of the file `dockerfile`, with the directory `context`: the file's own if None, none at all if empty."""
     definition = definition or Definition()
-    text = _read(dockerfile, MAX_DOCKERFILE_BYTES).decode("utf-8", "replace")
+    text = read_whole(dockerfile, MAX_DOCKERFILE_BYTES).decode("utf-8", "replace")
     context = os.path.dirname(os.path.abspath(dockerfile)) if context is None else context
     if context and not os.path.isdir(context):
         raise FileFailed(f"can't read {context}", why="it is no directory", fix="give the build's context directory")
@@ -159,7 +160,7 @@ def build_plan(
 
 def read_file(path: str) -> Definition:
     """A template's YAML. Raises InvalidRequest and FileFailed."""
-    return read_definition(_read(path, MAX_FILE_BYTES), path)
+    return read_definition(read_whole(path, MAX_FILE_BYTES), path)
 
 
 def default_name(reference: str) -> str:
@@ -245,14 +246,3 @@ def _check_readable(path: str) -> None:
         missing = not os.path.exists(path)
         why = "No such file or directory" if missing else "Permission denied"
         raise FileFailed(f"can't read {path}", why=why, fix="an image's name does not begin with . or /")
-
-
-def _read(path: str, most: int) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise FileFailed(f"can't read {path}", why=error.strerror or str(error)) from error
-    if len(data) > most:
-        raise InvalidRequest(f"{path} is larger than {most} bytes", fix="is it the right file?")
-    return data

@@ -1,4 +1,4 @@
-"""A new file that is there whole or not at all."""
+"""Files that are written whole or not at all, and read whole or refused."""
 
 from __future__ import annotations
 
@@ -33,3 +33,15 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise FileFailed(f"can't write {path}", why=error.strerror or str(error)) from error
         raise
+
+
+def read_whole(path: str, most: int) -> bytes:
+    """All of a file of at most so many bytes. Raises FileFailed and InvalidRequest."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise FileFailed(f"can't read {path}", why=error.strerror or str(error)) from error
+    if len(data) > most:
+        raise InvalidRequest(f"{path} is larger than {most} bytes", fix="is it the right file?")
+    return data

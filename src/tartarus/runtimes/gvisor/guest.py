@@ -29,6 +29,8 @@ _SAVE_TIMEOUT_S = 60.0
 _SLOWEST_DISK = 20 * 1024**2
 """Bytes a second, at least, when a guest is written or read."""
 _GONE_TIMEOUT_S = 10.0
+_LOOK_S = 0.002
+_GONE_LOOKS = 2500
 
 
 class Home:
@@ -198,7 +200,9 @@ class RunscGuest(HostGuest):
         self._expected = True
         try:
             said = await self._checkpoint(directory, used)
-            if said or not saving.is_whole(place):
+            # A command that was killed says nothing, either. But let go on, a guest ends only where it was saved.
+            by_itself = not said and await self._kernel_gone()
+            if not by_itself or self._home.nursery.control.closed.done() or not saving.is_whole(place):
                 lost = "; runsc has ended it" if self._gone.is_set() else ""
                 raise GuestFailed(f"the sandbox can't be saved{lost}", why=said, fix="tartarus doctor")
             if self._cgroup is not None:
@@ -216,6 +220,16 @@ class RunscGuest(HostGuest):
         if cgroup is not None:
             await remove_soon(cgroup)
         forget(self._home.nursery.pid, self._parts.name)
+
+    async def _kernel_gone(self) -> bool:
+        """Whether its kernel, no longer paused, ends by itself."""
+        with contextlib.suppress(GuestFailed):
+            await self._home.launcher.tell(self._home.nursery, ["resume"], self._parts.name)
+        for _ in range(_GONE_LOOKS):
+            if self._cgroup is None or not saving.has_kernel(self._cgroup.pids()):
+                return True
+            await asyncio.sleep(_LOOK_S)
+        return False
 
     async def _stay(self, old: GuestChannel) -> None:
         """After it was not saved: go on where it was, unless that is no more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
@@ -30,6 +31,7 @@ from tartarus.runtimes.nursery import WARM_UP_TIMEOUT_S, Nursery, exhausted_or_f
 
 IMAGE_BYTES = 4 * 1024**3
 CHECKPOINT_TIMEOUT_S = 60.0
+SAVED_TIMEOUT_S = 10.0
 _WARM_NAME = "sandbox"
 
 
@@ -155,7 +157,12 @@ class GvisorRuntime:
                 )
             except GuestFailed as error:
                 raise TemplateFailed(f"{snapshot.nursery.what} can't be saved", why=str(error)) from error
-            if said or not set(layout.IMAGE_FILES) <= {path.name for path in snapshot.image_files()}:
+            # A command that was killed says nothing, either. But a guest ends by itself only where it was saved.
+            if not said:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(guest.ended), SAVED_TIMEOUT_S)
+            sizes = {path.name: path.stat().st_size for path in snapshot.image_files()}
+            if said or not guest.ended.done() or not all(sizes.get(name) for name in layout.IMAGE_FILES):
                 snapshot.cool()
                 raise TemplateFailed(f"{snapshot.nursery.what} can't be saved", why=said)
         finally:

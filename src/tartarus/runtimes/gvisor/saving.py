@@ -26,6 +26,7 @@ from tartarus.runtimes.idmap import IdMap
 
 FILES, FACTS = "files.tar", "guest.json"
 _MOST_FACTS = 64 * 1024
+_KERNEL = b"runsc-sandbox\0"
 _DELETED = " (deleted)"
 _SHOWN, _MOST_NAME = 3, 80
 _SPARE_BYTES = 64 * 1024**2
@@ -130,9 +131,21 @@ def deleted_files(pids: Sequence[int]) -> list[str]:
     return sorted(set(found))[:_SHOWN]
 
 
+def has_kernel(pids: Sequence[int]) -> bool:
+    """Whether one of them is a guest's kernel, which runsc calls so; a process that has ended has no name."""
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as words:
+            if words.read(len(_KERNEL)) == _KERNEL:
+                return True
+    return False
+
+
 def is_whole(directory: int) -> bool:
-    """Whether runsc wrote all of its image."""
-    return set(IMAGE_FILES) <= set(os.listdir(directory))
+    """Whether runsc wrote something of each part of its image."""
+    try:
+        return all(os.stat(name, dir_fd=directory, follow_symlinks=False).st_size for name in IMAGE_FILES)
+    except OSError:
+        return False
 
 
 def keep_files(trees: Trees, storage: int, directory: int, resources: Resources, facts: Facts, id_base: int) -> None:

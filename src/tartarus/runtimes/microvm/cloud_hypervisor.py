@@ -16,16 +16,18 @@ import msgspec
 from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.runtimes.cgroups import Cgroup
 from tartarus.runtimes.microvm import kernel, versions, vsock
-from tartarus.runtimes.microvm.driver import Machine, Parts, bind_serial
-from tartarus.runtimes.microvm.firecracker import (
-    BOOT_TIMEOUT_S,
+from tartarus.runtimes.microvm.driver import BOOT_TIMEOUT_S, Machine, Parts, disks, end, serials
+from tartarus.runtimes.microvm.monitor import (
+    API_SOCKET,
     DISK_BYTES_PER_S,
     DISK_OPS_PER_S,
     GUEST_CID,
-    end,
+    VSOCK,
+    Monitor,
+    Start,
+    VsockMachine,
     failed_boot,
 )
-from tartarus.runtimes.microvm.monitor import API_SOCKET, VSOCK, Monitor, Start, VsockMachine
 from tartarus.runtimes.microvm.vmmapi import VmmApi
 
 BASE = "/api/v1"
@@ -122,7 +124,7 @@ class CloudHypervisor:
     async def boot(self, parts: Parts, cgroup: Cgroup | None) -> Machine:
         """Start a machine from its kernel, and wait until its agent serves."""
         assert parts.boot is not None
-        machine = await self._begin({"memory": parts.memory, **_disks(parts)}, parts, cgroup)
+        machine = await self._begin({"memory": parts.memory, **disks(parts)}, parts, cgroup)
         try:
             # Files of its own: its Landlock domain takes no rule for a memory file.
             for name, fd in (("kernel", parts.boot.kernel), ("initramfs", parts.boot.initramfs)):
@@ -141,7 +143,7 @@ class CloudHypervisor:
     async def restore(self, parts: Parts, device_state: int, cgroup: Cgroup | None) -> Machine:
         """Start a machine where another was saved."""
         devices = read_devices(device_state)
-        machine = await self._begin({"memory": parts.memory, **_disks(parts)}, parts, cgroup)
+        machine = await self._begin({"memory": parts.memory, **disks(parts)}, parts, cgroup)
         home = machine.monitor.home
         body: dict[str, Any] = {"source_url": _URL, "prefault": False, "resume": False}
         if self._on_demand:
@@ -175,7 +177,7 @@ def configuration(parts: Parts) -> dict[str, Any]:
         "cpus": {"boot_vcpus": cpus, "max_vcpus": cpus, "nested": False},
         "memory": {"size": parts.hardware.memory_bytes, "shared": False, "prefault": False},
         "payload": {"kernel": "kernel", "initramfs": "initramfs", "cmdline": _COMMAND_LINE},
-        "disks": [_disk(name, serial) for name, serial in zip(_disks(parts), _serials(parts), strict=True)],
+        "disks": [_disk(name, serial) for name, serial in zip(disks(parts), serials(parts), strict=True)],
         "rng": {"src": "/dev/urandom"},
         # Its own standard output, which is a pipe to us.
         "serial": {"mode": "Tty"},
@@ -219,15 +221,6 @@ def read_devices(device_state: int) -> Devices:
 
 def _keep_place(device: dict[str, Any]) -> dict[str, Any]:
     return {key: device[key] for key in ("id", "pci_segment", "pci_device_id") if device.get(key) is not None}
-
-
-def _disks(parts: Parts) -> dict[str, int]:
-    binds = {f"bind{index}": fd for index, fd in enumerate(parts.binds)}
-    return {"root": parts.root, "scratch": parts.scratch, **binds}
-
-
-def _serials(parts: Parts) -> list[str]:
-    return ["tartarus-root", "tartarus-scratch", *(bind_serial(index) for index in range(len(parts.binds)))]
 
 
 def _disk(name: str, serial: str) -> dict[str, Any]:

@@ -10,6 +10,9 @@ import msgspec
 
 from tartarus.runtimes.cgroups import Cgroup
 
+BOOT_TIMEOUT_S = 60.0
+"""How long a kernel may take to reach its agent without hardware virtualisation on a busy host; 4 s is usual."""
+
 
 class Hardware(msgspec.Struct, frozen=True):
     """What a machine is made of. A saved one can only go on in hardware that is equal."""
@@ -44,6 +47,23 @@ class Parts(msgspec.Struct, frozen=True):
 def bind_serial(index: int) -> str:
     """The serial number by which a machine finds the n-th of its read-only disks."""
     return f"tartarus-bind-{index}"
+
+
+def disks(parts: Parts) -> dict[str, int]:
+    """The disks by the names that the drivers give them, in the order in which the machine finds them."""
+    return {"root": parts.root, "scratch": parts.scratch, **{f"bind{n}": fd for n, fd in enumerate(parts.binds)}}
+
+
+def serials(parts: Parts) -> list[str]:
+    """The disks' serial numbers, in the same order."""
+    return ["tartarus-root", "tartarus-scratch", *(bind_serial(index) for index in range(len(parts.binds)))]
+
+
+async def end(machine: Machine) -> None:
+    """End a machine that did not come to be."""
+    machine.kill()
+    await asyncio.shield(machine.ended)
+    machine.channel.close()
 
 
 class Machine(Protocol):

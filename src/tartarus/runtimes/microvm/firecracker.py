@@ -14,15 +14,21 @@ from typing import Any
 from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.runtimes.cgroups import Cgroup
 from tartarus.runtimes.microvm import kernel, versions, vsock
-from tartarus.runtimes.microvm.driver import Hardware, Machine, Parts, bind_serial
-from tartarus.runtimes.microvm.monitor import API_SOCKET, VSOCK, Monitor, Start, VsockMachine
+from tartarus.runtimes.microvm.driver import BOOT_TIMEOUT_S, Hardware, Machine, Parts, disks, end, serials
+from tartarus.runtimes.microvm.monitor import (
+    API_SOCKET,
+    DISK_BYTES_PER_S,
+    DISK_OPS_PER_S,
+    GUEST_CID,
+    VSOCK,
+    Monitor,
+    Start,
+    VsockMachine,
+    failed_boot,
+)
 from tartarus.runtimes.microvm.vmmapi import VmmApi
 
-BOOT_TIMEOUT_S = 60.0
 MOST_CPUS = 32
-GUEST_CID = 3
-DISK_BYTES_PER_S = 1024**3
-DISK_OPS_PER_S = 50_000
 ENTROPY_BYTES_PER_S = 1024**2
 _MOST_DEVICE_BYTES = 16 * 1024 * 1024
 _MIB = 1024 * 1024
@@ -98,7 +104,7 @@ class Firecracker:
         if parts.hardware.cpus > MOST_CPUS:
             raise Unsupported(f"Firecracker's machines have at most {MOST_CPUS} processors", fix="ask for fewer")
         assert parts.boot is not None
-        files = {"kernel": parts.boot.kernel, "initramfs": parts.boot.initramfs, **_disks(parts)}
+        files = {"kernel": parts.boot.kernel, "initramfs": parts.boot.initramfs, **disks(parts)}
         if parts.share and not self._start.copies:
             files["memory"] = parts.memory
         machine = await self._begin(files, parts, cgroup)
@@ -116,7 +122,7 @@ class Firecracker:
 
     async def restore(self, parts: Parts, device_state: int, cgroup: Cgroup | None) -> Machine:
         """Start a machine where another was saved; its memory is mapped privately from the saved one."""
-        machine = await self._begin({"memory": parts.memory, "state": device_state, **_disks(parts)}, parts, cgroup)
+        machine = await self._begin({"memory": parts.memory, "state": device_state, **disks(parts)}, parts, cgroup)
         backend = {"backend_type": "File", "backend_path": "memory"}
         body = {"snapshot_path": "state", "mem_backend": backend, "resume_vm": False}
         try:
@@ -140,47 +146,23 @@ class Firecracker:
 
 def configuration(parts: Parts) -> list[tuple[str, dict[str, Any]]]:
     """The requests that make and start a machine, in their order."""
-    names = list(_disks(parts))
-    serials = ["tartarus-root", "tartarus-scratch", *(bind_serial(index) for index in range(len(parts.binds)))]
-    words = [f"disk.{serial}=vd{chr(ord('a') + index)}" for index, serial in enumerate(serials)]
+    names = list(disks(parts))
+    words = [f"disk.{serial}=vd{chr(ord('a') + index)}" for index, serial in enumerate(serials(parts))]
     boot = {
         "kernel_image_path": "kernel",
         "initrd_path": "initramfs",
         "boot_args": f"{_COMMAND_LINE} {' '.join(words)}",
     }
     hardware = _machine_config(parts.hardware)
-    disks = [(f"/drives/{name}", _drive(name, read_only=name != "scratch")) for name in names]
+    drives = [(f"/drives/{name}", _drive(name, read_only=name != "scratch")) for name in names]
     return [
         ("/machine-config", hardware),
         ("/boot-source", boot),
-        *disks,
+        *drives,
         ("/vsock", {"guest_cid": GUEST_CID, "uds_path": VSOCK}),
         ("/entropy", {"rate_limiter": {"bandwidth": _bucket(ENTROPY_BYTES_PER_S)}}),
         ("/actions", {"action_type": "InstanceStart"}),
     ]
-
-
-async def failed_boot(machine: VsockMachine, error: GuestFailed) -> GuestFailed:
-    """End a machine that did not boot; the error, with what its console said."""
-    said = (await machine.console()).strip()[-1000:] or "its console is empty"
-    await end(machine)
-    return GuestFailed(error.what, why=f"{error.why}; {said}")
-
-
-async def end(machine: VsockMachine) -> None:
-    """End a machine that did not come to be."""
-    machine.kill()
-    await asyncio.shield(machine.ended)
-    machine.channel.close()
-
-
-def _disks(parts: Parts) -> dict[str, int]:
-    """Names of the disks, in the order in which the machine finds them."""
-    return {
-        "root": parts.root,
-        "scratch": parts.scratch,
-        **{f"bind{index}": fd for index, fd in enumerate(parts.binds)},
-    }
 
 
 def _machine_config(hardware: Hardware) -> dict[str, Any]:

@@ -23,14 +23,12 @@ from tartarus.model.errors import GuestFailed, IsolationUnavailable, TartarusErr
 from tartarus.model.settings import MicrovmMonitor
 from tartarus.runtimes.cgroups import Cgroup
 from tartarus.runtimes.microvm import choice, disks, kernel, memory
-from tartarus.runtimes.microvm.driver import Boot, Driver, Hardware, Machine, Parts
+from tartarus.runtimes.microvm.driver import BOOT_TIMEOUT_S, Boot, Driver, Hardware, Machine, Parts
 from tartarus.runtimes.microvm.initramfs import archive, initramfs
 from tartarus.runtimes.microvm.kernelfile import vmlinux
 from tartarus.runtimes.microvm.launcher import Launcher
 from tartarus.runtimes.microvm.packing import packing_tool
 
-BOOT_TIMEOUT_S = 60.0
-"""How long a kernel may take to reach its agent without hardware virtualisation on a busy host; 4 s is usual."""
 KVM_PROBE_S = 15.0
 """The same where a processor is said to run it: half a second is usual, and a kernel that does not boot may hang."""
 _PROBE_MEMORY = 192 * 1024 * 1024

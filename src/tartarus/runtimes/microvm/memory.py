@@ -7,14 +7,12 @@ its guest took over could otherwise write into the memory that all clones start 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
-import time
 
+from tartarus.guest import sealing
 from tartarus.model.errors import GuestFailed
 
-_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _ATTEMPTS = 1000
 _GROUP = 1024 * 1024
 _ZEROS = bytes(_GROUP)
@@ -34,16 +32,12 @@ def create(size: int) -> int:
 
 def seal(fd: int) -> None:
     """Make it unchangeable. Raises GuestFailed while something still maps it for writing."""
-    for _ in range(_ATTEMPTS):
-        try:
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            time.sleep(0.001)
-        else:
-            return
-    raise GuestFailed("a machine's memory can't be sealed", why="something still writes to it")
+    try:
+        sealing.seal(fd, _ATTEMPTS)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise GuestFailed("a machine's memory can't be sealed", why="something still writes to it") from None
 
 
 def sealed(name: str, content: bytes) -> int:

@@ -16,6 +16,7 @@ from tartarus.guest.channel import channel_pair
 from tartarus.model.errors import GuestFailed
 from tartarus.runtimes.cgroups import Cgroup
 from tartarus.runtimes.microvm import vsock
+from tartarus.runtimes.microvm.driver import end
 from tartarus.runtimes.microvm.home import Home
 from tartarus.runtimes.microvm.launcher import Ends, Launcher, Own
 from tartarus.runtimes.microvm.output import Output
@@ -24,6 +25,9 @@ from tartarus.runtimes.nursery import Clone
 
 API_SOCKET = "api.sock"
 VSOCK = "vsock.sock"
+GUEST_CID = 3
+DISK_BYTES_PER_S = 1024**3
+DISK_OPS_PER_S = 50_000
 _START_TIMEOUT_S = 10.0
 _LOOK_AGAIN_S = 0.005
 T = TypeVar("T")
@@ -199,6 +203,14 @@ class VsockMachine(ABC):
     async def let_run(self) -> None:
         """Let its processors run."""
 
+    @abstractmethod
+    async def save(self, device_state: int) -> None:
+        """Stop it for good and write its memory and its devices' state."""
+
+    @abstractmethod
+    async def save_devices(self, device_state: int) -> None:
+        """Write its devices' state; it is paused, and may go on."""
+
     async def resume(self) -> None:
         """Let it run; after it was restored or saved, connect to its agent anew."""
         await self.let_run()
@@ -249,3 +261,10 @@ class VsockMachine(ABC):
         finally:
             if not self.ended.done():
                 self.ended.set_result(None)
+
+
+async def failed_boot(machine: VsockMachine, error: GuestFailed) -> GuestFailed:
+    """End a machine that did not boot; the error, with what its console said."""
+    said = (await machine.console()).strip()[-1000:] or "its console is empty"
+    await end(machine)
+    return GuestFailed(error.what, why=f"{error.why}; {said}")

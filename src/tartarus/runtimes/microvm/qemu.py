@@ -20,7 +20,7 @@ from tartarus.guest.channel import channel_pair
 from tartarus.model.errors import GuestFailed
 from tartarus.runtimes.cgroups import Cgroup
 from tartarus.runtimes.microvm import kernel, versions
-from tartarus.runtimes.microvm.driver import Hardware, Machine, Parts, bind_serial
+from tartarus.runtimes.microvm.driver import Hardware, Machine, Parts, bind_serial, end
 from tartarus.runtimes.microvm.launcher import Ends, Launcher, descriptor
 from tartarus.runtimes.microvm.qmp import Qmp
 from tartarus.runtimes.nursery import Clone
@@ -163,9 +163,7 @@ class Qemu:
         try:
             await machine.load(device_state)
         except BaseException:
-            machine.kill()
-            await asyncio.shield(machine.ended)
-            machine.channel.close()
+            await end(machine)
             raise
         return machine
 
@@ -227,9 +225,7 @@ class Qemu:
         try:
             await asyncio.wait_for(machine.qmp.open(), _QMP_TIMEOUT_S)
         except BaseException:
-            machine.kill()
-            await asyncio.shield(machine.ended)
-            ends.ours.close()
+            await end(machine)
             raise
         return machine
 

@@ -18,10 +18,10 @@ from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestReque
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, remove_soon
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.microvm import choice, kept, memory, saving
-from tartarus.runtimes.microvm.driver import Machine, Parts, bind_serial
+from tartarus.runtimes.microvm.driver import BOOT_TIMEOUT_S, Machine, Parts, bind_serial
 from tartarus.runtimes.microvm.guest import MachineGuest, Origin, renewal, with_monitor
 from tartarus.runtimes.microvm.images import Packer
-from tartarus.runtimes.microvm.machinery import BOOT_TIMEOUT_S, Machinery, last_words, reach_agent
+from tartarus.runtimes.microvm.machinery import Machinery, last_words, reach_agent
 from tartarus.runtimes.microvm.packing import packing_tool
 from tartarus.runtimes.microvm.snapshot import Frozen, MachineSnapshot, Size
 from tartarus.runtimes.nursery import WARM_UP_TIMEOUT_S, warm_command

@@ -1,0 +1,133 @@
+"""From a record of a sandbox that starts to one that runs: its guest and its command, or nothing when that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+
+from tartarus.model.errors import GuestFailed, TimeLimit
+from tartarus.model.sandbox import Isolation, SandboxRecord
+from tartarus.model.states import State
+from tartarus.node.memory import Memory, Source, attached
+from tartarus.node.offers import Offer
+from tartarus.node.outputlog import OutputLog
+from tartarus.node.pool import SnapshotPool
+from tartarus.node.sandbox import Sandbox
+from tartarus.node.spares import Spare
+from tartarus.node.starting import wants_clone
+from tartarus.runtimes.base import Guest, GuestRequest, RootFs, Runtime
+from tartarus.store.sandboxes import SandboxStore
+from tartarus.telemetry.metrics import Metrics
+
+_log = structlog.get_logger("tartarus.node")
+_START_LIMIT_S = 30.0
+"""How long a guest may take from its fork to its command's start; templates are prepared before."""
+
+
+class Launcher:
+    """Starts the sandboxes of a node. `adopt` hears of each one that runs, `on_end` of each that ended."""
+
+    def __init__(
+        self, store: SandboxStore, metrics: Metrics, runtimes: Mapping[Isolation, Runtime], pool: SnapshotPool,
+        memory: Memory, *, rootfs: Callable[[SandboxRecord, Offer], Awaitable[RootFs]],
+        log: Callable[[str], OutputLog], adopt: Callable[[Sandbox], None], on_end: Callable[[Sandbox], None],
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._metrics = metrics
+        self._runtimes = runtimes
+        self._pool = pool
+        self._memory = memory
+        self._rootfs = rootfs
+        self._log = log
+        self._adopt = adopt
+        self._on_end = on_end
+
+    async def start(self, record: SandboxRecord, offer: Offer, begun: Spare | Source | None, clock: float) -> Sandbox:
+        """A sandbox that runs, with its command started. When this raises, its guest is gone.
+
+        `begun`: what it is made of, if not a fresh guest. `clock`: when it was asked for (time.perf_counter).
+        """
+        spare = begun if isinstance(begun, Spare) else None
+        spec = record.spec
+        template = offer.template
+        rootfs = await self._rootfs(record, offer)
+        limits = spec.resources.over(template.resources)
+        warm = False
+        if spare is not None:
+            guest, ready = spare.give(), True
+        elif isinstance(begun, Source):
+            request = GuestRequest(id=record.id, hostname=record.id, resources=limits, mounts=spec.mounts)
+            guest, ready = await self._memory.restore(begun, rootfs, request), True
+        else:
+            warm = wants_clone(template, spec) or record.isolation is Isolation.WASM
+            request = GuestRequest(id=record.id, hostname=record.id, resources=limits, mounts=spec.mounts)
+            guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
+        try:
+            if spare is not None and spare.resources != limits:
+                guest.limit(limits)
+            sandbox = await self._run(record, rootfs, guest, begun)
+            if spare is not None:
+                warm = sandbox.main is None or (await sandbox.main.started())[1]
+        except BaseException:
+            await asyncio.shield(guest.destroy())
+            raise
+        start_ms = round((time.perf_counter() - clock) * 1e3, 3)
+        try:
+            sandbox.record = await self._store.transition(
+                record.id,
+                {State.STARTING},
+                State.RUNNING,
+                started_at=time.time(),
+                start_ms=start_ms,
+                warm=warm and ready,
+            )
+        except BaseException:
+            await asyncio.shield(guest.destroy())
+            raise
+        sandbox.offer = offer
+        self._adopt(sandbox)
+        if isinstance(begun, Source):
+            self._metrics.restored(template.id, record.isolation.value, start_ms / 1e3)
+        else:
+            self._metrics.launched(template.id, start_ms / 1e3, warm=warm and ready)
+        sandbox.supervise()
+        return sandbox
+
+    async def _clone(
+        self, isolation: Isolation, rootfs: RootFs, request: GuestRequest, *, warm: bool
+    ) -> tuple[Guest, bool]:
+        """A guest, and whether its snapshot stood ready; from another snapshot when that one died meanwhile."""
+        attempts = 3  # first the interpreter may be found dead, then its nursery
+        while True:
+            attempts -= 1
+            try:
+                snapshot, ready = await self._pool.get(rootfs, isolation, warm=warm)
+                return await self._runtimes[isolation].clone(snapshot, request, warm=warm), ready
+            except GuestFailed as error:
+                if not attempts or self._pool.stands(rootfs, isolation, warm=warm):
+                    raise
+                _log.warning("snapshot_died", template=rootfs.template.id, isolation=isolation.value, error=str(error))
+
+    async def _run(self, record: SandboxRecord, rootfs: RootFs, guest: Guest, begun: Spare | Source | None) -> Sandbox:
+        places = self._runtimes[record.isolation].places(rootfs, record.id)
+        log = self._log(record.id)
+        if isinstance(begun, Source):
+            return await attached(begun, record, rootfs.template, guest, self._store, log, places, self._on_end)
+        parked = None if begun is None else begun.parked
+        sandbox = Sandbox(record, rootfs.template, guest, self._store, log, places, self._on_end, parked)
+        main = sandbox.start_command(record.spec.command) if record.spec.command is not None else None
+        limit_s = record.spec.timeout_s
+        try:
+            # The guest may have stopped its own agent: nothing from inside is waited for without a limit.
+            async with asyncio.timeout(min(_START_LIMIT_S, limit_s or _START_LIMIT_S)):
+                await guest.ready()
+                if main is not None:
+                    await main.started()
+        except TimeoutError:
+            if limit_s is not None and limit_s <= _START_LIMIT_S:
+                raise TimeLimit(f"the sandbox had not started at its time limit of {limit_s:g} s") from None
+            raise GuestFailed(f"the sandbox did not start within {_START_LIMIT_S:g} s") from None
+        return sandbox
