@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,12 +20,14 @@ import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tartarus.model.audit import AuditEntry, AuditProof
 from tartarus.model.errors import DaemonUnavailable
-from tartarus.store.audit import log as log_module
-from tartarus.store.audit import merkle, reading
-from tartarus.store.audit.entries import AuditEntry, hash_of, line_of, place, read_line
-from tartarus.store.audit.log import AuditLog, file_witness
+from tartarus.store.audit import files, merkle, reading, writing
+from tartarus.store.audit.entries import hash_of, line_of, place, read_line
+from tartarus.store.audit.log import AuditLog
 from tartarus.store.audit.notes import Checkpoint, Verifier
+from tartarus.store.audit.witnesses import file_witness
+from tartarus.store.audit.writing import Retention
 
 pytestmark = pytest.mark.anyio
 # RFC 6962's reference tree, as Certificate Transparency's own tests have it: the leaves, and the root over the first n.
@@ -47,8 +50,8 @@ def entry(number: int = 0) -> AuditEntry:
     return AuditEntry(actor="ada", tenant="acme", action="sandbox.create", target=f"sbx-{number}", decision="allow")
 
 
-async def write(root: Path, count: int, start: int = 0) -> None:
-    log = await AuditLog.open(root, "tartarus.test/log")
+async def write(root: Path, count: int, start: int = 0, **options: Any) -> None:
+    log = await AuditLog.open(root, "tartarus.test/log", **options)
     for number in range(start, start + count):
         await log.append(entry(number), durable=number == start + count - 1)
     await log.close()
@@ -108,7 +111,7 @@ def test_the_canonical_form_is_that_of_rfc_8785(given_entry: AuditEntry) -> None
 
 def test_what_has_no_form_in_utf_8_is_written_all_the_same() -> None:
     written = place(AuditEntry(actor="a\ud800", tenant="t" * 5000, action="x"), 0, 0, "0" * 64)
-    assert (written.actor, len(written.tenant)) == ("a?", 1024)
+    assert (written.actor, len(written.tenant)) == ("a?", 256)
     assert read_line(line_of(written)) == written
 
 
@@ -116,12 +119,12 @@ async def test_written_read_verified_and_proved_to_a_stranger(tmp_path: Path) ->
     await write(tmp_path, 50)
     await write(tmp_path, 30, start=50)
     assert [one.target for one in reading.entries(tmp_path)] == [f"sbx-{number}" for number in range(80)]
-    assert reading.verify(tmp_path) == []
+    assert reading.verify(tmp_path).findings == ()
     key = (tmp_path / "key.pub").read_text()
     for sequence in (0, 1, 49, 50, 79):
         proof = reading.prove(tmp_path, sequence)
         assert proof.entry.sequence == sequence
-        carried = msgspec.json.decode(msgspec.json.encode(proof), type=reading.Proof)
+        carried = msgspec.json.decode(msgspec.json.encode(proof), type=AuditProof)
         assert reading.check_proof(carried, key)
         forged = msgspec.structs.replace(proof.entry, decision="deny")
         rehashed = msgspec.structs.replace(forged, hash=hash_of(forged))
@@ -133,7 +136,7 @@ async def test_written_read_verified_and_proved_to_a_stranger(tmp_path: Path) ->
 
 
 def segment(root: Path) -> Path:
-    (found,) = reading.segments(root / "log")
+    (found,) = files.segments(root / "log")
     return found
 
 
@@ -191,7 +194,7 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
 async def test_every_change_is_noticed(tmp_path: Path, attack: str) -> None:
     await write(tmp_path, 40)
     ATTACKS[attack](tmp_path)
-    assert reading.verify(tmp_path) != []
+    assert reading.verify(tmp_path).findings != ()
 
 
 async def test_a_log_rolled_back_as_a_whole_is_noticed_by_its_witness(tmp_path: Path) -> None:
@@ -203,12 +206,12 @@ async def test_a_log_rolled_back_as_a_whole_is_noticed_by_its_witness(tmp_path: 
     log = await AuditLog.open(root, "tartarus.test/log", witness=file_witness(witness))
     await log.append(entry(1), durable=True)
     await log.close()
-    taken = reading._notes(witness)
-    assert (len(taken), reading.verify(root, taken)) == (2, [])
+    taken = reading.witnessed(witness)
+    assert (len(taken), reading.verify(root, taken).findings) == (2, ())
     for path, content in early.items():
         path.write_bytes(content)
-    assert reading.verify(root) == []  # it holds together; only who looked from outside knows better
-    assert [one.what for one in reading.verify(root, taken)] == ["entries 1 to 1 were signed and are gone"]
+    assert reading.verify(root).findings == ()  # it holds together; only who looked from outside knows better
+    assert [one.what for one in reading.verify(root, taken).findings] == ["entries 1 to 1 were signed and are gone"]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +225,7 @@ async def test_a_broken_log_is_set_aside_said_and_a_new_one_begun(tmp_path: Path
     await log.close()
     first, second = reading.entries(tmp_path)
     assert (first.action, first.decision, second.target) == ("audit.break", "error", "sbx-1")
-    assert reading.verify(tmp_path) == []
+    assert reading.verify(tmp_path).findings == ()
     assert len(list(tmp_path.glob("broken-*/leaves"))) == 1
 
 
@@ -238,29 +241,31 @@ async def test_a_torn_last_line_is_cut_off_and_lost_hashes_are_made_anew(tmp_pat
     os.truncate(tmp_path / "log" / "leaves", 32 * 7 + 5)
     await write(tmp_path, 1, start=10)
     assert [one.target for one in reading.entries(tmp_path)] == [f"sbx-{number}" for number in range(11)]
-    assert reading.verify(tmp_path) == []
+    assert reading.verify(tmp_path).findings == ()
 
 
 async def test_segments_are_packed_and_let_go_and_the_rest_still_verifies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_module, "SEGMENT_BYTES", 2500)
+    monkeypatch.setattr(writing, "SEGMENT_BYTES", 2500)
     for start in range(0, 60, 10):
         await write(tmp_path, 10, start)
-    found = reading.segments(tmp_path / "log")
+    found = files.segments(tmp_path / "log")
     assert [path.suffix for path in found] == [".zst"] * (len(found) - 1) + [".jsonl"]
     assert len(found) > 3
-    assert reading.verify(tmp_path) == []
+    assert reading.verify(tmp_path).findings == ()
     early = reading.prove(tmp_path, 2)
-    monkeypatch.setattr(log_module, "RETENTION_BYTES", 1500)
     for start in range(60, 90, 10):
-        await write(tmp_path, 10, start)
-    assert len(reading.segments(tmp_path / "log")) < len(found)
-    assert reading.verify(tmp_path) == []
+        await write(tmp_path, 10, start, retention=Retention(size_bytes=1500))
+    assert len(files.segments(tmp_path / "log")) < len(found)
+    assert reading.verify(tmp_path).findings == ()
     assert any(one.action == "audit.retention" for one in reading.entries(tmp_path))
     assert reading.check_proof(early, (tmp_path / "key.pub").read_text())
     with pytest.raises(ValueError, match="was let go"):
         reading.prove(tmp_path, 2)
+    # Somebody else who lets the oldest go has no entry that says so.
+    files.segments(tmp_path / "log")[0].unlink()
+    assert "nothing says that they were let go" in reading.verify(tmp_path).findings[0].what
 
 
 async def test_only_one_process_writes(tmp_path: Path) -> None:
@@ -280,7 +285,7 @@ async def test_a_full_disk_refuses_what_must_be_durable_and_loses_nothing(
     real, full = os.write, True
 
     def write_or_fail(fd: int, content: bytes) -> int:
-        if full and fd in {log._segment, log._leaves}:
+        if full and fd in {log._files._segment, log._files._leaves}:
             # Half of it gets there, as on a real disk.
             real(fd, bytes(content[: len(content) // 2]))
             raise OSError(28, "No space left on device")
@@ -294,13 +299,13 @@ async def test_a_full_disk_refuses_what_must_be_durable_and_loses_nothing(
     await log.append(entry(3), durable=True)
     await log.close()
     assert [one.target for one in reading.entries(tmp_path)] == ["sbx-0", "sbx-1", "sbx-2", "sbx-3"]
-    assert reading.verify(tmp_path) == []
+    assert reading.verify(tmp_path).findings == ()
 
 
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from tartarus.store.audit.entries import AuditEntry
+from tartarus.model.audit import AuditEntry
 from tartarus.store.audit.log import AuditLog
 async def main():
     log = await AuditLog.open(Path(sys.argv[1]), "tartarus.test/log")
@@ -328,7 +333,7 @@ async def test_what_was_durable_survives_sigkill(tmp_path: Path) -> None:
         # Each writer counts from 0; one entry more than it said may be there.
         assert len(kept) <= len(found) <= len(kept) + 1
         kept = found
-    assert reading.verify(tmp_path) == []
+    assert reading.verify(tmp_path).findings == ()
 
 
 def test_notes_of_others_are_refused() -> None:

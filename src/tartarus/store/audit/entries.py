@@ -7,43 +7,17 @@ from typing import Any
 
 import msgspec
 
-FIRST_HASH = "0" * 64
-"""What the first entry of a log names as the hash before it."""
+from tartarus.model.audit import FIRST_HASH, AuditEntry, Written
+
+MAX_LINE = 64 * 1024
+"""Bytes. The caps below keep every line under it, whatever its texts hold: JSON takes six bytes for a character."""
 MAX_TEXT = 1024
+MAX_NAME = 256
+MAX_RULES = 32
+MAX_RULE = 128
+_LONG = frozenset({"reason", "summary"})
 _MOST = 2**53 - 1  # the largest whole number that RFC 8785 has
 _encoder = msgspec.json.Encoder(order="sorted")
-
-
-class AuditEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is written down. Texts are sanitised by whoever writes it, and cut here at 1,024 characters.
-
-    `actor`: who, as authenticated. `action` is a dotted name (``sandbox.create``), `target` an id. `decision`:
-    ``allow``, ``deny``, ``require_review``, ``error`` or nothing where nothing was decided; `rules`: the ids that led
-    there. `input_digest`, `output_digest`: SHA-256 of what is not written down itself.
-    """
-
-    actor: str
-    tenant: str
-    action: str
-    target: str = ""
-    decision: str = ""
-    rules: tuple[str, ...] = ()
-    reason: str = ""
-    input_digest: str = ""
-    output_digest: str = ""
-    summary: str = ""
-    duration_us: int = 0
-    sandbox: str = ""
-    trace: str = ""
-
-
-class Written(AuditEntry, frozen=True):
-    """An entry in its place. `sequence` from 0, `time_ms` in milliseconds since 1970 (UTC), hashes in hexadecimal."""
-
-    sequence: int = 0
-    time_ms: int = 0
-    previous: str = FIRST_HASH
-    hash: str = ""
 
 
 class _Body(AuditEntry, frozen=True):
@@ -58,9 +32,14 @@ _FIELDS = AuditEntry.__struct_fields__
 _BODY_FIELDS = _Body.__struct_fields__
 
 
+def digest_of(value: object) -> str:
+    """SHA-256, in hexadecimal, of what an entry names and does not hold: of its JSON with sorted keys."""
+    return hashlib.sha256(_encoder.encode(value)).hexdigest()
+
+
 def place(entry: AuditEntry, sequence: int, time_ms: int, previous: str) -> Written:
     """The entry in its place, with its hash: SHA-256 of the canonical form (RFC 8785) of all but the hash itself."""
-    values: dict[str, Any] = {name: _cut(getattr(entry, name)) for name in _FIELDS}
+    values: dict[str, Any] = {name: _cut(name, getattr(entry, name)) for name in _FIELDS}
     body = _Body(**values, sequence=sequence, time_ms=time_ms, previous=previous)
     return Written(**values, sequence=sequence, time_ms=time_ms, previous=previous, hash=_digest(body))
 
@@ -88,10 +67,16 @@ def _digest(body: _Body) -> str:
     return hashlib.sha256(_encoder.encode(body)).hexdigest()
 
 
-def _cut(value: object) -> object:
+def _cut(name: str, value: Any) -> Any:
     if isinstance(value, str):
-        # A lone surrogate has no form in UTF-8, and an entry must not fail to be written for it.
-        return value[:MAX_TEXT].encode("utf-8", "replace").decode()
+        return _text(value, MAX_TEXT if name in _LONG else MAX_NAME)
     if isinstance(value, int):
         return max(0, min(value, _MOST))
-    return tuple(map(_cut, value)) if isinstance(value, tuple) else value
+    return tuple(_text(rule, MAX_RULE) for rule in value[:MAX_RULES])
+
+
+def _text(value: str, most: int) -> str:
+    if len(value) <= most and value.isascii():
+        return value
+    # A lone surrogate has no form in UTF-8, and an entry must not fail to be written for it.
+    return value[:most].encode("utf-8", "replace").decode()
