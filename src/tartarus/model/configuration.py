@@ -46,6 +46,14 @@ class MicrovmSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jailer: bool = False
 
 
+class AuditSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long (`kept`) and how much (`size`) of the audit log is kept; `witness`: where its checkpoints go besides."""
+
+    kept: str | int = "90d"
+    size: str | int = "1GiB"
+    witness: str = ""
+
+
 class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of the file. Sizes as in ``512MiB``, durations as in ``10m``; what is left out has its default."""
 
@@ -55,6 +63,7 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stop_grace: str | int = "10s"
     memory_budget: str | int = "64GiB"
     EnableHypnos: bool = True
+    audit: AuditSection = AuditSection()
     log: LogSection = LogSection()
     isolation: IsolationSection = IsolationSection()
     microvm: MicrovmSection = MicrovmSection()
@@ -87,6 +96,24 @@ def _floor(level: Isolation) -> Isolation:
     return level
 
 
+def _above_zero(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def checked(text: Any) -> Any:
+        value = read(text)
+        if not value:
+            raise InvalidRequest("it is nothing", fix="use more than 0")
+        return value
+
+    return checked
+
+
+def _witness(text: str) -> str:
+    if not text or text == "syslog" or text.startswith(("/", "https://")):
+        return text
+    raise InvalidRequest(
+        f"{text!r} is no place for checkpoints", fix="use a file's absolute path, an https:// address, or syslog"
+    )
+
+
 def _seconds(value: float) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if value >= length and not value % length:
@@ -106,6 +133,9 @@ KEYS: dict[str, Key] = {
     "microvm.monitor": Key("microvm_monitor", lambda monitor: monitor, lambda monitor: str(monitor.value)),
     "gvisor.platform": Key("gvisor_platform", str, str),
     "microvm.jailer": Key("microvm_jailer", bool, lambda on: "true" if on else "false"),
+    "audit.kept": Key("audit_kept_s", _above_zero(parse_duration), _seconds),
+    "audit.size": Key("audit_bytes", _above_zero(parse_size), format_size),
+    "audit.witness": Key("audit_witness", _witness, str),
     "isolation.floor": Key("isolation_floor", _floor, lambda level: str(level.value)),
 }
 """Every key, by the path that it has in the file."""

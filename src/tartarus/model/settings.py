@@ -43,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True):
     `isolation_floor`: the weakest level that any sandbox here may have. `config_file`: where the rest is said.
     `microvm_monitor`: what runs microVMs; `microvm_jailer`: Firecracker is started by its own jailer.
     `gvisor_platform`: what gVisor runs on; `auto` is KVM where a guest was seen to run on it.
+    `audit_kept_s`, `audit_bytes`: how long, and how much of, the audit log is kept. `audit_witness`: where its
+    checkpoints are taken besides: a file, an https address, or `syslog`.
     """
 
     state_dir: Path
@@ -60,6 +62,9 @@ class Settings(msgspec.Struct, frozen=True):
     microvm_monitor: MicrovmMonitor = MicrovmMonitor.AUTO
     memory_budget_bytes: int = 64 * 1024**3
     microvm_jailer: bool = False
+    audit_kept_s: float = 90 * 86400.0
+    audit_bytes: int = 1024**3
+    audit_witness: str = ""
 
     @classmethod
     def at(cls, state_dir: Path, socket: Path | None = None) -> Settings:
@@ -102,6 +107,11 @@ class Settings(msgspec.Struct, frozen=True):
     def database(self) -> Path:
         """The state database (SQLite)."""
         return self.state_dir / "state.db"
+
+    @property
+    def audit_dir(self) -> Path:
+        """The audit log."""
+        return self.state_dir / "audit"
 
     @property
     def lock_file(self) -> Path:

@@ -13,10 +13,10 @@ import msgspec
 import structlog
 
 from tartarus.model.errors import RequestRejected
-from tartarus.model.sandbox import Isolation, Resources, SandboxSpec
+from tartarus.model.sandbox import Isolation, Resources, SandboxRecord, SandboxSpec
 from tartarus.policy.documents import Limits, PolicyDocument, limits_of
 from tartarus.policy.judges import Admission as Asked
-from tartarus.policy.judges import Court, Ruling, Usage, Verdict
+from tartarus.policy.judges import Classification, Court, Ruling, Usage, Verdict
 
 _log = structlog.get_logger("tartarus.node.admission")
 _MINUTE_S = 60.0
@@ -24,15 +24,18 @@ _MOST_CACHED = 4096
 
 
 class Place:
-    """What an admitted sandbox takes of its tenant's share, until it is given back."""
+    """What an admitted sandbox takes of its tenant's share, until it is given back.
 
-    def __init__(self, books: _Books, template: str, resources: Resources, rulings: tuple[Ruling, ...]) -> None:
+    `asked` and `verdict`: what was judged, and how; for the record.
+    """
+
+    def __init__(self, books: _Books, asked: Asked, verdict: Verdict, rulings: tuple[Ruling, ...]) -> None:
+        self.asked = asked
+        self.verdict = verdict
         self.rulings = rulings
         self._books = books
-        self._template = template
-        self._resources = resources
-        self._held = True
-        books.take(template, resources)
+        self._held = False
+        self.take()
 
     @property
     def quarantine(self) -> tuple[str, ...]:
@@ -44,11 +47,17 @@ class Place:
         """What the judges put on the record."""
         return {name: value for ruling in self.rulings for name, value in ruling.tags.items()}
 
+    def take(self) -> None:
+        """Count it; safe to repeat."""
+        if not self._held:
+            self._held = True
+            self._books.take(self.asked.template, self.asked.resources)
+
     def give_back(self) -> None:
         """The sandbox is gone, or was never made; safe to repeat."""
         if self._held:
             self._held = False
-            self._books.give_back(self._template, self._resources)
+            self._books.give_back(self.asked.template, self.asked.resources)
 
 
 class _Books:
@@ -83,11 +92,19 @@ class _Books:
 
 
 class Admission:
-    """Judges requests. `replace` puts other policies in force, all at once."""
+    """Judges requests. `replace` puts other policies in force, all at once.
 
-    def __init__(self, court: Court, said: Callable[[Asked, Verdict, tuple[Ruling, ...]], None] | None = None) -> None:
+    `rejected` hears what was refused, to whom and why.
+    `exempt`: the node's own name, under which it tries what it can do; no policy is for that.
+    """
+
+    def __init__(
+        self, court: Court, *, exempt: str = "",
+        rejected: Callable[[str, Asked, tuple[Ruling, ...]], None] = lambda *_: None,
+    ) -> None:  # fmt: skip
         self._court = court
-        self._said = said
+        self._exempt = exempt
+        self._rejected = rejected
         self._documents: tuple[PolicyDocument, ...] = ()
         self._limits: dict[tuple[str, str], Limits] = {}
         self._books: dict[str, _Books] = defaultdict(_Books)
@@ -104,7 +121,8 @@ class Admission:
         if found is None:
             if len(self._limits) >= _MOST_CACHED:
                 self._limits.clear()
-            found = self._limits[key] = limits_of(self._documents, tenant, template)
+            documents = () if tenant == self._exempt else self._documents
+            found = self._limits[key] = limits_of(documents, tenant, template)
         return found
 
     def with_defaults(self, tenant: str, template: str, spec: SandboxSpec) -> SandboxSpec:
@@ -118,20 +136,17 @@ class Admission:
 
     def admit(
         self, tenant: str, spec: SandboxSpec, template: str, resources: Resources, isolation: Isolation, *,
-        caller: str = "", roles: tuple[str, ...] = (),
+        caller: str = "", roles: tuple[str, ...] = (), action: str = "sandbox.create",
     ) -> Place:  # fmt: skip
         """Hear the judges. Raises RequestRejected with every reason, and what would be accepted."""
-        books = self._books[tenant]
-        asked = Asked(
-            tenant=tenant, caller=caller or tenant, roles=roles, spec=spec, template=template, resources=resources,
-            isolation=isolation, usage=books.usage(template), limits=self.limits(tenant, template),
-        )  # fmt: skip
+        asked = self._asked(tenant, spec, template, resources, isolation, caller=caller, roles=roles)
+        if tenant == self._exempt:
+            return Place(self._books[tenant], asked, Verdict.ACCEPT, ())
         verdict, rulings = self._court.pre_admit(asked)
-        if self._said is not None:
-            self._said(asked, verdict, rulings)
         if verdict is Verdict.REJECT:
-            against = [ruling for ruling in rulings if ruling.verdict is Verdict.REJECT]
+            against = tuple(ruling for ruling in rulings if ruling.verdict is Verdict.REJECT)
             _log.info("rejected", tenant=tenant, template=template, reasons=[ruling.reason for ruling in against])
+            self._rejected(action, asked, against)
             raise RequestRejected(
                 "the request was rejected",
                 why="; ".join(f"{ruling.judge}: {ruling.reason}" for ruling in against),
@@ -139,4 +154,39 @@ class Admission:
                 if any(ruling.accepted for ruling in against)
                 else "",
             )
-        return Place(books, template, resources, rulings)
+        return Place(self._books[tenant], asked, verdict, rulings)
+
+    def known(self, record: SandboxRecord) -> Place:
+        """The place of a sandbox that an earlier daemon admitted: it counts, and is not judged again."""
+        resources = record.spec.resources.over(Resources())
+        asked = self._asked(record.tenant, record.spec, record.template, resources, record.isolation)
+        return Place(self._books[record.tenant], asked, Verdict.ACCEPT, ())
+
+    def admit_again(self, place: Place) -> Place:
+        """Judge, by what is in force now, a sandbox that is to begin again; its own place is not in its way.
+
+        Raises RequestRejected; it keeps the place that it had then.
+        """
+        asked = place.asked
+        place.give_back()
+        try:
+            return self.admit(
+                asked.tenant, asked.spec, asked.template, asked.resources, asked.isolation,
+                caller=asked.caller, roles=asked.roles, action="sandbox.wake",
+            )  # fmt: skip
+        except RequestRejected:
+            place.take()
+            raise
+
+    def judge_ended(self, record: SandboxRecord) -> tuple[Classification, ...]:
+        """What the judges think of a sandbox that has ended."""
+        return () if record.tenant == self._exempt else self._court.post_hoc(record)
+
+    def _asked(
+        self, tenant: str, spec: SandboxSpec, template: str, resources: Resources, isolation: Isolation, *,
+        caller: str = "", roles: tuple[str, ...] = (),
+    ) -> Asked:  # fmt: skip
+        return Asked(
+            tenant=tenant, caller=caller or tenant, roles=roles, spec=spec, template=template, resources=resources,
+            isolation=isolation, usage=self._books[tenant].usage(template), limits=self.limits(tenant, template),
+        )  # fmt: skip

@@ -18,6 +18,7 @@ from tartarus.model.sandbox import Isolation, SandboxRecord, SandboxSpec
 from tartarus.model.settings import Settings
 from tartarus.model.states import State
 from tartarus.model.template import Template
+from tartarus.node.admission import Admission
 from tartarus.node.idleness import Idleness
 from tartarus.node.memory import RESTORE_LIMIT_S, Memory, Source
 from tartarus.node.offers import Offer
@@ -46,6 +47,7 @@ class SleepManager:
         places: Callable[[SandboxRecord, RootFs], Places],
         log: Callable[[str], OutputLog],
         on_end: Callable[[Sandbox], None],
+        admission: Admission,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -56,6 +58,7 @@ class SleepManager:
         self._places = places
         self._output_log = log
         self._on_end = on_end
+        self._admission = admission
         self._idleness: dict[str, Idleness] = {}
         self._later: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -195,6 +198,8 @@ class SleepManager:
                 return sandbox.record
             began = time.perf_counter()
             record = sandbox.record
+            if sandbox.place is not None:
+                sandbox.place = self._admission.admit_again(sandbox.place)
             source = await self._memory.source(record.tenant, record.id, record.saved)
             try:
                 guest = await self._begun(sandbox, source)
@@ -256,6 +261,7 @@ class SleepManager:
             nowhere = Places(home="/", workdir="/", prefix="/")
             template = Template(id=record.template, name=record.template)
             sandbox = Sandbox.sleeping(record, template, self._store, log, nowhere, self._on_end, None)
+        sandbox.place = self._admission.known(record)
         self._live[record.id] = sandbox
         self._metrics.hibernated(1)
         sandbox.supervise()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import difflib
 import hashlib
 import time
 
+import msgspec
 import structlog
 
-from tartarus.model.errors import InvalidRequest, InvalidState
+from tartarus.model.audit import AuditEntry
+from tartarus.model.errors import InvalidRequest, InvalidState, TartarusError
 from tartarus.model.policies import (
     ChangedVerdict,
     DryRun,
@@ -21,6 +24,7 @@ from tartarus.model.policies import (
 )
 from tartarus.model.sandbox import Resources, SandboxRecord
 from tartarus.node.admission import Admission
+from tartarus.node.auditing import Auditor
 from tartarus.policy.documents import PolicyDocument, limits_of, read_policy
 from tartarus.policy.judges import Admission as Asked
 from tartarus.policy.judges import Court, Usage, Verdict, court
@@ -32,18 +36,25 @@ _MOST_SHOWN = 200
 
 
 class PolicyService:
-    """Every change is written down first, then in force for the next request."""
+    """Every change is in the audit log and in the store before it is in force for the next request."""
 
-    def __init__(self, store: SandboxStore, admission: Admission) -> None:
+    def __init__(self, store: SandboxStore, admission: Admission, audit: Auditor) -> None:
         self._store = store
         self._admission = admission
+        self._audit = audit
+        self._changing = asyncio.Lock()
 
     async def open(self) -> None:
         """Put in force what is kept. Raises InvalidRequest for a document that this version can't read.
 
         Better no daemon than one whose policies are not in force.
         """
-        self._admission.replace([_read(version) for version in await self._store.policies.in_force()])
+        await self._put_in_force()
+
+    async def _put_in_force(self) -> None:
+        # One after another: of two changes at once, the one that was read first must not be put in force last.
+        async with self._changing:
+            self._admission.replace([_read(version) for version in await self._store.policies.in_force()])
 
     async def list(self) -> builtins.list[PolicyVersion]:
         """Those in force, by id."""
@@ -65,7 +76,7 @@ class PolicyService:
             raise InvalidRequest(
                 f"the document says that it is {document.id!r}, not {policy!r}", fix="give it the id that it says"
             )
-        return await self._add(policy, author, request.text, request.comment, request.expected)
+        return await self._add("policy.put", policy, author, request.text, request.comment, request.expected)
 
     async def rollback(self, policy: str, author: str, request: Rollback) -> PolicyVersion:
         """An earlier version once more, as the newest. Raises PolicyNotFound, and InvalidState for a deletion."""
@@ -73,14 +84,14 @@ class PolicyService:
         if old.deleted:
             raise InvalidState(f"version {old.version} of {policy!r} is its deletion", fix="choose another version")
         comment = request.comment or f"back to version {old.version}"
-        return await self._add(policy, author, old.text, comment, None)
+        return await self._add("policy.rollback", policy, author, old.text, comment, None)
 
     async def delete(self, policy: str, author: str) -> PolicyVersion:
         """Not in force any more; its history stays. Raises PolicyNotFound, and InvalidState when it is deleted."""
         newest = await self._store.policies.get(policy)
         if newest.deleted:
             raise InvalidState(f"policy {policy!r} is deleted already", fix="roll it back to have it again")
-        return await self._add(policy, author, newest.text, "deleted", newest.version, deleted=True)
+        return await self._add("policy.delete", policy, author, newest.text, "deleted", newest.version, deleted=True)
 
     async def diff(self, policy: str, old: int, new: int | None = None) -> str:
         """What changed between two versions, as a unified diff. Raises PolicyNotFound."""
@@ -115,17 +126,30 @@ class PolicyService:
         return DryRunReport(len(records), before_count, after_count, tuple(changed[:_MOST_SHOWN]))
 
     async def _add(
-        self, policy: str, author: str, text: str, comment: str, expected: int | None, *, deleted: bool = False
-    ) -> PolicyVersion:
-        kept = await self._store.policies.add(
-            PolicyVersion(
-                id=policy, version=0, text=text, digest=hashlib.sha256(text.encode()).hexdigest(), author=author,
-                comment=comment, created_at=time.time(), deleted=deleted,
-            ),
-            expected,
+        self, action: str, policy: str, author: str, text: str, comment: str, expected: int | None, *,
+        deleted: bool = False,
+    ) -> PolicyVersion:  # fmt: skip
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        entry = AuditEntry(
+            actor=author, tenant=author, action=action, target=policy, decision="allow", input_digest=digest,
+            summary=comment,
         )  # fmt: skip
-        await self.open()
-        _log.info("policy_changed", policy=policy, version=kept.version, author=author, deleted=deleted)
+        made = PolicyVersion(
+            id=policy, version=0, text=text, digest=digest, author=author, comment=comment, created_at=time.time(),
+            deleted=deleted,
+        )  # fmt: skip
+        # Who asked may go away: what is written down is then done all the same.
+        return await asyncio.shield(asyncio.create_task(self._change(entry, made, expected)))
+
+    async def _change(self, entry: AuditEntry, made: PolicyVersion, expected: int | None) -> PolicyVersion:
+        await self._audit.record(entry)
+        try:
+            kept = await self._store.policies.add(made, expected)
+        except TartarusError as error:
+            self._audit.note(msgspec.structs.replace(entry, decision="error", reason=str(error)))
+            raise
+        await self._put_in_force()
+        _log.info("policy_changed", policy=kept.id, version=kept.version, author=kept.author, deleted=kept.deleted)
         return kept
 
 

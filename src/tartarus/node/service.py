@@ -26,7 +26,8 @@ from tartarus.model.settings import Settings
 from tartarus.model.states import TERMINAL, State
 from tartarus.model.template import Template
 from tartarus.node import reconcile, selection
-from tartarus.node.admission import Admission
+from tartarus.node.admission import Admission, Place
+from tartarus.node.auditing import EXEMPT, Auditor
 from tartarus.node.checkpoints import Checkpoints
 from tartarus.node.forking import Forker
 from tartarus.node.hibernation import SleepManager
@@ -52,7 +53,6 @@ from tartarus.telemetry.metrics import Metrics
 _log = structlog.get_logger("tartarus.node")
 _RECONCILE_EVERY_S = 60.0
 _LAYERS_KEPT_S = 30 * 86400.0
-_DOCTOR = "tartarus-doctor"
 
 
 class Node:
@@ -63,8 +63,9 @@ class Node:
         self._store = store
         self._metrics = metrics or Metrics(settings.node_name)
         self._levels = Levels(settings)
-        self.admission = Admission(court())
-        self.policies = PolicyService(store, self.admission)
+        self.audit = Auditor(settings)
+        self.admission = Admission(court(), exempt=EXEMPT, rejected=self.audit.rejected)
+        self.policies = PolicyService(store, self.admission, self.audit)
         self._pool = SnapshotPool(self._levels.runtimes, host_meminfo)
         self._spares = SparePool(self._levels.runtimes, self._pool, host_meminfo, lambda: bool(self._creating))
         self._live: dict[str, Sandbox] = {}
@@ -85,6 +86,7 @@ class Node:
             settings, store, self.memory, self._metrics, self._live,
             rootfs=self._rootfs_of, log=self._open_log, on_end=self._ended,
             places=lambda record, rootfs: self._levels.runtimes[record.isolation].places(rootfs, record.id),
+            admission=self.admission,
         )  # fmt: skip
         self.checkpoints = Checkpoints(store, self.library.snapshots, self.memory, self.create)
         self.terminator = Terminator(self._live.values, self._end_creations, self.sleeper, self.checkpoints)
@@ -94,6 +96,7 @@ class Node:
 
     async def start(self) -> None:
         """End what an earlier daemon left, then keep comparing."""
+        await self.audit.open()
         await self.policies.open()
         self._levels.open()
         groups = await reconcile.groups_without_sandboxes(self._levels.hierarchy, set())
@@ -125,6 +128,7 @@ class Node:
         await self._spares.close()
         await self._pool.close()
         await self._levels.close()
+        await self.audit.close()
 
     async def create(self, tenant: str, spec: SandboxSpec, source: Source | None = None) -> Sandbox:
         """Make a sandbox and start its command, or go on from a saved one.
@@ -175,7 +179,7 @@ class Node:
         place = self.admission.admit(tenant, spec, template.id, limits, isolation)
         try:
             spec = msgspec.structs.replace(spec, labels=spec.labels | place.tags)
-            sandbox = await self._create_admitted(tenant, spec, source, offer, isolation, why, began, clock)
+            sandbox = await self._create_admitted(place, spec, source, offer, why, began, clock)
         except BaseException:
             place.give_back()
             raise
@@ -185,10 +189,9 @@ class Node:
         return sandbox
 
     async def _create_admitted(
-        self, tenant: str, spec: SandboxSpec, source: Source | None, offer: Offer, isolation: Isolation, why: str,
-        began: float, clock: float,
-    ) -> Sandbox:  # fmt: skip
-        template = offer.template
+        self, place: Place, spec: SandboxSpec, source: Source | None, offer: Offer, why: str, began: float, clock: float
+    ) -> Sandbox:
+        tenant, isolation, template = place.asked.tenant, place.asked.isolation, offer.template
         limits = spec.resources.over(template.resources)
         given = self._levels.runtimes[isolation].capabilities()
         why = "; ".join(filter(None, [why, given.how, *given.missing]))
@@ -202,6 +205,7 @@ class Node:
         self._starting.add(record.id)
         try:
             record = await self._store.insert(record, State.SCHEDULED, State.STARTING)
+            self.audit.created(record, place)
             return await self._launcher.start(record, offer, spare or source, clock)
         except asyncio.CancelledError:
             why, reason = ("the caller went away", Reason.USER_REQUEST)
@@ -278,13 +282,13 @@ class Node:
         if isolation is Isolation.WASM:
             await self._prove_wasm(spec)
         else:
-            await (await self.create(_DOCTOR, spec)).kill()
+            await (await self.create(EXEMPT, spec)).kill()
 
     async def _prove_wasm(self, spec: SandboxSpec) -> None:
         """Compile and run a module."""
-        module = await self.modules.compile(_DOCTOR, PROBE)
+        module = await self.modules.compile(EXEMPT, PROBE)
         spec = msgspec.structs.replace(spec, command=ExecSpec(argv=("probe",)), wasm=Wasm(module=module.digest))
-        ended = await (await self.create(_DOCTOR, spec)).wait()
+        ended = await (await self.create(EXEMPT, spec)).wait()
         if ended.exit_code != 0:
             raise GuestFailed("a module did not run to its end", why=ended.message or f"it gave {ended.exit_code}")
 
@@ -312,6 +316,7 @@ class Node:
     def _ended(self, sandbox: Sandbox) -> None:
         self._live.pop(sandbox.record.id, None)
         self._metrics.ended(sandbox.record)
+        self.audit.ended(sandbox.record, self.admission.judge_ended(sandbox.record))
         if sandbox.place is not None:
             sandbox.place.give_back()
         sandbox.count(self._metrics)
