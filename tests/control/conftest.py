@@ -73,7 +73,7 @@ async def serving(**limits: Any) -> AsyncIterator[Service]:
         library = Library(uploads)
         api = Api(
             settings, store, node, metrics, hangups, uploads=uploads, modules=node.modules, templates=library.templates,
-            snapshots=library.snapshots, policies=node.policies, started_at=time.time(), shut_down=stop.set,
+            snapshots=library.snapshots, policies=node.policies, audit=node.audit, started_at=time.time(), shut_down=stop.set,
         )  # fmt: skip
         listener = listen(settings.socket, frozenset({os.geteuid()}))
 

@@ -17,6 +17,8 @@ PAIRS = [
     (sdk.CodeContext, sdk.AsyncCodeContext),
     (sdk.Template, sdk.AsyncTemplate),
     (sdk.Snapshot, sdk.AsyncSnapshot),
+    (sdk.Policies, sdk.AsyncPolicies),
+    (sdk.Audit, sdk.AsyncAudit),
 ]
 
 

@@ -14,6 +14,7 @@ from litestar import Request, WebSocket
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 
+from tartarus.control.auditing import Audit
 from tartarus.control.decode import nearest
 from tartarus.control.hangups import HangupWatcher
 from tartarus.control.peers import Peer, peer_of
@@ -26,7 +27,7 @@ from tartarus.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 _PATH_PARAMETERS = frozenset(
-    {"sandbox_id", "context_id", "template_id", "snapshot_id", "upload_id", "module_id", "policy_id"}
+    {"sandbox_id", "context_id", "template_id", "snapshot_id", "upload_id", "module_id", "policy_id", "sequence"}
 )
 
 
@@ -53,6 +54,7 @@ class Api:
         templates: Templates,
         snapshots: Snapshots,
         policies: Policies,
+        audit: Audit,
         started_at: float,
         shut_down: Callable[[], None],
     ) -> None:
@@ -66,6 +68,7 @@ class Api:
         self.templates = templates
         self.snapshots = snapshots
         self.policies = policies
+        self.audit = audit
         self.started_at = started_at
         self.shut_down = shut_down
         self._background: set[asyncio.Task[None]] = set()

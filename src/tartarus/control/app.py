@@ -11,6 +11,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from tartarus import __version__
 from tartarus.control.answers import on_error, on_http_error
 from tartarus.control.api import Api, ApiRequest, ApiSocket, refuse_unknown_parameters
+from tartarus.control.auditing import audited
 from tartarus.control.routes import ROUTES
 
 # A spec holds a command line, and the kernel's cap on that is 2 MiB; JSON may double it.
@@ -24,6 +25,7 @@ def make_app(api: Api) -> Litestar:
         state=State({"api": api}),
         request_class=ApiRequest,
         websocket_class=ApiSocket,
+        middleware=[audited],
         before_request=refuse_unknown_parameters,
         exception_handlers={HTTPException: on_http_error, Exception: on_error},
         request_max_body_size=MAX_BODY_BYTES,

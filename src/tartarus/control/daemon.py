@@ -141,7 +141,8 @@ async def _serve(settings: Settings, listener: PeerListener, background: Backgro
         api = Api(
             settings, store, node, metrics, hangups, uploads=node.library.uploads, modules=node.modules,
             templates=node.library.templates,
-            snapshots=node.library.snapshots, policies=node.policies, started_at=started_at, shut_down=stop.set
+            snapshots=node.library.snapshots, policies=node.policies, audit=node.audit, started_at=started_at,
+            shut_down=stop.set,
         )  # fmt: skip
         server = Server(make_app(api), stop=stop, drain=drain, grace_s=settings.stop_grace_s)
         await server.run_on(listener, ready)

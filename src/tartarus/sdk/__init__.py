@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tartarus.sdk.async_audit import AsyncAudit
     from tartarus.sdk.async_client import AsyncClient
     from tartarus.sdk.async_contexts import AsyncCodeContext
     from tartarus.sdk.async_files import AsyncFiles
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tartarus.sdk.async_sandbox import AsyncSandbox
     from tartarus.sdk.async_snapshots import AsyncSnapshot
     from tartarus.sdk.async_templates import AsyncTemplate
+    from tartarus.sdk.audit import Audit
     from tartarus.sdk.client import Client
     from tartarus.sdk.contexts import CodeContext
     from tartarus.sdk.files import Files
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from tartarus.sdk.templates import Template
 
 __all__ = [
+    "AsyncAudit",
     "AsyncClient",
     "AsyncCodeContext",
     "AsyncFiles",
@@ -49,6 +52,7 @@ __all__ = [
     "AsyncSandbox",
     "AsyncSnapshot",
     "AsyncTemplate",
+    "Audit",
     "CellError",
     "CellResult",
     "Client",
@@ -71,6 +75,8 @@ __all__ = [
     "Version",
 ]
 _MODULES = {
+    "AsyncAudit": "async_audit",
+    "Audit": "audit",
     "AsyncClient": "async_client",
     "AsyncCodeContext": "async_contexts",
     "AsyncFiles": "async_files",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tartarus.control.routes import (
+    audit,
     checkpoints,
     code,
     endings,
@@ -36,4 +37,5 @@ ROUTES = [
     *uploads.ROUTES,
     *modules.ROUTES,
     *policies.ROUTES,
+    *audit.ROUTES,
 ]

@@ -12,7 +12,12 @@ from tartarus.model.lifecycle import CheckpointRequest
 from tartarus.model.sandbox import SandboxRecord
 
 
-@post("/v1/sandboxes/{sandbox_id:str}/checkpoints", dto=Strict[CheckpointRequest], return_dto=None)
+@post(
+    "/v1/sandboxes/{sandbox_id:str}/checkpoints",
+    dto=Strict[CheckpointRequest],
+    return_dto=None,
+    audit="sandbox.checkpoint",
+)
 async def take(
     request: ApiRequest, sandbox_id: FromPath[str], data: JSONBody[CheckpointRequest]
 ) -> Response[SnapshotInfo]:
@@ -27,7 +32,7 @@ async def listing(request: ApiRequest) -> list[SnapshotInfo]:
     return await request.api.node.checkpoints.list(request.peer.tenant)
 
 
-@post("/v1/checkpoints/{snapshot_id:str}/resume")
+@post("/v1/checkpoints/{snapshot_id:str}/resume", audit="checkpoint.resume")
 async def resume(request: ApiRequest, snapshot_id: FromPath[str]) -> Response[SandboxRecord]:
     """Make a sandbox as the checkpoint's was, from where it was."""
     sandbox = await request.api.node.checkpoints.resume(request.peer.tenant, snapshot_id)

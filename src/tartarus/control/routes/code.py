@@ -40,13 +40,13 @@ class CodeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InvalidRequest("timeout_s is out of range", fix="use more than 0 and at most 366 days")
 
 
-@post("/v1/sandboxes/{sandbox_id:str}/contexts")
+@post("/v1/sandboxes/{sandbox_id:str}/contexts", audit="sandbox.context.open")
 async def open_context(request: ApiRequest, sandbox_id: FromPath[str]) -> Context:
     """Start a fresh interpreter."""
     return Context(id=await (await request.live(sandbox_id)).open_context())
 
 
-@delete("/v1/sandboxes/{sandbox_id:str}/contexts/{context_id:str}")
+@delete("/v1/sandboxes/{sandbox_id:str}/contexts/{context_id:str}", audit="sandbox.context.close")
 async def close_context(request: ApiRequest, sandbox_id: FromPath[str], context_id: FromPath[str]) -> None:
     """End an interpreter and forget its state."""
     sandbox = await request.live(sandbox_id)
@@ -54,7 +54,11 @@ async def close_context(request: ApiRequest, sandbox_id: FromPath[str], context_
     request.api.forget_default_context(sandbox, context_id)
 
 
-@post("/v1/sandboxes/{sandbox_id:str}/contexts/{context_id:str}/interrupt", status_code=204)
+@post(
+    "/v1/sandboxes/{sandbox_id:str}/contexts/{context_id:str}/interrupt",
+    status_code=204,
+    audit="sandbox.context.interrupt",
+)
 async def interrupt(request: ApiRequest, sandbox_id: FromPath[str], context_id: FromPath[str]) -> None:
     """Stop the context's running cell, as Ctrl-C would."""
     await (await request.live(sandbox_id)).context(context_id).interrupt()
@@ -66,6 +70,7 @@ async def interrupt(request: ApiRequest, sandbox_id: FromPath[str], context_id: 
     return_dto=None,
     status_code=200,
     request_max_body_size=MAX_CODE_BYTES,
+    audit="sandbox.code",
 )
 async def run_code(request: ApiRequest, sandbox_id: FromPath[str], data: JSONBody[CodeRequest]) -> Stream:
     """Run a cell; its output, results and errors come as JSON lines while it runs."""

@@ -14,7 +14,13 @@ from tartarus.model.errors import PermissionRefused
 from tartarus.model.lifecycle import DrainReport, DrainRequest, Stopped, StopRequest
 
 
-@post("/v1/sandboxes/{sandbox_id:str}/stop", dto=Strict[StopRequest], return_dto=None, status_code=200)
+@post(
+    "/v1/sandboxes/{sandbox_id:str}/stop",
+    dto=Strict[StopRequest],
+    return_dto=None,
+    status_code=200,
+    audit="sandbox.stop",
+)
 async def stop(request: ApiRequest, sandbox_id: FromPath[str], data: JSONBody[StopRequest]) -> Stopped:
     """End a sandbox gracefully; answers once it is gone. It goes on when the client does not wait."""
     record, sandbox = await request.api.find(request.peer.tenant, sandbox_id)
@@ -23,7 +29,7 @@ async def stop(request: ApiRequest, sandbox_id: FromPath[str], data: JSONBody[St
     return await request.api.node.terminator.stop(sandbox, data)
 
 
-@post("/v1/drain", dto=Strict[DrainRequest], return_dto=None, status_code=200)
+@post("/v1/drain", dto=Strict[DrainRequest], return_dto=None, status_code=200, audit="node.drain")
 async def drain(request: ApiRequest, data: JSONBody[DrainRequest]) -> DrainReport:
     """Take no new sandboxes, and end every one gracefully. It goes on when the client does not wait."""
     _check_owner(request)
@@ -37,7 +43,7 @@ async def draining(request: ApiRequest) -> DrainReport:
     return request.api.node.terminator.report()
 
 
-@delete("/v1/drain")
+@delete("/v1/drain", audit="node.undrain")
 async def undo(request: ApiRequest) -> None:
     """Take new sandboxes again."""
     _check_owner(request)

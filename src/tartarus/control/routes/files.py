@@ -50,14 +50,14 @@ class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _checked(self.target)
 
 
-@get(_ROOT)
+@get(_ROOT, audit="sandbox.file.read")
 async def read(request: ApiRequest, sandbox_id: FromPath[str], path: FromQuery[str]) -> Stream:
     """A file's bytes."""
     sandbox = await request.live(sandbox_id)
     return Stream(await primed(sandbox.files.read(_checked(path))), media_type="application/octet-stream")
 
 
-@put(_ROOT, status_code=204, request_max_body_size=None)
+@put(_ROOT, status_code=204, request_max_body_size=None, audit="sandbox.file.write")
 async def write(
     request: ApiRequest,
     sandbox_id: FromPath[str],
@@ -71,7 +71,7 @@ async def write(
     await sandbox.files.write(_checked(path), request.stream(), mode=permissions, parents=parents)
 
 
-@delete(_ROOT)
+@delete(_ROOT, audit="sandbox.file.remove")
 async def remove(
     request: ApiRequest, sandbox_id: FromPath[str], path: FromQuery[str], recursive: FromQuery[bool] = False
 ) -> None:
@@ -91,19 +91,19 @@ async def listing(request: ApiRequest, sandbox_id: FromPath[str], path: FromQuer
     return await (await request.live(sandbox_id)).files.list(_checked(path))
 
 
-@post(_ROOT + "/mkdir", dto=Strict[MakeDirectory], return_dto=None, status_code=204)
+@post(_ROOT + "/mkdir", dto=Strict[MakeDirectory], return_dto=None, status_code=204, audit="sandbox.file.mkdir")
 async def mkdir(request: ApiRequest, sandbox_id: FromPath[str], data: JSONBody[MakeDirectory]) -> None:
     """Make a directory."""
     await (await request.live(sandbox_id)).files.mkdir(data.path, parents=data.parents)
 
 
-@post(_ROOT + "/move", dto=Strict[Move], return_dto=None, status_code=204)
+@post(_ROOT + "/move", dto=Strict[Move], return_dto=None, status_code=204, audit="sandbox.file.move")
 async def move(request: ApiRequest, sandbox_id: FromPath[str], data: JSONBody[Move]) -> None:
     """Rename a file or directory."""
     await (await request.live(sandbox_id)).files.move(data.source, data.target)
 
 
-@get(_ROOT + "/watch")
+@get(_ROOT + "/watch", audit="sandbox.file.watch")
 async def watch(
     request: ApiRequest, sandbox_id: FromPath[str], path: FromQuery[str], recursive: FromQuery[bool] = False
 ) -> Stream:

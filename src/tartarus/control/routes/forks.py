@@ -10,7 +10,13 @@ from tartarus.control.decode import Strict
 from tartarus.model.forking import ForkRequest, ForkResult
 
 
-@post("/v1/sandboxes/{sandbox_id:str}/fork", dto=Strict[ForkRequest], return_dto=None, status_code=200)
+@post(
+    "/v1/sandboxes/{sandbox_id:str}/fork",
+    dto=Strict[ForkRequest],
+    return_dto=None,
+    status_code=200,
+    audit="sandbox.fork",
+)
 async def fork(request: ApiRequest, sandbox_id: FromPath[str], data: JSONBody[ForkRequest]) -> ForkResult:
     """Make live copies, with memory where the level can; each child's error is its own."""
     sandbox = await request.live(sandbox_id)

@@ -22,7 +22,7 @@ async def _frames(entries: AsyncIterator[LogEntry]) -> AsyncIterator[bytes]:
         yield FRAME.pack(entry.time_ns, entry.stream, len(entry.data)) + entry.data
 
 
-@get("/v1/sandboxes/{sandbox_id:str}/logs")
+@get("/v1/sandboxes/{sandbox_id:str}/logs", audit="sandbox.logs")
 async def logs(request: ApiRequest, sandbox_id: FromPath[str], follow: FromQuery[bool] = False) -> Stream:
     """Output as binary frames: u64 time in ns, u8 stream, u32 length (little endian), data.
 

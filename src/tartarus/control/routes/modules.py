@@ -10,7 +10,7 @@ from tartarus.control.decode import Strict
 from tartarus.model.library import AddModule, ModuleInfo
 
 
-@post("/v1/modules", dto=Strict[AddModule], return_dto=None)
+@post("/v1/modules", dto=Strict[AddModule], return_dto=None, audit="module.add")
 async def add(request: ApiRequest, data: JSONBody[AddModule]) -> Response[ModuleInfo]:
     """Compile an uploaded module or component, in a sandbox, and keep it for the caller."""
     made = await request.unless_gone(request.api.modules.add(request.peer.tenant, data.upload))

@@ -39,25 +39,31 @@ async def diff(
     return Response(await request.api.policies.diff(policy_id, old, new), media_type="text/x-diff")
 
 
-@put("/v1/policies/{policy_id:str}", dto=Strict[PutPolicy], return_dto=None)
+@put("/v1/policies/{policy_id:str}", dto=Strict[PutPolicy], return_dto=None, audit_refused="policy.put")
 async def change(request: ApiRequest, policy_id: FromPath[str], data: JSONBody[PutPolicy]) -> PolicyVersion:
     """A new version, in force when this is answered."""
     return await request.api.policies.put(policy_id, _owner(request), data)
 
 
-@post("/v1/policies/{policy_id:str}/rollback", dto=Strict[Rollback], return_dto=None, status_code=200)
+@post(
+    "/v1/policies/{policy_id:str}/rollback",
+    dto=Strict[Rollback],
+    return_dto=None,
+    status_code=200,
+    audit_refused="policy.rollback",
+)
 async def rollback(request: ApiRequest, policy_id: FromPath[str], data: JSONBody[Rollback]) -> PolicyVersion:
     """An earlier version once more."""
     return await request.api.policies.rollback(policy_id, _owner(request), data)
 
 
-@delete("/v1/policies/{policy_id:str}", status_code=200)
+@delete("/v1/policies/{policy_id:str}", status_code=200, audit_refused="policy.delete")
 async def remove(request: ApiRequest, policy_id: FromPath[str]) -> PolicyVersion:
     """Not in force any more."""
     return await request.api.policies.delete(policy_id, _owner(request))
 
 
-@post("/v1/policy-dry-runs", dto=Strict[DryRun], return_dto=None, status_code=200)
+@post("/v1/policy-dry-runs", dto=Strict[DryRun], return_dto=None, status_code=200, audit="policy.dry_run")
 async def dry_run(request: ApiRequest, data: JSONBody[DryRun]) -> DryRunReport:
     """How recent requests would be judged; everybody's, so that only the owner may ask."""
     _owner(request)

@@ -72,7 +72,7 @@ async def show(request: ApiRequest, sandbox_id: FromPath[str]) -> SandboxRecord:
     return await request.api.store.get(request.peer.tenant, sandbox_id)
 
 
-@delete("/v1/sandboxes/{sandbox_id:str}")
+@delete("/v1/sandboxes/{sandbox_id:str}", audit="sandbox.kill")
 async def end(request: ApiRequest, sandbox_id: FromPath[str]) -> None:
     """End the whole sandbox; answers once it is gone. One that has ended already is fine."""
     _, sandbox = await request.api.find(request.peer.tenant, sandbox_id)
@@ -80,13 +80,19 @@ async def end(request: ApiRequest, sandbox_id: FromPath[str]) -> None:
         await sandbox.kill(reason=Reason.USER_REQUEST)
 
 
-@post("/v1/sandboxes/{sandbox_id:str}/signal", dto=Strict[SignalRequest], return_dto=None, status_code=204)
+@post(
+    "/v1/sandboxes/{sandbox_id:str}/signal",
+    dto=Strict[SignalRequest],
+    return_dto=None,
+    status_code=204,
+    audit="sandbox.signal",
+)
 async def send_signal(request: ApiRequest, sandbox_id: FromPath[str], data: JSONBody[SignalRequest]) -> None:
     """Deliver a signal to the main command."""
     await (await request.live(sandbox_id)).kill(signal=data.signal)
 
 
-@post("/v1/sandboxes/{sandbox_id:str}/pause", status_code=200)
+@post("/v1/sandboxes/{sandbox_id:str}/pause", status_code=200, audit="sandbox.pause")
 async def pause(request: ApiRequest, sandbox_id: FromPath[str]) -> SandboxRecord:
     """Freeze every process of the sandbox."""
     sandbox = await request.live(sandbox_id, wake=False)
@@ -94,7 +100,7 @@ async def pause(request: ApiRequest, sandbox_id: FromPath[str]) -> SandboxRecord
     return sandbox.record
 
 
-@post("/v1/sandboxes/{sandbox_id:str}/resume", status_code=200)
+@post("/v1/sandboxes/{sandbox_id:str}/resume", status_code=200, audit="sandbox.resume")
 async def resume(request: ApiRequest, sandbox_id: FromPath[str]) -> SandboxRecord:
     """Let a paused sandbox go on."""
     sandbox = await request.live(sandbox_id, wake=False)

@@ -11,7 +11,13 @@ from tartarus.model.lifecycle import HibernateRequest
 from tartarus.model.sandbox import SandboxRecord
 
 
-@post("/v1/sandboxes/{sandbox_id:str}/hibernate", dto=Strict[HibernateRequest], return_dto=None, status_code=200)
+@post(
+    "/v1/sandboxes/{sandbox_id:str}/hibernate",
+    dto=Strict[HibernateRequest],
+    return_dto=None,
+    status_code=200,
+    audit="sandbox.hibernate",
+)
 async def hibernate(request: ApiRequest, sandbox_id: FromPath[str], data: JSONBody[HibernateRequest]) -> SandboxRecord:
     """Put a sandbox to sleep, now or later; now answers once nothing of it is left in memory."""
     sandbox = await request.live(sandbox_id, wake=False)
@@ -21,7 +27,7 @@ async def hibernate(request: ApiRequest, sandbox_id: FromPath[str], data: JSONBo
     return sandbox.record
 
 
-@post("/v1/sandboxes/{sandbox_id:str}/wake", status_code=200)
+@post("/v1/sandboxes/{sandbox_id:str}/wake", status_code=200, audit="sandbox.wake")
 async def wake(request: ApiRequest, sandbox_id: FromPath[str]) -> SandboxRecord:
     """Let a hibernated sandbox go on; answers once it runs. One that is awake is fine."""
     sandbox = await request.live(sandbox_id, wake=False)

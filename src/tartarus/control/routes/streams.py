@@ -12,9 +12,11 @@ from litestar import websocket
 from litestar.params import FromPath
 
 from tartarus.control.api import ApiSocket
+from tartarus.control.auditing import REFUSED, entry_of
 from tartarus.control.link import Link
 from tartarus.model.errors import GuestFailed, InvalidRequest, InvalidState, SandboxLost, TartarusError
 from tartarus.model.sandbox import ExecSpec, ExitStatus, Reason, SandboxSpec
+from tartarus.store.audit.entries import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -60,7 +62,7 @@ async def execute(socket: ApiSocket, sandbox_id: FromPath[str]) -> None:
     """Run one more command in a live sandbox; it is killed when its client goes away."""
     async with Link(socket) as link:
         spec = await link.open(ExecSpec)
-        sandbox = await socket.api.find_live(socket.peer.tenant, sandbox_id)
+        sandbox = await _audited(socket, "sandbox.exec", sandbox_id, spec)
         process = await sandbox.exec(spec)
         status: ExitStatus | None = None
         try:
@@ -86,11 +88,25 @@ async def attach(socket: ApiSocket, sandbox_id: FromPath[str]) -> None:
     since_ns = time.time_ns()
     async with Link(socket) as link:
         await link.open(AttachRequest)
-        sandbox = await socket.api.find_live(socket.peer.tenant, sandbox_id)
+        sandbox = await _audited(socket, "sandbox.attach", sandbox_id)
         main = _main_of(sandbox)
         await _tell_started(link, sandbox, main)
         await link.show(sandbox.log, since_ns)
         await _tell_end(link, sandbox, main)
+
+
+async def _audited(socket: ApiSocket, action: str, sandbox_id: str, spec: ExecSpec | None = None) -> Sandbox:
+    """The caller's sandbox, once it is written down what they do with it, or that they may not."""
+    peer = socket.peer
+    try:
+        sandbox = await socket.api.find_live(peer.tenant, sandbox_id)
+    except TartarusError as error:
+        decision = "deny" if error.http_status in REFUSED else "error"
+        socket.api.audit.note(entry_of(peer, action, sandbox_id, decision=decision, reason=error.code))
+        raise
+    digest = "" if spec is None else digest_of(spec)
+    socket.api.audit.add(entry_of(peer, action, sandbox.record.id, decision="allow", input_digest=digest))
+    return sandbox
 
 
 def _main_of(sandbox: Sandbox) -> Process:

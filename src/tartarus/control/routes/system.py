@@ -55,7 +55,7 @@ async def levels(request: ApiRequest) -> list[Any]:
     return await request.api.node.levels()
 
 
-@post("/v1/shutdown", status_code=202)
+@post("/v1/shutdown", status_code=202, audit="node.shutdown")
 async def shutdown(request: ApiRequest) -> Response[None]:
     """Stop gracefully: sandboxes end as killed (node_drain), then the daemon."""
     if request.peer.uid not in {0, os.geteuid()}:

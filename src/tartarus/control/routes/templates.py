@@ -31,7 +31,7 @@ async def listing(request: ApiRequest) -> list[TemplateInfo]:
     return await request.api.templates.list(request.peer.tenant)
 
 
-@post("/v1/templates", dto=Strict[CreateTemplate], return_dto=None, status_code=200)
+@post("/v1/templates", dto=Strict[CreateTemplate], return_dto=None, status_code=200, audit="template.create")
 async def create(request: ApiRequest, data: JSONBody[CreateTemplate]) -> Stream:
     """Make a template; its progress comes as JSON lines, the last of which is the template."""
     return await _stream(request, request.api.templates.create(request.peer.tenant, data))
@@ -43,25 +43,25 @@ async def show(request: ApiRequest, template_id: FromPath[str]) -> TemplateInfo:
     return await request.api.templates.get(request.peer.tenant, template_id)
 
 
-@delete(_ONE)
+@delete(_ONE, audit="template.delete")
 async def remove(request: ApiRequest, template_id: FromPath[str]) -> None:
     """Forget one of the caller's templates; sandboxes that live go on."""
     await request.api.templates.remove(request.peer.tenant, template_id)
 
 
-@post(_ONE + "/warm", status_code=200)
+@post(_ONE + "/warm", status_code=200, audit="template.warm")
 async def warm(request: ApiRequest, template_id: FromPath[str]) -> Stream:
     """Make its warm snapshot anew; progress as for a new template."""
     return await _stream(request, request.api.templates.warm(request.peer.tenant, template_id))
 
 
-@post(_ONE + "/push", dto=Strict[PushRequest], return_dto=None, status_code=200)
+@post(_ONE + "/push", dto=Strict[PushRequest], return_dto=None, status_code=200, audit="template.push")
 async def push(request: ApiRequest, template_id: FromPath[str], data: JSONBody[PushRequest]) -> Stream:
     """Push it to a registry as an image; progress as JSON lines, the last of which says where it is."""
     return await _stream(request, request.api.templates.push(request.peer.tenant, template_id, data))
 
 
-@post(_ONE + "/scan", dto=Strict[ScanRequest], return_dto=None, status_code=200)
+@post(_ONE + "/scan", dto=Strict[ScanRequest], return_dto=None, status_code=200, audit="template.scan")
 async def scan(request: ApiRequest, template_id: FromPath[str], data: JSONBody[ScanRequest]) -> Any:
     """Known vulnerabilities of its packages, and what the policy says of them."""
     return await request.unless_gone(request.api.templates.scan(request.peer.tenant, template_id, data))
