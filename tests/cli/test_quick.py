@@ -11,7 +11,7 @@ from tartarus.cli.app import app
 from tartarus.cli.launching import execute, run
 from tartarus.cli.options import EXEC, RUN
 from tartarus.cli.quick import parse
-from tartarus.model.sandbox import Isolation, Network
+from tartarus.model.sandbox import Isolation
 
 WORDS = [
     *(flag for option in RUN for flag in option.flags), "--", "-", "", "true", "-it", "-itd", "-eA=1", "-e", "A=1",
@@ -70,4 +70,3 @@ def test_the_unusual_is_left_to_click(line):
 def test_choices_are_the_models():
     choices = {option.name: option.choices for option in RUN}
     assert set(choices["isolation"]) == {level.value for level in Isolation}
-    assert set(choices["network"]) == {network.value for network in Network}

@@ -17,7 +17,7 @@ from tartarus.sdk.specs import exec_spec, parse_mount, sandbox_spec
         ({"cpus": "0"}, "out of range"),
         ({"timeout_s": "never"}, "not a duration"),
         ({"isolation": "magic"}, "use one of: auto, process, container"),
-        ({"network": "all"}, "use one of: none"),
+        ({"network": "all"}, "use none, open, or a Contract"),
         ({"mounts": ["/a"]}, "not a mount"),
         ({"mounts": ["/a:/proc/x"]}, "would hide /proc"),
         ({"name": "a b"}, "not a valid name"),

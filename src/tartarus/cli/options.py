@@ -70,7 +70,12 @@ RUN = (
     WORKDIR,
     Option("mount", ("--mount",), "Show a file or directory of this host in the sandbox. May be repeated.", kind=LIST,
            metavar="SRC:DST[:ro]"),
-    Option("network", ("--network",), "What it may reach.", choices=("none",), default="none"),
+    Option("network", ("--network",), "What it may reach: none, open (every public address), or a contract's file.",
+           metavar="none|open|FILE", default="none"),
+    Option("allow", ("--allow",), "Let it reach this and nothing else: example.org:443, *.example.org, "
+           "203.0.113.0/24:80,443. May be repeated.", kind=LIST, metavar="TO[:PORTS]"),
+    Option("publish", ("--publish", "-p"), "Show a port of the sandbox on this host, at 127.0.0.1 unless another "
+           "address is given. May be repeated.", kind=LIST, metavar="[IP:]HOST:GUEST"),
     INTERACTIVE,
     TTY,
     Option("detach", ("-d", "--detach"), "Print the sandbox's id and leave it running.", kind=FLAG),

@@ -32,7 +32,6 @@ def given_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "template": values["template"],
         "isolation": values["isolation"],
-        "network": values["network"],
         "command": None if goes_on else _command(values, words, "tartarus run -- echo hello"),
         "env": environment(_texts(values["env"]), os.environ),
         "workdir": values["workdir"] or "",
@@ -54,9 +53,28 @@ def given_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
         spec["stop_signal"] = values["stop_signal"]
     if values["stop_grace"]:
         spec["stop_grace_s"] = 0.0 if values["stop_grace"] == "0" else _duration(values["stop_grace"])
+    network = str(values["network"])
+    if values["allow"] or network not in {"none", "open"}:
+        spec |= _contract(network, _texts(values["allow"]))
+    elif network != "none":
+        spec["network"] = network
+    if values["publish"]:
+        from tartarus.sdk.networks import publish_fields
+
+        spec["publish"] = [publish_fields(text) for text in _texts(values["publish"])]
     if values["mount"]:
         spec["mounts"] = [mount_fields(text) for text in _texts(values["mount"])]
     return spec
+
+
+def _contract(network: str, allow: Sequence[str]) -> dict[str, Any]:
+    import msgspec
+
+    from tartarus.sdk.networks import network_fields, read_contract
+
+    file = None if network in {"none", "open"} else read_contract(network)
+    mode, contract = network_fields(network if file is None else file, allow)
+    return {"network": mode.value, "contract": None if contract is None else msgspec.to_builtins(contract)}
 
 
 def _resources(values: Values) -> dict[str, Any]:

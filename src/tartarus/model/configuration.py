@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ from tartarus.model.structured_yaml import StructReader
 from tartarus.model.units import format_size, parse_duration, parse_size
 
 MOST_LOG_FILES = 1000
+MOST_SLOTS = 4096
 
 
 class IsolationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +56,17 @@ class AuditSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     witness: str = ""
 
 
+class NetworkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`name_servers`: whom sandboxes' questions go to; none: the host's own. `slots`: sandboxes with a network at once.
+
+    `ranges`: private networks that their addresses may come from; none: those that docs/network.md names.
+    """
+
+    name_servers: tuple[str, ...] = ()
+    slots: int = 512
+    ranges: tuple[str, ...] = ()
+
+
 class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of the file. Sizes as in ``512MiB``, durations as in ``10m``; what is left out has its default."""
 
@@ -68,6 +81,7 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     isolation: IsolationSection = IsolationSection()
     microvm: MicrovmSection = MicrovmSection()
     gvisor: GvisorSection = GvisorSection()
+    network: NetworkSection = NetworkSection()
 
 
 class Key(NamedTuple):
@@ -121,6 +135,30 @@ def _seconds(value: float) -> str:
     return f"{value:g}s"
 
 
+def _servers(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for text in texts:
+        try:
+            ipaddress.ip_address(text)
+        except ValueError as error:
+            raise InvalidRequest(str(error), fix="give addresses, as in 192.0.2.53") from None
+    return texts
+
+
+def _ranges(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for text in texts:
+        try:
+            ipaddress.IPv4Network(text)
+        except ValueError as error:
+            raise InvalidRequest(str(error), fix="give private networks, as in 10.201.0.0/16") from None
+    return texts
+
+
+def _slots(count: int) -> int:
+    if not 1 <= count <= MOST_SLOTS:
+        raise InvalidRequest(f"{count} is out of range", fix=f"use 1 to {MOST_SLOTS}")
+    return count
+
+
 KEYS: dict[str, Key] = {
     "node_name": Key("node_name", _name, str),
     "ended_kept": Key("ended_kept_s", parse_duration, _seconds),
@@ -136,6 +174,9 @@ KEYS: dict[str, Key] = {
     "audit.kept": Key("audit_kept_s", _above_zero(parse_duration), _seconds),
     "audit.size": Key("audit_bytes", _above_zero(parse_size), format_size),
     "audit.witness": Key("audit_witness", _witness, str),
+    "network.name_servers": Key("network_name_servers", _servers, ", ".join),
+    "network.slots": Key("network_slots", _slots, str),
+    "network.ranges": Key("network_ranges", _ranges, ", ".join),
     "isolation.floor": Key("isolation_floor", _floor, lambda level: str(level.value)),
 }
 """Every key, by the path that it has in the file."""

@@ -17,6 +17,7 @@ from tartarus.model.checks import (
     no_nul,
     require,
 )
+from tartarus.model.contract import MAX_PUBLISHED, Contract, Publish
 from tartarus.model.ids import check_name
 from tartarus.model.states import State
 
@@ -38,9 +39,11 @@ class Isolation(str, Enum):
 
 
 class Network(str, Enum):
-    """What a sandbox may reach. `none`: its own loopback and nothing else."""
+    """What a sandbox may reach. `none`: its own loopback and nothing else; `open`: every public address."""
 
     NONE = "none"
+    OPEN = "open"
+    CONTRACT = "contract"
 
 
 class Reason(str, Enum):
@@ -150,6 +153,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     the template's, then TERM and 10 s. With a grace of its own or its template's, a time limit ends it gracefully too:
     the signal then comes that long before the limit, which nothing outlives.
 
+    `contract` says what may be reached where `network` is ``contract``; `publish` shows ports of it on the host.
+
     `idle_s`: it is hibernated after so many seconds of idleness, and wakes when something is asked of it.
     """
 
@@ -163,6 +168,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workdir: str = ""
     mounts: tuple[Mount, ...] = ()
     network: Network = Network.NONE
+    contract: Contract | None = None
+    publish: tuple[Publish, ...] = ()
     wasm: Wasm | None = None
     name: str = ""
     labels: dict[str, str] = {}
@@ -185,6 +192,19 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         check_stop(self.stop_signal, self.stop_grace_s, self.timeout_s)
         check_idle(self.idle_s)
         check_labels(self.labels)
+        by_contract = self.network is Network.CONTRACT
+        require(
+            by_contract == (self.contract is not None),
+            "the request has a contract and another network" if self.contract else "the network's contract is missing",
+            'give "contract" together with "network": "contract"',
+        )
+        require(
+            len(self.publish) <= MAX_PUBLISHED, f"{len(self.publish)} ports are to be published",
+            f"publish at most {MAX_PUBLISHED}",
+        )  # fmt: skip
+        for one in self.publish:
+            exposed = self.contract is None or self.contract.exposes(one.guest)
+            require(exposed, f"port {one.guest} is published, but not exposed", "add it to exposed_ports")
         for mount in self.mounts:
             check_mount(mount)
 

@@ -45,6 +45,7 @@ class Settings(msgspec.Struct, frozen=True):
     `gvisor_platform`: what gVisor runs on; `auto` is KVM where a guest was seen to run on it.
     `audit_kept_s`, `audit_bytes`: how long, and how much of, the audit log is kept. `audit_witness`: where its
     checkpoints are taken besides: a file, an https address, or `syslog`.
+    `network_name_servers`, `network_slots`, `network_ranges`: of sandboxes' networks; empty ones are the usual.
     """
 
     state_dir: Path
@@ -65,6 +66,9 @@ class Settings(msgspec.Struct, frozen=True):
     audit_kept_s: float = 90 * 86400.0
     audit_bytes: int = 1024**3
     audit_witness: str = ""
+    network_name_servers: tuple[str, ...] = ()
+    network_slots: int = 512
+    network_ranges: tuple[str, ...] = ()
 
     @classmethod
     def at(cls, state_dir: Path, socket: Path | None = None) -> Settings:

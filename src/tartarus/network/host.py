@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 from base64 import b32encode
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -42,6 +43,8 @@ class Host:
         self._links: Links | None = None
         self._range: IPv4Network | None = None
         self._installed = ("", "")
+        self._let: tuple[frozenset[IPv4Address], frozenset[IPv4Address]] = (frozenset(), frozenset())
+        self._letting = threading.Lock()
 
     @property
     def links(self) -> Links:
@@ -96,6 +99,20 @@ class Host:
         router.wait_until_connected()
         self.follow(router)
 
+    def let(self, address: IPv4Address, *, private: bool, metadata: bool) -> None:
+        """Open to a slot, or close, what lies behind these doors; the router has doors of its own.
+
+        Raises Unsupported, OSError.
+        """
+        with self._letting:
+            wanted = tuple(
+                those | {address} if opens else those - {address}
+                for those, opens in zip(self._let, (private, metadata), strict=True)
+            )
+            if wanted != self._let:
+                self._let = (wanted[0], wanted[1])
+                rules.nft(rules.host_openings(self.table, *self._let), self._lock)
+
     def follow(self, router: Router) -> bool:
         """Make the rules fit the host's routes and links of now, and stand; whether anything had to be changed.
 
@@ -135,10 +152,12 @@ class Host:
         if wanted != self._changes.opened:
             self._changes = msgspec.structs.replace(self._changes, opened=wanted)
             self._ledger.write(self._changes)
-        changed = self._installed != (change, rules.listing(self.table))
-        if changed:
-            rules.nft(change, self._lock)
-            self._installed = (change, rules.listing(self.table))
+        with self._letting:  # or what a slot was denied meanwhile would be put back
+            change += rules.host_openings(self.table, *self._let)
+            changed = self._installed != (change, rules.listing(self.table))
+            if changed:
+                rules.nft(change, self._lock)
+                self._installed = (change, rules.listing(self.table))
         for name in wanted:
             _write(_CONF / name / "forwarding", "1")
         return changed
@@ -164,6 +183,7 @@ class Host:
                 self._lock = None
         self._changes = None
         self._installed = ("", "")
+        self._let = (frozenset(), frozenset())
 
     def _undo(self) -> None:
         changes = self._ledger.read()

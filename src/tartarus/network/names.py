@@ -113,6 +113,25 @@ def _addresses(answer: dns.message.Message) -> Iterator[IPv4Address | IPv6Addres
                         yield ip_address(text)
 
 
+def addresses_to_open(answer: dns.message.Message) -> list[IPv4Address]:
+    """The IPv4 addresses that an answer gives a name; those that only hint at where else it is are not among them."""
+    found = [
+        IPv4Address(rdata.address)
+        for rrset in answer.answer if rrset.rdtype == dns.rdatatype.A
+        for rdata in rrset
+    ]  # fmt: skip
+    return list(dict.fromkeys(found))
+
+
+def bound_ttl(answer: dns.message.Message, least_s: int, most_s: int) -> int:
+    """Bring the times of an answer's records between these, all to the shortest of them; in seconds."""
+    ttl = min((rrset.ttl for rrset in answer.answer), default=least_s)
+    ttl = min(max(ttl, least_s), most_s)
+    for rrset in answer.answer:
+        rrset.ttl = ttl
+    return ttl
+
+
 def reply(question: Question, answer: dns.message.Message) -> dns.message.Message:
     """What the sandbox is told of a server's answer: the answer, and of the rest only what dates a negative one."""
     response = _response(question)

@@ -32,6 +32,10 @@ _NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
+# nfnetlink's own header: family, version, and in a batch's two ends whose it is.
+_BATCH = struct.Struct(">BBH")
+_BATCH_BEGIN, _BATCH_END = 16, 17
+_NFTABLES = 10
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP = 1
 _RECEIVE_BYTES = 256 * 1024
@@ -149,6 +153,36 @@ class NetlinkSocket:
                             raise OSError(error, os.strerror(error))
                         return found
                     found.append(Message(kind, body))
+
+    def transact(self, *requests: Request) -> None:
+        """Have the packet filter do all of them at one moment, or none. Raises OSError, the first that failed."""
+        with self._lock:
+            first = next(self._sequence)
+            data = _HEADER.pack(_HEADER.size + _BATCH.size, _BATCH_BEGIN, REQUEST, first, 0) + _BATCH.pack(
+                0, 0, _NFTABLES
+            )
+            for request in requests:
+                data += _encode(request, REQUEST | ACK, next(self._sequence))
+            last = next(self._sequence)
+            data += _HEADER.pack(_HEADER.size + _BATCH.size, _BATCH_END, REQUEST, last, 0) + _BATCH.pack(
+                0, 0, _NFTABLES
+            )
+            self._socket.send(data)
+            waited = set(range(first + 1, last))
+            errors: dict[int, int] = {}
+            while waited:
+                for kind, sequence, body in messages(self._socket.recv(_RECEIVE_BYTES)):
+                    if kind != _ERROR or not first <= sequence <= last:
+                        continue
+                    error = -int(struct.unpack_from("=i", body)[0])
+                    if error:
+                        errors[sequence] = error
+                    waited.discard(sequence)
+                    if error and sequence in {first, last}:
+                        waited.clear()  # it was refused as a whole
+        if errors:
+            error = errors[min(errors)]
+            raise OSError(error, os.strerror(error))
 
     def _acknowledged(self, number: int) -> int:
         while True:

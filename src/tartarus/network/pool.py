@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import subprocess
 from collections import deque
-from collections.abc import Callable, Coroutine
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any, TypeVar
 
 import structlog
 
+from tartarus.model.contract import OPEN
 from tartarus.model.errors import GuestFailed, InvalidState, NoSpace, TartarusError, Unsupported
 from tartarus.network import rules
+from tartarus.network.compiled import Compiled, compiled
 from tartarus.network.host import Host
 from tartarus.network.links import Traffic
 from tartarus.network.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Events
-from tartarus.network.resolver import Resolver, host_name_servers
+from tartarus.network.oaths import Answer
+from tartarus.network.resolver import Asker, Resolver, host_name_servers
 from tartarus.network.router import Router, slot_address
 from tartarus.network.settings import NetworkSettings
+from tartarus.network.threads import finish, in_thread
 from tartarus.network.tracking import Counted
 
 _log = structlog.get_logger("tartarus.network")
@@ -34,19 +37,23 @@ _EXHAUSTED = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE,
 # Somebody else's change may be under way, or the host out of memory for a moment; the router's rules stand meanwhile.
 _TRIES = 3
 
-T = TypeVar("T")
+_OPEN = compiled(OPEN)
 
 
 class Slot:
     """A sandbox's place on the network, from `take` until `give_back`."""
 
-    def __init__(self, number: int, address: IPv4Address, gateway: IPv4Address, pool: SlotPool) -> None:
+    def __init__(
+        self, number: int, address: IPv4Address, gateway: IPv4Address, pool: SlotPool, contract: Compiled
+    ) -> None:
         self.number = number
+        self.contract = contract
         self.address = address
         self.gateway = gateway
         self._pool = pool
         self.busy = asyncio.Lock()
         self.given_back = False
+        self.cut = False
         self.final: dict[str, int] = {}
 
     @property
@@ -107,7 +114,7 @@ class SlotPool:
                     "sandboxes can't have a network here", why=why, fix="leave out --network, or use root's daemon"
                 )
             try:
-                await _in_thread(self._open_host)
+                await in_thread(self._open_host)
                 await self._open_resolver()
             except BaseException as error:
                 await self._close()
@@ -133,11 +140,16 @@ class SlotPool:
         self._resolver = Resolver(self._settings, self._refuses)
         await self._resolver.start(*await asyncio.to_thread(self._router.listen))
 
-    def _refuses(self, address: IPv4Address | IPv6Address) -> str:
-        return self._host.networks.refuses(address)
+    def _refuses(self, address: IPv4Address | IPv6Address, contract: Compiled) -> str:
+        if contract.denies(address):
+            return "denied"
+        reason = self._host.networks.refuses(address)
+        if reason in {"private", "neighbour"} and not contract.deny_private:
+            return ""
+        return "" if reason == "metadata" and not contract.deny_metadata else reason
 
-    async def take(self) -> Slot:
-        """A free slot: the one that has been free longest. `open` comes first, by itself.
+    async def take(self, contract: Compiled = _OPEN) -> Slot:
+        """A free slot, held to a contract: the one that has been free longest. `open` comes first, by itself.
 
         Raises NoSpace when all are taken, and what `open` raises.
         """
@@ -150,10 +162,66 @@ class SlotPool:
                 fix="end one of them, or raise the daemon's network setting slots",
             )
         number = self._free.popleft()
-        slot = Slot(number, slot_address(router.network, number), router.gateway, self)
+        slot = Slot(number, slot_address(router.network, number), router.gateway, self, contract)
         self._taken[number] = slot
-        resolver.opened(slot.address)
+        try:
+            await in_thread(lambda: self._swear(router, slot, contract, []))
+        except BaseException as error:
+            await self.give_back(slot)
+            if isinstance(error, OSError):
+                raise _not_sworn(error) from error
+            raise
+        resolver.opened(slot.address, self._asker(router, slot))
         return slot
+
+    async def swear(self, slot: Slot, contract: Compiled) -> None:
+        """Hold a slot to another contract, from one moment on. What it does not open any more ends then.
+
+        A connection that it opens too goes on. Raises InvalidState for a slot that was given back or cut.
+        """
+        async with slot.busy:
+            router, resolver = self._parts()
+            if slot.given_back or slot.cut:
+                raise InvalidState("the sandbox's network was cut")
+            asker = resolver.asker(slot.address)
+            still = asker.still_open(contract) if asker is not None else []
+            if asker is not None:
+                asker.replace(contract)  # what is being answered by the old one opens nothing any more
+            try:
+                await in_thread(lambda: self._swear(router, slot, contract, still))
+            except OSError as error:
+                if asker is not None:
+                    asker.replace(slot.contract)
+                raise _not_sworn(error) from error
+            slot.contract = contract
+
+    def _swear(self, router: Router, slot: Slot, contract: Compiled, answers: list[Answer]) -> None:
+        # The wall behind the router opens before it, and closes after it.
+        self._host.let(slot.address, private=not contract.deny_private or not slot.contract.deny_private,
+                       metadata=not contract.deny_metadata or not slot.contract.deny_metadata)  # fmt: skip
+        router.swear(slot.number, contract, answers)
+        self._host.let(slot.address, private=not contract.deny_private, metadata=not contract.deny_metadata)
+
+    def _asker(self, router: Router, slot: Slot) -> Asker:
+        async def opened(address: IPv4Address, ports: frozenset[int] | None, ttl_s: float) -> None:
+            await asyncio.to_thread(router.answer, slot.number, Answer(address, ports, ttl_s))
+
+        return Asker(slot.contract, opened)
+
+    async def cut(self, slot: Slot) -> None:
+        """Let nothing of a slot's pass any more; its link stays until it is given back. Safe to repeat."""
+        async with slot.busy:
+            if self._router is not None and not slot.given_back:
+                slot.cut = True
+                await in_thread(functools.partial(self._router.release, slot.number))
+
+    async def restore(self, slot: Slot) -> None:
+        """Hold a slot that was cut to its contract again. Connections of before go on as far as it opens them."""
+        async with slot.busy:
+            router, _ = self._parts()
+            if slot.cut and not slot.given_back:
+                await in_thread(lambda: router.swear(slot.number, slot.contract))
+                slot.cut = False
 
     async def attach(self, slot: Slot, guest: int) -> None:
         """Join a guest's network namespace to the slot: link `eth0`, address, default route, no IPv6.
@@ -166,7 +234,7 @@ class SlotPool:
             if slot.given_back:
                 raise InvalidState("the network slot was given back")
             try:
-                await _in_thread(lambda: router.attach(slot.number, guest, self._mtu))
+                await in_thread(lambda: router.attach(slot.number, guest, self._mtu))
             except OSError as error:
                 failed = NoSpace if error.errno in _EXHAUSTED else GuestFailed
                 raise failed("the sandbox can't be joined to the network", why=str(error)) from error
@@ -177,7 +245,7 @@ class SlotPool:
         That is: connections `opened`, packets and bytes sent and received, DNS questions (`dns_…`), and packets
         refused, by reason (`refused_private` and so on).
         """
-        return await _finish(self._give_back(slot))
+        return await finish(self._give_back(slot))
 
     async def _give_back(self, slot: Slot) -> dict[str, int]:
         async with slot.busy:
@@ -188,7 +256,7 @@ class SlotPool:
             found: dict[str, int] = dict(names)
             if self._router is not None:
                 router = self._router
-                traffic, counted = await _in_thread(lambda: (router.detach(slot.number), router.counted()))
+                traffic, counted = await in_thread(lambda: self._end(router, slot))
                 total = _of_slot(slot.number, counted)
                 found |= self._since_taken(slot.number, total) | _traffic(traffic)
                 self._before[slot.number] = total
@@ -196,6 +264,19 @@ class SlotPool:
             self._taken.pop(slot.number, None)
             slot.final = found
             return found
+
+    def _end(self, router: Router, slot: Slot) -> tuple[Traffic | None, Counted]:
+        router.release(slot.number)  # first: it holds from that moment on
+        traffic = router.detach(slot.number)
+        self._host.let(slot.address, private=False, metadata=False)
+        return traffic, router.counted()
+
+    def all_counters(self) -> dict[int, dict[str, int]]:
+        """What every slot did that is taken, by its number, from one look at what the rules counted."""
+        if self._router is None:
+            return {}
+        counted = self._router.counted()
+        return {number: self._since_taken(number, _of_slot(number, counted)) for number in list(self._taken)}
 
     def counters(self, slot: Slot) -> dict[str, int]:
         """What a slot did since it was taken, with the names of `give_back`."""
@@ -227,7 +308,7 @@ class SlotPool:
                 slot.given_back = True
         self._taken = {}
         router, self._router = self._router, None
-        await _in_thread(lambda: self._close_host(router))
+        await in_thread(lambda: self._close_host(router))
 
     def _close_host(self, router: Router | None) -> None:
         try:
@@ -274,7 +355,7 @@ class SlotPool:
                 # Rules that may not stand are as good as none.
                 self._failure = failure
                 _log.error("network_cut", error=failure)
-                await _in_thread(self._host.cut)
+                await in_thread(self._host.cut)
                 return
             await asyncio.sleep(_SETTLE_S)
 
@@ -282,7 +363,7 @@ class SlotPool:
         """Have the rules fit the host as it is now; what failed, or nothing."""
         router, _ = self._parts()
         try:
-            if await _in_thread(lambda: self._host.follow(router)):
+            if await in_thread(lambda: self._host.follow(router)):
                 _log.info("network_followed", networks=len(self._host.networks.neighbours))
         except (TartarusError, OSError, subprocess.SubprocessError) as error:
             _log.warning("network_not_followed", error=str(error))
@@ -290,19 +371,9 @@ class SlotPool:
         return ""
 
 
-async def _finish(work: Coroutine[Any, Any, T]) -> T:
-    """Await work that must not be left half done: a caller that is cancelled still waits for its end, which is near."""
-    running = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Blocking work in a worker thread, to its end."""
-    return await _finish(asyncio.to_thread(work))
+def _not_sworn(error: OSError) -> TartarusError:
+    failed = NoSpace if error.errno in _EXHAUSTED else TartarusError
+    return failed("the network contract can't be put in force", why=str(error))
 
 
 def _of_slot(number: int, counted: Counted) -> dict[str, int]:

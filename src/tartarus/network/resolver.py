@@ -1,7 +1,8 @@
 """The node's DNS resolver for sandboxes: listens in the router only, asks the host's own name servers.
 
-It forwards plain questions and tells the answers, except those that point where sandboxes may not go. It keeps
-nothing: the servers that it asks do.
+It forwards plain questions about names that the asker's contract allows, opens the addresses of those to it for as
+long as they are good, and tells the answers, except those that point where sandboxes may not go. It keeps no answers:
+the servers that it asks do.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from collections import Counter
-from collections.abc import Callable
-from ipaddress import IPv4Address, ip_address
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import dns.asyncquery
@@ -22,6 +24,8 @@ import dns.rcode
 import structlog
 
 from tartarus.network import names
+from tartarus.network.compiled import Compiled
+from tartarus.network.oaths import Answer
 from tartarus.network.settings import NetworkSettings
 
 _log = structlog.get_logger("tartarus.network")
@@ -36,16 +40,53 @@ _MAX_STREAMS = 8
 _MAX_QUERIES_PER_STREAM = 64
 _LENGTH = struct.Struct(">H")
 
-Count = Callable[[str], None]
+_LEAST_TTL_S = 5
+_MOST_TTL_S = 3600
+"""What the sandbox is told, too: an address is open for as long as it is told to be good."""
+_MOST_OPEN = 1024
+"""Addresses of one contract's domains that are open at once."""
+
+Open = Callable[[IPv4Address, frozenset[int] | None, float], Awaitable[None]]
+Refuses = Callable[[IPv4Address | IPv6Address, Compiled], str]
+
+
+class Asker:
+    """A slot that is answered: by which contract, and what was opened to it."""
+
+    def __init__(self, contract: Compiled, open_address: Open) -> None:
+        self.contract = contract
+        self.open = open_address
+        self.counts: Counter[str] = Counter()
+        self.opened: dict[IPv4Address, tuple[str, float]] = {}
+
+    def replace(self, contract: Compiled) -> None:
+        """It has another contract now."""
+        self.contract = contract
+
+    def still_open(self, contract: Compiled) -> list[Answer]:
+        """What was opened under the present contract, as far as another one opens it too."""
+        now = time.monotonic()
+        return [
+            Answer(address, ports, until - now)
+            for address, (name, until) in self.opened.items()
+            if until > now and (ports := contract.ports_of(name)) != frozenset() and not contract.denies(address)
+        ]
+
+    def has_room(self, addresses: Sequence[IPv4Address]) -> bool:
+        """Whether so many more may be opened; what has gone by itself is forgotten here."""
+        now = time.monotonic()
+        if len(self.opened) + len(addresses) > _MOST_OPEN:
+            self.opened = {address: kept for address, kept in self.opened.items() if kept[1] > now}
+        return len(self.opened) + len(addresses) <= _MOST_OPEN
 
 
 class Resolver:
     """Answers slots that `opened` has named, until `closed`."""
 
-    def __init__(self, settings: NetworkSettings, refuses: names.Refuses) -> None:
+    def __init__(self, settings: NetworkSettings, refuses: Refuses) -> None:
         self._settings = settings
         self._refuses = refuses
-        self._counts: dict[str, Counter[str]] = {}
+        self._askers: dict[str, Asker] = {}
         self._in_flight: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,24 +109,30 @@ class Resolver:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def opened(self, address: IPv4Address) -> None:
-        """Answer that slot, and count for it from nothing."""
-        self._counts[str(address)] = Counter()
+    def opened(self, address: IPv4Address, asker: Asker) -> None:
+        """Answer that slot from now on."""
+        self._askers[str(address)] = asker
+
+    def asker(self, address: IPv4Address) -> Asker | None:
+        """Who that slot is, while it is answered."""
+        return self._askers.get(str(address))
 
     def closed(self, address: IPv4Address) -> dict[str, int]:
         """Answer that slot no more; what was counted for it, by reason."""
-        return dict(self._counts.pop(str(address), {}))
+        asker = self._askers.pop(str(address), None)
+        return {} if asker is None else dict(asker.counts)
 
     def counted(self, address: IPv4Address) -> dict[str, int]:
         """What was counted for a slot so far, by reason."""
-        return dict(self._counts.get(str(address), {}))
+        asker = self._askers.get(str(address))
+        return {} if asker is None else dict(asker.counts)
 
     def _datagram(self, packet: bytes, sender: tuple[str, int]) -> None:
-        counts = self._counts.get(sender[0])
-        if counts is None:
+        asker = self._askers.get(sender[0])
+        if asker is None:
             return
         if self._in_flight[sender[0]] >= self._settings.dns_in_flight:
-            counts["dns_busy"] += 1
+            asker.counts["dns_busy"] += 1
             return
         self._keep(asyncio.get_running_loop().create_task(self._answer_datagram(packet, sender)))
 
@@ -100,9 +147,9 @@ class Resolver:
         assert task is not None
         self._keep(task)
         sender: str = writer.get_extra_info("peername")[0]
-        counts = self._counts.get(sender)
+        asker = self._askers.get(sender)
         try:
-            if counts is None or self._streams[sender] >= _MAX_STREAMS:
+            if asker is None or self._streams[sender] >= _MAX_STREAMS:
                 return
             self._streams[sender] += 1
             try:
@@ -134,15 +181,22 @@ class Resolver:
     async def _answer(
         self, packet: bytes, sender: str, *, stream: bool
     ) -> tuple[names.Question | None, dns.message.Message | None]:
-        counts = self._counts.get(sender)
-        if counts is None:
+        asker = self._askers.get(sender)
+        if asker is None:
             return None, None
+        counts, contract = asker.counts, asker.contract
         question = names.read_question(packet)
         if question is None:
             counts["dns_malformed"] += 1
             return None, None
         counts["dns_queries"] += 1
-        if names.is_private_name(question, self._refuses):
+        name = question.name.to_text(omit_final_dot=True).lower()
+        ports = contract.ports_of(name)
+        allowed = ports != frozenset()
+        if contract.deny_dns or not (allowed or contract.every_name):
+            counts["dns_refused"] += 1
+            return question, names.failure(question, dns.rcode.REFUSED)
+        if (contract.deny_private or not allowed) and names.is_private_name(question, self._closed_to(contract)):
             counts["dns_private"] += 1
             return question, names.failure(question, dns.rcode.NXDOMAIN)
         self._in_flight[sender] += 1
@@ -150,15 +204,40 @@ class Resolver:
             answer = await self._ask(question, stream=stream)
         finally:
             _less(self._in_flight, sender)
-        if self._counts.get(sender) is not counts:
-            return None, None  # given back meanwhile
+        if self._askers.get(sender) is not asker or asker.contract is not contract:
+            return None, None  # given back meanwhile, or sworn anew
         if answer is None:
             counts["dns_unanswered"] += 1
             return question, names.failure(question, dns.rcode.SERVFAIL)
-        if names.closed_addresses(answer, self._refuses):
+        if names.closed_addresses(answer, self._closed_to(contract)):
             counts["dns_rebinding"] += 1
             return question, names.failure(question, dns.rcode.REFUSED)
+        if allowed and not await self._open(asker, name, ports, answer):
+            counts["dns_full"] += 1
+            return question, names.failure(question, dns.rcode.SERVFAIL)
         return question, names.reply(question, answer)
+
+    async def _open(self, asker: Asker, name: str, ports: frozenset[int] | None, answer: dns.message.Message) -> bool:
+        """Open what was answered, before it is told; False when the contract has too much open already."""
+        ttl_s = names.bound_ttl(answer, _LEAST_TTL_S, _MOST_TTL_S)
+        addresses = names.addresses_to_open(answer)
+        if not asker.has_room(addresses):
+            return False
+        contract = asker.contract
+        for address in addresses:
+            # One second more: what the sandbox is told takes time to get there.
+            until = time.monotonic() + ttl_s + 1
+            if asker.contract is contract:
+                asker.opened[address] = (name, until)
+                try:
+                    await asker.open(address, ports, ttl_s + 1)
+                except OSError as error:
+                    _log.warning("address_not_opened", error=str(error))
+                    return False
+        return True
+
+    def _closed_to(self, contract: Compiled) -> names.Refuses:
+        return lambda address: self._refuses(address, contract)
 
     async def _ask(self, question: names.Question, *, stream: bool) -> dns.message.Message | None:
         servers = self._settings.name_servers or host_name_servers()

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 from tartarus.model.errors import GuestFailed
 from tartarus.network import namespace, rules
+from tartarus.network.compiled import Compiled
 from tartarus.network.destinations import HostNetworks
 from tartarus.network.links import End, Links, Traffic, route
+from tartarus.network.oaths import Answer, Oath, Oaths, mask_of_slot
 from tartarus.network.settings import NetworkSettings
 from tartarus.network.tracking import Counted, Tracking
 
@@ -53,7 +56,9 @@ _SYSCTLS = {
 class Router:
     """Made by `create`. Its methods block, on the kernel only, for a millisecond or so."""
 
-    def __init__(self, file: int, network: IPv4Network, links: Links, removals: Links, tracking: Tracking) -> None:
+    def __init__(
+        self, file: int, network: IPv4Network, links: Links, removals: Links, tracking: Tracking, oaths: Oaths
+    ) -> None:
         self.namespace = file
         self.network = network
         self.gateway = network[1]
@@ -64,6 +69,9 @@ class Router:
         # Nobody else's request may wait behind that.
         self._removals = removals
         self._tracking = tracking
+        self._oaths = oaths
+        self._sworn: dict[int, Oath] = {}
+        self._counted: set[int] = set()
 
     @classmethod
     def create(cls, network: IPv4Network, settings: NetworkSettings) -> Router:
@@ -71,12 +79,12 @@ class Router:
         file = namespace.create()
         try:
 
-            def inside() -> tuple[Links, Links, Tracking]:
+            def inside() -> tuple[Links, Links, Tracking, Oaths]:
                 for name, value in _SYSCTLS.items():
                     _set(name, value)
                 slots = {rules.slot_link(number): slot_address(network, number) for number in range(settings.slots)}
                 rules.nft(rules.router_table(slots, network[1], network, settings))
-                return Links(), Links(), Tracking()
+                return Links(), Links(), Tracking(), Oaths()
 
             return cls(file, network, *namespace.run_in(file, inside))
         except BaseException:
@@ -100,6 +108,31 @@ class Router:
         """Close the host's own networks to every slot. Raises Unsupported."""
         change = rules.host_networks(rules.ROUTER_TABLE, networks)
         namespace.run_in(self.namespace, lambda: rules.nft(change))
+
+    def swear(self, number: int, contract: Compiled, answers: Iterable[Answer] = ()) -> None:
+        """Hold a slot to a contract, from one moment on; that of before is void then. Raises OSError, Unsupported."""
+        limit = contract.connections
+        if limit is not None and limit not in self._counted:
+            namespace.run_in(self.namespace, lambda: rules.nft(rules.count_rules(limit)))
+            self._counted.add(limit)
+        mark, used = self._oaths.next_mark(number)
+        if used:
+            self._tracking.forget(mark)
+        address = slot_address(self.network, number)
+        old = self._sworn.get(number)
+        self._sworn[number] = self._oaths.swear(mark, rules.slot_link(number), address, contract, old, answers)
+
+    def answer(self, number: int, answer: Answer) -> None:
+        """Open a domain's address to the slot's contract, if it has one. Raises OSError."""
+        oath = self._sworn.get(number)
+        if oath is not None:
+            self._oaths.answer(oath.mark, [answer.address], answer.ports, answer.ttl_s)
+
+    def release(self, number: int) -> None:
+        """Nothing of a slot's passes any more, whatever was open. Safe to repeat. Raises OSError."""
+        oath = self._sworn.pop(number, None)
+        if oath is not None:
+            self._oaths.release(rules.slot_link(number), slot_address(self.network, number), oath)
 
     def attach(self, number: int, guest: int, mtu: int) -> None:
         """Give the network namespace of `guest` (a pidfd, or the namespace's open file) the slot's link and address.
@@ -146,7 +179,8 @@ class Router:
         link = self._links.find(name)
         self._removals.remove(name)
         # After the link, so that none is added any more.
-        self._tracking.forget(number + 1)
+        self._tracking.forget(*mask_of_slot(number))
+        self._oaths.forgotten(number)
         return link.traffic if link is not None else None
 
     def traffic(self, number: int) -> Traffic | None:
@@ -177,6 +211,7 @@ class Router:
         self._links.close()
         self._removals.close()
         self._tracking.close()
+        self._oaths.close()
         os.close(self.namespace)
 
 

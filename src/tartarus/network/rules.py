@@ -1,7 +1,8 @@
 """The packet filter's two tables as nftables text: the router's, which knows each slot, and the host's second wall.
 
-A slot's number, addresses and links are fixed, so both tables are complete before the first sandbox: taking a slot
-and giving it back change no rule. What the rules count, they count by themselves in sets (`add @refused {...}`).
+A slot's number, addresses and links are fixed, so both tables are complete before the first sandbox: taking a slot,
+swearing a contract for it and giving it back change no rule, only sets (`oaths`). What the rules count, they count by
+themselves in sets (`add @refused {...}`).
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ OPENED_SET = "opened"
 # Each reason for which the router refuses a packet; its place (from 1) is the mark that it is counted under.
 REASONS = (
     "ipv6", "spoofed", "invalid", "gateway", "host", "peer", *CLOSED, "neighbour", "dns", "protocol", "rate",
-    "connections",
+    "connections", "contract", "unsworn",
 )  # fmt: skip
+OPENABLE = frozenset({"private", "metadata"})
+"""What of `CLOSED` a contract may open."""
+_MOST = 65535
+_MOST_ANSWERS = 262144
 _NFT_TIMEOUT_S = 30.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -41,14 +46,16 @@ def slot_link(number: int) -> str:
 def router_table(
     slots: dict[str, IPv4Address], gateway: IPv4Address, network: IPv4Network, settings: NetworkSettings
 ) -> str:
-    """The router's table. `slots`: each link's only source address; `gateway`: where the resolver listens."""
+    """The router's table. `slots`: each link's only source address; `gateway`: where the resolver listens.
+
+    A slot's packets pass by the contract that `sworn` names for it: a number that no two contracts have at one time,
+    which is also the mark of every connection that was opened under it. Connections of an older one (not `live`) are
+    judged anew, in both directions.
+    """
     sources = ", ".join(f'"{link}" . {address}' for link, address in slots.items())
-    marks = ", ".join(f'"{link}" : {number}' for number, link in enumerate(slots, 1))
-    closed = "\n".join(f"ip daddr {{ {', '.join(CLOSED[reason])} }} {_refuse(reason)}" for reason in CLOSED)
     return f"""
 table inet {ROUTER_TABLE} {{
   set sources {{ type ifname . ipv4_addr; elements = {{ {sources} }}; }}
-  map marks {{ type ifname : mark; elements = {{ {marks} }}; }}
   set host {{ type ipv4_addr; flags interval; }}
   set neighbours {{ type ipv4_addr; flags interval; }}
   set {REFUSED_SET} {{ type ifname . mark; size 65535; flags dynamic; }}
@@ -57,11 +64,30 @@ table inet {ROUTER_TABLE} {{
   set opening_rates {{ type ifname; size 65535; flags dynamic; }}
   set open_now {{ type ifname; size 65535; flags dynamic; }}
 
+  # All that contracts are, in sets: swearing one adds members, and changes no rule.
+  map sworn {{ type ifname : mark; size {_MOST}; }}
+  map sworn_to {{ type ipv4_addr : mark; size {_MOST}; }}
+  set live {{ type mark; size {_MOST}; }}
+  set openings {{ type mark . ipv4_addr . inet_proto . inet_service; flags interval; }}
+  set opens_all {{ type mark; size {_MOST}; }}
+  set answers {{ type mark . ipv4_addr . inet_service; size {_MOST_ANSWERS}; flags timeout; }}
+  set answers_any {{ type mark . ipv4_addr; size {_MOST_ANSWERS}; flags timeout; }}
+  set opens_private {{ type mark; size {_MOST}; }}
+  set opens_metadata {{ type mark; size {_MOST}; }}
+  set nameless {{ type mark; size {_MOST}; }}
+  set own_opening {{ type mark; size {_MOST}; flags dynamic; }}
+  map counts {{ type mark : verdict; size {_MOST}; }}
+  set own_sending {{ type mark; size {_MOST}; flags dynamic; }}
+  set own_sending_packets {{ type mark; size {_MOST}; flags dynamic; }}
+  set own_receiving {{ type mark; size {_MOST}; flags dynamic; }}
+  set own_receiving_packets {{ type mark; size {_MOST}; flags dynamic; }}
+
   chain discard {{
     add @{REFUSED_SET} {{ iifname . meta mark counter }}
     drop
   }}
   chain refuse {{
+    iifname "{UPLINK}" drop
     add @{REFUSED_SET} {{ iifname . meta mark counter }}
     reject with icmpx admin-prohibited
   }}
@@ -79,33 +105,62 @@ table inet {ROUTER_TABLE} {{
   # Every packet that enters the router, before anything else looks at it.
   chain entering {{
     type filter hook prerouting priority mangle; policy drop;
-    iifname "{UPLINK}" ct state established,related accept
+    iifname "{UPLINK}" goto returning
     iifname != "slot*" drop
     meta nfproto != ipv4 {_discard("ipv6")}
     iifname . ip saddr != @sources {_discard("spoofed")}
+    meta mark set iifname map @sworn
+    meta mark 0 {_discard("unsworn")}
+    meta mark @own_sending {_discard("rate")}
+    meta mark @own_sending_packets {_discard("rate")}
+    ip daddr {gateway} udp dport 53 meta mark @nameless {_refuse("dns")}
     ip daddr {gateway} udp dport 53 add @query_rates {{ iifname limit rate over {settings.dns_queries}/second \
 burst {4 * settings.dns_queries} packets }} {_discard("rate")}
     ip daddr {gateway} udp dport 53 accept
-    ct state established,related accept
+    ct state established,related ct mark @live accept
+    ct state established goto judging
     ct state != new {_discard("invalid")}
+    goto judging
+  }}
+  chain judging {{
     ip daddr {gateway} tcp dport != 53 {_refuse("gateway")}
     ip daddr {gateway} meta l4proto != tcp {_refuse("gateway")}
+    ip daddr {gateway} meta mark @nameless {_refuse("dns")}
     ip daddr {gateway} goto opening
-    ip daddr @host {_refuse("host")}
-    ip daddr {network} {_refuse("peer")}
-    {closed}
-    ip daddr @neighbours {_refuse("neighbour")}
+    {_closed("daddr", network)}
     meta l4proto {{ tcp, udp }} th dport {{ 53, 853 }} {_refuse("dns")}
     meta l4proto != {{ tcp, udp, icmp }} {_refuse("protocol")}
     meta l4proto icmp icmp type != echo-request {_refuse("protocol")}
-    goto opening
+    meta mark @opens_all goto opening
+    meta mark . ip daddr . meta l4proto . th dport @openings goto opening
+    meta l4proto {{ tcp, udp }} meta mark . ip daddr . th dport @answers goto opening
+    meta mark . ip daddr @answers_any goto opening
+    {_refuse("contract")}
   }}
   chain opening {{
+    ct state established ct mark set meta mark accept
+    meta mark @own_opening {_refuse("rate")}
+    meta mark vmap @counts
     add @opening_rates {{ iifname limit rate over {settings.new_connections}/second burst {settings.burst} packets }} \
 {_refuse("rate")}
     add @open_now {{ iifname ct count over {settings.connections} }} {_refuse("connections")}
-    ct mark set iifname map @marks
+    ct mark set meta mark
     add @{OPENED_SET} {{ iifname counter }} accept
+  }}
+  # What comes back: of a contract that is live, or of one that was, as far as the present one opens that too.
+  chain returning {{
+    ct state != {{ established, related }} drop
+    ct mark @own_receiving drop
+    ct mark @own_receiving_packets drop
+    ct mark @live accept
+    ct state != established drop
+    meta mark set ip daddr map @sworn_to
+    meta mark 0 drop
+    {_closed("saddr", network)}
+    meta mark @opens_all accept
+    meta mark . ip saddr . meta l4proto . th sport @openings accept
+    meta l4proto {{ tcp, udp }} meta mark . ip saddr . th sport @answers accept
+    meta mark . ip saddr @answers_any accept
   }}
 
   chain forward {{
@@ -122,17 +177,49 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
 """
 
 
+def _closed(side: str, network: IPv4Network) -> str:
+    """The rules that refuse what no contract opens, or only one that says so, by the address of one side."""
+    lines = [f"ip {side} @host {_refuse('host')}", f"ip {side} {network} {_refuse('peer')}"]
+    for reason, texts in CLOSED.items():
+        those = f"ip {side} {{ {', '.join(texts)} }}"
+        unless = f"meta mark != @opens_{reason} " if reason in OPENABLE else ""
+        if reason == "link_local":  # which the metadata services lie in
+            unless = f"ip {side} != {{ {', '.join(CLOSED['metadata'])} }} "
+        lines.append(f"{those} {unless}{_refuse(reason)}")
+    lines.append(f"ip {side} @neighbours meta mark != @opens_private {_refuse('neighbour')}")
+    return "\n    ".join(lines)
+
+
+def count_chain(connections: int) -> str:
+    """The name of the chain that refuses more than so many connections at once of one contract."""
+    return f"count_{connections}"
+
+
+def count_rules(connections: int) -> str:
+    """That chain. Such a limit is part of a rule, and a set's member that has one goes by itself."""
+    name = count_chain(connections)
+    table = f"inet {ROUTER_TABLE}"
+    return (
+        f"add set {table} {name} {{ type mark; size {_MOST}; flags dynamic; }}\nadd chain {table} {name}\n"
+        f"add rule {table} {name} add @{name} {{ meta mark ct count over {connections} }} {_refuse('connections')}\n"
+    )
+
+
 def host_table(table: str, uplink: str, network: IPv4Network) -> str:
     """The host's table: what leaves the router may only go on to public addresses, and nothing else is let through.
 
     `opened` holds the links that forward packets because we had them do so: for others than us (and daemons like us,
-    whose tables say what they let in) they still don't.
+    whose tables say what they let in) they still don't. `opens_…`: the slots whose contracts open what others don't.
     """
-    closed = ", ".join(text for texts in _without_overlaps().values() for text in texts)
+    shut = {reason: ", ".join(texts) for reason, texts in CLOSED.items()}
+    metadata = f"ip daddr {{ {shut['metadata']} }}"
+    always = ", ".join(text for reason, texts in CLOSED.items() if reason not in OPENABLE for text in texts)
     return f"""
 table inet {table} {{
   set host {{ type ipv4_addr; flags interval; }}
   set neighbours {{ type ipv4_addr; flags interval; }}
+  set opens_private {{ type ipv4_addr; }}
+  set opens_metadata {{ type ipv4_addr; }}
   set opened {{ type ifname; }}
 
   chain leaving {{
@@ -141,8 +228,11 @@ table inet {table} {{
     ct state established,related accept
     ct state != new counter drop
     ip daddr @host counter drop
-    ip daddr @neighbours counter drop
-    ip daddr {{ {closed} }} counter drop
+    {metadata} ip saddr @opens_metadata accept
+    {metadata} counter drop
+    ip daddr @neighbours ip saddr != @opens_private counter drop
+    ip daddr {{ {shut["private"]} }} ip saddr != @opens_private counter drop
+    ip daddr {{ {always} }} counter drop
     fib daddr type != unicast counter drop
     accept
   }}
@@ -168,6 +258,16 @@ table inet {table} {{
   }}
 }}
 """
+
+
+def host_openings(table: str, private: Iterable[IPv4Address], metadata: Iterable[IPv4Address]) -> str:
+    """The change that makes the host's table hold exactly these slots as opening what others don't."""
+    lines = []
+    for name, members in (("opens_private", private), ("opens_metadata", metadata)):
+        lines.append(f"flush set inet {table} {name}")
+        found = ", ".join(sorted(map(str, members)))
+        lines += [f"add element inet {table} {name} {{ {found} }}"] if found else []
+    return "\n".join(lines) + "\n"
 
 
 def host_networks(table: str, networks: HostNetworks) -> str:
@@ -284,16 +384,3 @@ def _refuse(reason: str) -> str:
 
 def _discard(reason: str) -> str:
     return f"meta mark set {_mark(reason)} goto discard"
-
-
-def _without_overlaps() -> dict[str, tuple[str, ...]]:
-    """`CLOSED` for one set of intervals, which may not overlap."""
-    wide = [IPv4Network(text) for texts in CLOSED.values() for text in texts if not text.endswith("/32")]
-    return {
-        reason: tuple(
-            text
-            for text in texts
-            if not any(IPv4Network(text) != other and IPv4Network(text).subnet_of(other) for other in wide)
-        )
-        for reason, texts in CLOSED.items()
-    }

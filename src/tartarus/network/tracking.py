@@ -53,10 +53,10 @@ class Tracking:
             refused[_name(key), REASONS[mark - 1]] = packets
         return Counted(refused, {_name(key): packets for key, packets in self._elements(OPENED_SET)})
 
-    def forget(self, mark: int) -> None:
-        """Forget every connection with that mark, so that nothing of it passes any more. Raises OSError."""
+    def forget(self, mark: int, mask: int = 0xFFFFFFFF) -> None:
+        """Forget every connection with that mark (by `mask`): nothing of it passes any more. Raises OSError."""
         body = _HEADER.pack(socket.AF_UNSPEC, 0, 0)
-        body += attribute(_CTA_MARK, struct.pack(">I", mark)) + attribute(_CTA_MARK_MASK, b"\xff\xff\xff\xff")
+        body += attribute(_CTA_MARK, struct.pack(">I", mark)) + attribute(_CTA_MARK_MASK, struct.pack(">I", mask))
         self._netlink.do(Request(_CT_DELETE, 0, body))
 
     def _elements(self, name: str) -> list[tuple[bytes, int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import msgspec
 
@@ -13,7 +12,8 @@ from tartarus.images.paths import CA_BUNDLE
 from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.model.sandbox import Mount
 from tartarus.network.certificates import ca_bundle
-from tartarus.network.pool import Slot, SlotPool
+from tartarus.network.pool import Slot
+from tartarus.node.networking import Networking
 from tartarus.node.steps import Connect
 from tartarus.runtimes.base import Guest
 
@@ -34,30 +34,20 @@ class Connection(msgspec.Struct, frozen=True):
 class Connections:
     """Slots for build steps."""
 
-    def __init__(self, place: Path, slots: SlotPool) -> None:
-        self._place = place
-        self._slots = slots
-
-    async def open(self) -> None:
-        """Put back on the host what a killed daemon left there."""
-        if not self._slots.unavailable():
-            await self._slots.clean()
-
-    async def close(self) -> None:
-        """Give every slot back."""
-        await self._slots.close()
+    def __init__(self, networking: Networking) -> None:
+        self._networking = networking
+        self._slots = networking.slots
 
     @contextlib.asynccontextmanager
     async def connection(self, *, network: bool, certificates: bool) -> AsyncIterator[Connection]:
         """A step's connection, as long as the context lasts. Raises Unsupported where sandboxes can't have one."""
         mounts: list[Mount] = []
         env: dict[str, str] = {}
-        self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
         if certificates:
             bundle = ca_bundle(os.environ)
             if bundle is None:
                 raise Unsupported("this host has no certificates to show to a build", fix="install ca-certificates")
-            mounts.append(self._file("ca.crt", bundle, CA_BUNDLE))
+            mounts.append(self._networking.file("ca.crt", bundle, CA_BUNDLE))
             env = dict.fromkeys(_NAMING, CA_BUNDLE)
         if not network:
             yield Connection(tuple(mounts), env)
@@ -69,7 +59,7 @@ class Connections:
             )
         slot = await self._slots.take()
         try:
-            mounts.append(self._file(f"resolv-{slot.number}.conf", slot.resolv_conf, "/etc/resolv.conf"))
+            mounts.append(self._networking.file("resolv.conf", slot.resolv_conf, "/etc/resolv.conf"))
             yield Connection(tuple(mounts), env, self._connecting(slot))
         finally:
             await self._slots.give_back(slot)
@@ -90,11 +80,3 @@ class Connections:
             return disconnect
 
         return connect
-
-    def _file(self, name: str, content: bytes, target: str) -> Mount:
-        path = self._place / name
-        fresh = path.with_suffix(".new")
-        fresh.write_bytes(content)
-        fresh.chmod(0o644)
-        fresh.rename(path)
-        return Mount(source=str(path), target=target, read_only=True)

@@ -79,7 +79,9 @@ class Forker:
         tenant = sandbox.record.tenant
         labels = spec.labels | request.labels
         names = self._names(tenant, request.name or spec.name, request.count)
-        specs = [msgspec.structs.replace(spec, name=name, labels=labels) for name in names]
+        # Their source has its ports; each gets some that are free.
+        publish = tuple(msgspec.structs.replace(one, port=0) for one in spec.publish)
+        specs = [msgspec.structs.replace(spec, name=name, labels=labels, publish=publish) for name in names]
         room = asyncio.Semaphore(_AT_ONCE)
         made: list[Sandbox] = []
 

@@ -8,10 +8,12 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
+from tartarus.model.contract import Contract
 from tartarus.model.errors import GuestFailed, TimeLimit
 from tartarus.model.sandbox import Isolation, SandboxRecord
 from tartarus.model.states import State
 from tartarus.node.memory import Memory, Source, attached
+from tartarus.node.networking import Line, Networking
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.pool import SnapshotPool
@@ -34,6 +36,7 @@ class Launcher:
         self, store: SandboxStore, metrics: Metrics, runtimes: Mapping[Isolation, Runtime], pool: SnapshotPool,
         memory: Memory, *, rootfs: Callable[[SandboxRecord, Offer], Awaitable[RootFs]],
         log: Callable[[str], OutputLog], adopt: Callable[[Sandbox], None], on_end: Callable[[Sandbox], None],
+        networking: Networking,
     ) -> None:  # fmt: skip
         self._store = store
         self._metrics = metrics
@@ -44,12 +47,29 @@ class Launcher:
         self._log = log
         self._adopt = adopt
         self._on_end = on_end
+        self._networking = networking
 
-    async def start(self, record: SandboxRecord, offer: Offer, begun: Spare | Source | None, clock: float) -> Sandbox:
+    async def start(
+        self, record: SandboxRecord, offer: Offer, begun: Spare | Source | None, clock: float,
+        contract: Contract | None = None,
+    ) -> Sandbox:  # fmt: skip
         """A sandbox that runs, with its command started. When this raises, its guest is gone.
 
         `begun`: what it is made of, if not a fresh guest. `clock`: when it was asked for (time.perf_counter).
+        `contract`: what it may reach, of the network that it gets before anything in it runs.
         """
+        if contract is None:
+            return await self._start(record, offer, begun, clock, None)
+        line = await self._networking.line(record.id, contract)
+        try:
+            return await self._start(record, offer, begun, clock, line)
+        except BaseException:
+            await asyncio.shield(line.close())
+            raise
+
+    async def _start(
+        self, record: SandboxRecord, offer: Offer, begun: Spare | Source | None, clock: float, line: Line | None
+    ) -> Sandbox:
         spare = begun if isinstance(begun, Spare) else None
         spec = record.spec
         template = offer.template
@@ -63,11 +83,14 @@ class Launcher:
             guest, ready = await self._memory.restore(begun, rootfs, request), True
         else:
             warm = wants_clone(template, spec) or record.isolation is Isolation.WASM
-            request = GuestRequest(id=record.id, hostname=record.id, resources=limits, mounts=spec.mounts)
+            mounts = spec.mounts if line is None else (*spec.mounts, *line.mounts)
+            request = GuestRequest(id=record.id, hostname=record.id, resources=limits, mounts=mounts)
             guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
         try:
             if spare is not None and spare.resources != limits:
                 guest.limit(limits)
+            if line is not None:
+                await line.attach(guest)
             sandbox = await self._run(record, rootfs, guest, begun)
             if spare is not None:
                 warm = sandbox.main is None or (await sandbox.main.started())[1]
@@ -88,6 +111,7 @@ class Launcher:
             await asyncio.shield(guest.destroy())
             raise
         sandbox.offer = offer
+        sandbox.line = line
         self._adopt(sandbox)
         if isinstance(begun, Source):
             self._metrics.restored(template.id, record.isolation.value, start_ms / 1e3)

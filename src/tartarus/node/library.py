@@ -12,6 +12,7 @@ from tartarus.model.library import SnapshotRecord, TemplateRecord
 from tartarus.model.settings import Settings
 from tartarus.node.levels import Levels
 from tartarus.node.memory import Memory
+from tartarus.node.networking import Networking
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.pool import SnapshotPool
 from tartarus.node.proving import Prover
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from tartarus.node.connecting import Connections
     from tartarus.node.stacks import Stacks
 
-LEDGER = "network.json"
-"""What of the host's network was changed for sandboxes, as tartarus.network.ledger keeps it in the state directory."""
 _UNUSED_KEPT_S = 3600.0
 _CACHE_KEPT_S = 30 * 86400.0
 _CACHE = "build-"
@@ -41,8 +40,9 @@ class Tools:
 
     def __init__(
         self, settings: Settings, store: SandboxStore, levels: Levels, offers: Offers, uploads: Uploads,
-        scanner: Scanner, prover: Prover,
+        scanner: Scanner, prover: Prover, networking: Networking,
     ) -> None:  # fmt: skip
+        self._networking = networking
         self._settings = settings
         self._store = store
         self._levels = levels
@@ -61,10 +61,9 @@ class Tools:
     @functools.cached_property
     def connections(self) -> Connections:
         """The network of build steps."""
-        from tartarus.network.pool import SlotPool
         from tartarus.node.connecting import Connections
 
-        return Connections(self._settings.state_dir / "network", SlotPool(self._settings.state_dir))
+        return Connections(self._networking)
 
     @functools.cached_property
     def builder(self) -> Builder:
@@ -84,13 +83,6 @@ class Tools:
     async def clean(self) -> None:
         """Remove what a killed daemon's builds left."""
         await asyncio.to_thread(self._offers.remover, self.contexts)
-        if (self._settings.state_dir / LEDGER).exists():
-            await self.connections.open()
-
-    async def close(self) -> None:
-        """Give the network back."""
-        if "connections" in vars(self):
-            await self.connections.close()
 
 
 class Library:
@@ -106,6 +98,7 @@ class Library:
         spares: SparePool,
         memory: Memory,
         live: Callable[[str, str], Sandbox],
+        networking: Networking,
     ) -> None:
         self._memory = memory
         self.held: Callable[[], Iterable[Offer | None]] = tuple
@@ -116,7 +109,7 @@ class Library:
         self.uploads = Uploads(settings.cache_dir / "uploads", most_bytes=settings.upload_bytes)
         prover = Prover(levels, pool, offers, spares)
         scanner = Scanner(settings, self.uploads, lambda: offers.uid_base)
-        self._tools = Tools(settings, store, levels, offers, self.uploads, scanner, prover)
+        self._tools = Tools(settings, store, levels, offers, self.uploads, scanner, prover, networking)
         self.templates = TemplateService(store, offers, self._tools, prover, scanner)
         self.snapshots = SnapshotService(store, offers, prover, memory, self.uploads, live)
 
@@ -133,10 +126,9 @@ class Library:
         await self.templates.open()
 
     async def close(self) -> None:
-        """Stop warming, give the network back, remove uploads that nobody used."""
+        """Stop warming, remove uploads that nobody used."""
         await self.templates.close()
         await self._memory.close()
-        await self._tools.close()
         await asyncio.to_thread(self.uploads.close)
 
     async def sweep(self) -> None:

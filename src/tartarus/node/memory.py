@@ -252,6 +252,7 @@ def continued(spec: SandboxSpec, source: Source) -> SandboxSpec:
     saved, usual = source.spec, SandboxSpec()
     said = {name: value for name in spec.__struct_fields__ if (value := getattr(spec, name)) != getattr(usual, name)}
     said |= {"timeout_s": spec.timeout_s, "name": spec.name, "labels": spec.labels, "env": saved.env | spec.env}
+    said["publish"] = spec.publish  # those of the one that was saved may be in use
     said |= {"template": saved.template, "isolation": source.isolation}
     said |= {"resources": ResourceRequest(**msgspec.structs.asdict(limits))}
     return msgspec.structs.replace(saved, **said)

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -33,6 +33,7 @@ from tartarus.node import sessions
 from tartarus.node.absent import AbsentGuest
 from tartarus.node.admission import Place
 from tartarus.node.commands import MainProcess, Process
+from tartarus.node.networking import Line
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.parking import parking_of
@@ -42,6 +43,9 @@ from tartarus.node.stopping import Stopping
 from tartarus.node.termination import Grace, outcome, own_grace_s
 from tartarus.runtimes.base import Guest, Places, command_environment
 from tartarus.store.sandboxes import SandboxStore
+
+if TYPE_CHECKING:
+    from tartarus.node.publishing import Published
 
 _log = structlog.get_logger("tartarus.node.sandbox")
 _STORE_RETRY_S = 1.0
@@ -68,6 +72,8 @@ class Sandbox(Resting, Stopping):
         self._parked = parked
         self.offer: Offer | None = None
         self.place: Place | None = None
+        self.line: Line | None = None
+        self.published: Published | None = None
         self._contexts: dict[str, CodeContext] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -175,7 +181,7 @@ class Sandbox(Resting, Stopping):
             self.channel.close()
             await self._finish()
         else:
-            await self.guest.destroy()
+            await self._end_guest()
         await self.wait()
 
     async def pause(self) -> None:
@@ -307,7 +313,16 @@ class Sandbox(Resting, Stopping):
             self._ending = Reason.COMPLETED
         # What else runs in it has its time to end, too.
         if self._grace is None:
-            await self.guest.destroy()
+            await self._end_guest()
+
+    async def _end_guest(self) -> None:
+        """End it, and before it its network: nothing of its last moment gets out."""
+        if self.line is not None:
+            try:
+                await self.line.cut()
+            except (TartarusError, OSError) as error:
+                _log.error("network_not_cut", sandbox=self.record.id, error=str(error))
+        await self.guest.destroy()
 
     async def _watch_guest(self) -> None:
         guest = self.guest

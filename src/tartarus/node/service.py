@@ -36,15 +36,18 @@ from tartarus.node.levels import LevelReport, Levels
 from tartarus.node.library import Library
 from tartarus.node.memory import Memory, Source, continued
 from tartarus.node.modules import Modules
+from tartarus.node.networking import Networking
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.outputlog import OutputLog, finished
 from tartarus.node.policies import PolicyService
 from tartarus.node.pool import SnapshotPool, host_meminfo
+from tartarus.node.publishing import Published
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.spares import Spare, SparePool, could_serve
 from tartarus.node.starting import as_failure, is_called, preparing
 from tartarus.node.termination import stop_order
 from tartarus.node.terminator import Terminator
+from tartarus.policy.contracts import contract_of
 from tartarus.policy.judges import court
 from tartarus.runtimes.base import RootFs
 from tartarus.store.sandboxes import SandboxStore
@@ -73,14 +76,17 @@ class Node:
         self._creating: set[asyncio.Task[Sandbox]] = set()
         self._offers = Offers(settings, store, self._levels)
         self.memory = Memory(settings, self._levels, self._pool, self._offers)
+        self.networking = Networking(settings, self._metrics)
         self.library = Library(
-            settings, store, self._levels, self._pool, self._offers, self._spares, self.memory, self.live
-        )
+            settings, store, self._levels, self._pool, self._offers, self._spares, self.memory, self.live,
+            self.networking,
+        )  # fmt: skip
         self._forker = Forker(self.memory, self.library.snapshots, self._live.values, self.create)
         self.modules = Modules(settings, self._levels, self._pool, self._offers, self.library.uploads)
         self._launcher = Launcher(
             store, self._metrics, self._levels.runtimes, self._pool, self.memory,
             rootfs=self._rootfs_of, log=self._open_log, adopt=self._adopt, on_end=self._ended,
+            networking=self.networking,
         )  # fmt: skip
         self.sleeper = SleepManager(
             settings, store, self.memory, self._metrics, self._live,
@@ -104,6 +110,7 @@ class Node:
         lost = await reconcile.records_without_guests(self._store, set(), at_start=True)
         if groups or directories or lost:
             _log.info("cleaned_up", groups=groups, directories=directories, lost=lost)
+        await self.networking.open()
         await self.library.open()
         await self.modules.open()
         await self.sleeper.open()
@@ -125,6 +132,7 @@ class Node:
             return_exceptions=True,
         )
         await self.library.close()
+        await self.networking.close()
         await self._spares.close()
         await self._pool.close()
         await self._levels.close()
@@ -176,16 +184,27 @@ class Node:
         )
         isolation, why = await self._choose_level(tenant, spec, offer)
         self.sleeper.check(spec, isolation)
+        contract = contract_of(spec, self.admission.limits(tenant, template.id).network)
+        self.networking.check(spec, contract, isolation)
         place = self.admission.admit(tenant, spec, template.id, limits, isolation)
+        published: Published | None = None
         try:
-            spec = msgspec.structs.replace(spec, labels=spec.labels | place.tags)
+            published = Published.bind(tenant, spec.publish, self.sleeper.wake) if spec.publish else None
+            ports = () if published is None else published.ports
+            spec = msgspec.structs.replace(spec, labels=spec.labels | place.tags, publish=ports)
             sandbox = await self._create_admitted(place, spec, source, offer, why, began, clock)
+            if published is not None:
+                await published.serve(sandbox)
         except BaseException:
             place.give_back()
+            if published is not None:
+                published.close()
             raise
-        sandbox.place = place
+        sandbox.place, sandbox.published = place, published
         if sandbox.record.state in TERMINAL:
             place.give_back()
+            if published is not None:
+                published.close()
         return sandbox
 
     async def _create_admitted(
@@ -206,7 +225,8 @@ class Node:
         try:
             record = await self._store.insert(record, State.SCHEDULED, State.STARTING)
             self.audit.created(record, place)
-            return await self._launcher.start(record, offer, spare or source, clock)
+            contract = contract_of(spec, place.asked.limits.network)
+            return await self._launcher.start(record, offer, spare or source, clock, contract)
         except asyncio.CancelledError:
             why, reason = ("the caller went away", Reason.USER_REQUEST)
             if self._stopping or self.terminator.draining:
@@ -317,6 +337,10 @@ class Node:
         self._live.pop(sandbox.record.id, None)
         self._metrics.ended(sandbox.record)
         self.audit.ended(sandbox.record, self.admission.judge_ended(sandbox.record))
+        if sandbox.published is not None:
+            sandbox.published.close()
+        if sandbox.line is not None:
+            self.networking.end(sandbox.line)
         if sandbox.place is not None:
             sandbox.place.give_back()
         sandbox.count(self._metrics)

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from tartarus.model.sandbox import Isolation, Resources, SandboxRecord, SandboxSpec
+from tartarus.policy.contracts import refusals
 from tartarus.policy.documents import Limits
 
 _log = structlog.get_logger("tartarus.policy")
@@ -123,7 +124,7 @@ class Minos:
 
 
 class Rhadamanthus:
-    """The arbiter of security: who may use a template, and how strongly it is held."""
+    """The arbiter of security: who may use a template, how strongly it is held, and what it may reach."""
 
     name = "rhadamanthus"
     _ORDER = (Isolation.AUTO, Isolation.PROCESS, Isolation.CONTAINER, Isolation.GVISOR, Isolation.MICROVM)
@@ -137,6 +138,10 @@ class Rhadamanthus:
         if self._weaker(request.isolation, limits.floor):
             return Ruling(Verdict.REJECT, self.name, f"isolation {request.isolation.value} is too weak",
                           f"{limits.floor.value} or stronger")  # fmt: skip
+        against = list(refusals(request.spec, limits.network))
+        if against:
+            return Ruling(Verdict.REJECT, self.name, "network: " + ", ".join(what for what, _ in against),
+                          ", ".join(accepted for _, accepted in against))  # fmt: skip
         return Ruling(Verdict.ACCEPT, self.name)
 
     def _weaker(self, isolation: Isolation, floor: Isolation) -> bool:

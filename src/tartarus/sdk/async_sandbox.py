@@ -9,6 +9,7 @@ from types import TracebackType
 
 import anyio
 
+from tartarus.model.contract import Contract, Publish
 from tartarus.model.errors import TimeLimit
 from tartarus.model.forking import ForkRequest
 from tartarus.model.library import CreateSnapshot
@@ -62,7 +63,9 @@ class AsyncSandbox:
         env: Mapping[str, str] | None = None,
         workdir: str = "",
         mounts: Iterable[str | Mount] = (),
-        network: str = "none",
+        network: str | Contract = "none",
+        allow: Iterable[str] = (),
+        publish: Iterable[str | int | Publish] = (),
         name: str = "",
         labels: Mapping[str, str] | None = None,
         snapshot: str = "",
@@ -89,7 +92,9 @@ class AsyncSandbox:
             env: variables for everything that runs in it.
             workdir: the directory commands start in; the template's if not given.
             mounts: host files or directories to show in it, as ``source:target[:ro]``.
-            network: what it may reach; ``none`` is all there is.
+            network: what it may reach: ``none``, ``open`` for every public address, or a `Contract`.
+            allow: destinations that it may reach beside those, as in ``"example.org:443"``.
+            publish: ports of it to show on the host, as in ``8080`` or ``"127.0.0.1:8080:80"``.
             name: a name to find it by; no other live sandbox of yours may have it.
             labels: your own keys and values, to find it by.
             snapshot: the id or name of a `Snapshot` to go on from; it brings its own template.
@@ -108,9 +113,9 @@ class AsyncSandbox:
         code = b"" if module is None else modules.read(module)
         spec = sandbox_spec(
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
-            pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
-            snapshot=snapshot, module="" if module is None else modules.digest_of(code), fuel=fuel,
-            stop_signal=stop_signal, stop_grace=stop_grace, idle=idle,
+            pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, allow=allow,
+            publish=publish, name=name, labels=labels, snapshot=snapshot, fuel=fuel, stop_signal=stop_signal,
+            module="" if module is None else modules.digest_of(code), stop_grace=stop_grace, idle=idle,
         )  # fmt: skip
         return Opening(cls._made(calls.create(spec), client, owned=True, code=None if module is None else code))
 

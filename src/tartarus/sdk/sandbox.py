@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
+from tartarus.model.contract import Contract, Publish
 from tartarus.model.errors import TimeLimit
 from tartarus.model.forking import ForkRequest
 from tartarus.model.library import CreateSnapshot
@@ -57,7 +58,9 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         workdir: str = "",
         mounts: Iterable[str | Mount] = (),
-        network: str = "none",
+        network: str | Contract = "none",
+        allow: Iterable[str] = (),
+        publish: Iterable[str | int | Publish] = (),
         name: str = "",
         labels: Mapping[str, str] | None = None,
         snapshot: str = "",
@@ -82,7 +85,9 @@ class Sandbox:
             env: variables for everything that runs in it.
             workdir: the directory commands start in; the template's if not given.
             mounts: host files or directories to show in it, as ``source:target[:ro]``.
-            network: what it may reach; ``none`` is all there is.
+            network: what it may reach: ``none``, ``open`` for every public address, or a `Contract`.
+            allow: destinations that it may reach beside those, as in ``"example.org:443"``.
+            publish: ports of it to show on the host, as in ``8080`` or ``"127.0.0.1:8080:80"``.
             name: a name to find it by; no other live sandbox of yours may have it.
             labels: your own keys and values, to find it by.
             snapshot: the id or name of a `Snapshot` to go on from; it brings its own template.
@@ -101,9 +106,9 @@ class Sandbox:
         code = b"" if module is None else modules.read(module)
         spec = sandbox_spec(
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
-            pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, name=name, labels=labels,
-            snapshot=snapshot, module="" if module is None else modules.digest_of(code), fuel=fuel,
-            stop_signal=stop_signal, stop_grace=stop_grace, idle=idle,
+            pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, allow=allow,
+            publish=publish, name=name, labels=labels, snapshot=snapshot, fuel=fuel, stop_signal=stop_signal,
+            module="" if module is None else modules.digest_of(code), stop_grace=stop_grace, idle=idle,
         )  # fmt: skip
         client = client or Client()
         if module is not None:

@@ -7,12 +7,14 @@ from typing import TypeVar
 
 import msgspec
 
+from tartarus.model.contract import Contract, Publish
 from tartarus.model.errors import InvalidRequest
-from tartarus.model.sandbox import ExecSpec, Isolation, Mount, Network, ResourceRequest, SandboxSpec, Wasm
+from tartarus.model.sandbox import ExecSpec, Isolation, Mount, ResourceRequest, SandboxSpec, Wasm
 from tartarus.model.units import parse_cpus, parse_duration, parse_size
+from tartarus.sdk.networks import network_fields, published
 from tartarus.sdk.shorthand import mount_fields
 
-Choice = TypeVar("Choice", Isolation, Network)
+Choice = TypeVar("Choice", bound=Isolation)
 
 
 def sandbox_spec(
@@ -28,7 +30,9 @@ def sandbox_spec(
     env: Mapping[str, str] | None = None,
     workdir: str = "",
     mounts: Iterable[str | Mount] = (),
-    network: str = "none",
+    network: str | Contract = "none",
+    allow: Iterable[str] = (),
+    publish: Iterable[str | int | Publish] = (),
     name: str = "",
     labels: Mapping[str, str] | None = None,
     snapshot: str = "",
@@ -39,6 +43,7 @@ def sandbox_spec(
     idle: float | str | None = None,
 ) -> SandboxSpec:
     """A whole spec. Raises InvalidRequest, naming what is wrong, before anything is asked of the daemon."""
+    mode, contract = network_fields(network, tuple(allow))
     return SandboxSpec(
         template=template,
         isolation=_choice(Isolation, isolation, "isolation level"),
@@ -53,7 +58,9 @@ def sandbox_spec(
         env=dict(env or {}),
         workdir=workdir,
         mounts=tuple(parse_mount(mount) if isinstance(mount, str) else mount for mount in mounts),
-        network=_choice(Network, network, "network"),
+        network=mode,
+        contract=contract,
+        publish=tuple(published(one) for one in publish),
         name=name,
         labels=dict(labels or {}),
         snapshot=snapshot,

@@ -17,6 +17,7 @@ _LAUNCH_BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05,
 
 _SLEEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0)
 _GRACE_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+_DNS_REFUSALS = frozenset({"dns_refused", "dns_private", "dns_rebinding", "dns_malformed", "dns_busy", "dns_full"})
 
 
 class Metrics:
@@ -101,6 +102,31 @@ class Metrics:
             registry=self.registry,
             buckets=_GRACE_BUCKETS,
         )
+
+        self._contracts = Gauge(
+            "tartarus_styx_contracts_active", "Sandboxes that have a network, each held to its contract", ("node",),
+            registry=self.registry,
+        )  # fmt: skip
+        self._blocked = Counter(
+            "tartarus_styx_packets_blocked_total", "Packets and questions of sandboxes that were refused, by reason",
+            ("reason",), registry=self.registry,
+        )  # fmt: skip
+        self._carried = Counter(
+            "tartarus_styx_bytes_transferred_total", "Bytes that sandboxes sent and received", ("direction",),
+            registry=self.registry,
+        )  # fmt: skip
+
+    def contracts_active(self, count: int) -> None:
+        """So many sandboxes have a network now."""
+        self._contracts.labels(self._node).set(count)
+
+    def network_used(self, counters: dict[str, int]) -> None:
+        """What one sandbox's network did since this was told last, by its counters' names."""
+        for name, value in counters.items():
+            if name.startswith("refused_") or name in _DNS_REFUSALS:
+                self._blocked.labels(name.removeprefix("refused_")).inc(value)
+            elif name in {"sent_bytes", "received_bytes"}:
+                self._carried.labels(name.removesuffix("_bytes")).inc(value)
 
     def slept(self, seconds: float | None) -> None:
         """A sandbox was hibernated in so many seconds; None when that failed."""

@@ -1,0 +1,246 @@
+"""Contracts in the packet filter: each is some members of the router's sets, put there and taken away at one moment.
+
+Each has a number, by which the rules know it: the slot's, and one that counts that slot's contracts. Its bytes are
+the same in either order, because nft 1.0 has the kernel turn marks around for some sets and not for others.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address
+from typing import NamedTuple
+
+from tartarus.model.contract import MAX_PORT, RateLimit
+from tartarus.network.compiled import Compiled, Opening
+from tartarus.network.netlink import (
+    CREATE,
+    NETLINK_NETFILTER,
+    NetlinkSocket,
+    Request,
+    attribute,
+    nested,
+    text,
+)
+from tartarus.network.rules import ROUTER_TABLE, count_chain
+
+_GENERATIONS = 15
+_PER_SLOT = 16
+_NEW, _DELETE = (10 << 8) | 12, (10 << 8) | 14
+_HEADER = struct.pack(">BBH", 1, 0, 0)  # NFPROTO_INET
+_TABLE, _SET, _ELEMENTS = 1, 2, 3
+_ELEMENT = 1
+_KEY, _DATA, _TIMEOUT, _EXPRESSION, _KEY_END = 1, 2, 4, 7, 10
+_VALUE = 1
+_EXPR_NAME, _EXPR_DATA = 1, 2
+_RATE, _UNIT, _BURST, _TYPE, _FLAGS = 1, 2, 3, 4, 5
+_PACKETS, _BYTES, _INVERTED = 0, 1, 1
+_DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN, _JUMP = 2, 1, 2, -3
+_EVERYWHERE = Opening(0, 2**32 - 1, 0, MAX_PORT)
+_ANY_PROTOCOL, _TCP_TO_UDP = (0, 255), (6, 17)
+_NAME_BYTES = 16
+# Elements of one message: netlink's attributes count their bytes in 16 bits.
+_PER_MESSAGE = 400
+_LEAST_BURST = 64 * 1024
+"""Bytes: one packet of the largest size that a link hands over at once."""
+
+
+class Oath(NamedTuple):
+    """A contract that was sworn: its number, and its members of each set."""
+
+    mark: int
+    members: dict[str, list[bytes]]
+
+
+class Answer(NamedTuple):
+    """An address of a domain that is open for so many seconds more; `ports` None is all."""
+
+    address: IPv4Address
+    ports: frozenset[int] | None
+    ttl_s: float
+
+
+class Oaths:
+    """The router's sets. Made by a thread in its network namespace; any thread may use it then."""
+
+    def __init__(self) -> None:
+        self._netlink = NetlinkSocket(NETLINK_NETFILTER)
+        self._generations: dict[int, int] = {}
+
+    def close(self) -> None:
+        """Close it; safe to repeat."""
+        self._netlink.close()
+
+    def next_mark(self, slot: int) -> tuple[int, bool]:
+        """The number of the slot's next contract, and whether connections of its 15th last may still have it."""
+        count = self._generations[slot] = self._generations.get(slot, 0) + 1
+        return _palindrome(slot * _PER_SLOT + (count - 1) % _GENERATIONS + 1), count > _GENERATIONS
+
+    def forgotten(self, slot: int) -> None:
+        """The slot has no connections any more."""
+        self._generations.pop(slot, None)
+
+    def swear(
+        self, mark: int, slot_link: str, address: IPv4Address, contract: Compiled, old: Oath | None = None,
+        answers: Iterable[Answer] = (),
+    ) -> Oath:  # fmt: skip
+        """From one moment on the slot's packets pass by this contract and by no other. Raises OSError.
+
+        `old`: the one that held before. Its members go afterwards, when nothing asks for them any more. `answers`:
+        addresses of domains, opened from the same moment on.
+        """
+        members = dict(_members(mark, contract))
+        link = slot_link.encode().ljust(_NAME_BYTES, b"\0")
+        number = struct.pack("=I", mark)
+        try:
+            self._netlink.transact(*_change(_NEW, members.items()))
+            for one in answers:
+                self.answer(mark, [one.address], one.ports, one.ttl_s)
+            switch: list[Request] = []
+            if old is not None:
+                before = struct.pack("=I", old.mark)
+                switch += _change(_DELETE, [("sworn", [_element(link)]), ("sworn_to", [_element(address.packed)]),
+                                            ("live", [_element(before)])])  # fmt: skip
+            switch += _change(_NEW, [("sworn", [_element(link, data=number)]), ("live", [_element(number)]),
+                                     ("sworn_to", [_element(address.packed, data=number)])])  # fmt: skip
+            self._netlink.transact(*switch)
+        except OSError:
+            self._remove(members)
+            raise
+        if old is not None:
+            self._remove(old.members)
+        return Oath(mark, members)
+
+    def release(self, slot_link: str, address: IPv4Address, oath: Oath) -> None:
+        """From this moment on none of the slot's packets pass. Raises OSError."""
+        link = slot_link.encode().ljust(_NAME_BYTES, b"\0")
+        self._netlink.transact(*_change(_DELETE, [
+            ("sworn", [_element(link)]), ("sworn_to", [_element(address.packed)]),
+            ("live", [_element(struct.pack("=I", oath.mark))]),
+        ]))  # fmt: skip
+        self._remove(oath.members)
+
+    def answer(self, mark: int, addresses: Iterable[IPv4Address], ports: frozenset[int] | None, ttl_s: float) -> None:
+        """Open addresses to the contract for so many seconds from now, and longer where they were already.
+
+        Raises OSError. An element goes by itself when its time is over.
+        """
+        for address in addresses:
+            number = struct.pack("=I", mark)
+            if ports is None:
+                self._open("answers_any", _answer(number, int(address), None), ttl_s)
+            for port in sorted(ports or ()):
+                self._open("answers", _answer(number, int(address), port), ttl_s)
+
+    def _open(self, name: str, key: bytes, ttl_s: float) -> None:
+        timeout = attribute(_TIMEOUT, struct.pack(">Q", max(1000, int(ttl_s * 1000))))
+        fresh = list(_change(_NEW, [(name, [_element(key, extra=timeout)])]))
+        old = list(_change(_DELETE, [(name, [_element(key)])]))
+        try:
+            self._netlink.transact(*old, *fresh)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            self._netlink.transact(*fresh)
+
+    def _remove(self, members: dict[str, list[bytes]]) -> None:
+        try:
+            self._netlink.transact(*_change(_DELETE, members.items()))
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # they were never put there
+                raise
+
+
+def mask_of_slot(slot: int) -> tuple[int, int]:
+    """The mark and mask by which all contracts of a slot are known, whenever they were sworn."""
+    return _palindrome(slot * _PER_SLOT), _palindrome(0x10000 - _PER_SLOT)
+
+
+def _palindrome(number: int) -> int:
+    high, low = number >> 8, number & 0xFF
+    return high << 24 | low << 16 | low << 8 | high
+
+
+def _members(mark: int, contract: Compiled) -> Iterator[tuple[str, list[bytes]]]:
+    """The members of each set that a contract is, encoded; sets without any are left out."""
+    number = struct.pack("=I", mark)
+    # Sets of ranges take long to change when they are long: what is no range goes where answers are, without an end.
+    ranges = [one for one in contract.openings if one.first != one.last or not (one.all or one.is_port)]
+    singles = [one for one in contract.openings if one not in ranges]
+    if contract.openings == (_EVERYWHERE,):
+        yield "opens_all", [_element(number)]
+    elif ranges:
+        yield (
+            "openings",
+            [
+                _element(
+                    _opening(number, one.first, (_ANY_PROTOCOL if one.all else _TCP_TO_UDP)[0], one.first_port),
+                    end=_opening(number, one.last, (_ANY_PROTOCOL if one.all else _TCP_TO_UDP)[1], one.last_port),
+                )
+                for one in ranges
+            ],
+        )
+    for name, those in (("answers_any", [one for one in singles if one.all]),
+                        ("answers", [one for one in singles if not one.all])):  # fmt: skip
+        if those:
+            yield name, [_element(_answer(number, one.first, None if one.all else one.first_port)) for one in those]
+    for name, holds in (("opens_private", not contract.deny_private), ("opens_metadata", not contract.deny_metadata),
+                        ("nameless", contract.deny_dns)):  # fmt: skip
+        if holds:
+            yield name, [_element(number)]
+    if contract.new_connections is not None:
+        rate = contract.new_connections
+        yield "own_opening", [_element(number, extra=_limit(rate, rate, _PACKETS))]
+    if contract.connections is not None:
+        chain = text(_VERDICT_CHAIN, count_chain(contract.connections))
+        code = attribute(_VERDICT_CODE, struct.pack(">i", _JUMP))
+        yield "counts", [_element(number, extra=nested(_DATA, nested(_DATA_VERDICT, code, chain)))]
+    if contract.rate is not None:
+        yield from _rates(number, contract.rate)
+
+
+def _rates(number: bytes, rate: RateLimit) -> Iterator[tuple[str, list[bytes]]]:
+    for name in ("own_sending", "own_receiving"):
+        if rate.bytes_per_s:
+            burst = max(rate.burst_bytes or rate.bytes_per_s // 5, _LEAST_BURST)
+            yield name, [_element(number, extra=_limit(rate.bytes_per_s, min(burst, 2**32 - 1), _BYTES))]
+        if rate.packets_per_s:
+            burst = max(min(rate.packets_per_s // 5, 2**31), 5)
+            yield f"{name}_packets", [_element(number, extra=_limit(rate.packets_per_s, burst, _PACKETS))]
+
+
+def _opening(number: bytes, address: int, protocol: int, port: int) -> bytes:
+    return number + struct.pack(">IB3xH2x", address, protocol, min(port, MAX_PORT))
+
+
+def _answer(number: bytes, address: int, port: int | None) -> bytes:
+    return number + struct.pack(">I", address) + (b"" if port is None else struct.pack(">H2x", port))
+
+
+def _limit(rate: int, burst: int, kind: int) -> bytes:
+    """An expression that holds for what is over so many packets or bytes a second."""
+    parts = attribute(_RATE, struct.pack(">Q", rate)) + attribute(_UNIT, struct.pack(">Q", 1))
+    parts += attribute(_BURST, struct.pack(">I", burst)) + attribute(_TYPE, struct.pack(">I", kind))
+    return _expression("limit", parts + attribute(_FLAGS, struct.pack(">I", _INVERTED)))
+
+
+def _expression(name: str, data: bytes) -> bytes:
+    return nested(_EXPRESSION, text(_EXPR_NAME, name), nested(_EXPR_DATA, data))
+
+
+def _element(key: bytes, *, end: bytes = b"", data: bytes = b"", extra: bytes = b"") -> bytes:
+    parts = [nested(_KEY, attribute(_VALUE, key))]
+    if end:
+        parts.append(nested(_KEY_END, attribute(_VALUE, end)))
+    if data:
+        parts.append(nested(_DATA, attribute(_VALUE, data)))
+    return nested(_ELEMENT, *parts, extra)
+
+
+def _change(kind: int, members: Iterable[tuple[str, list[bytes]]]) -> Iterator[Request]:
+    for name, elements in members:
+        for start in range(0, len(elements), _PER_MESSAGE):
+            body = _HEADER + text(_TABLE, ROUTER_TABLE) + text(_SET, name)
+            body += nested(_ELEMENTS, *elements[start : start + _PER_MESSAGE])
+            yield Request(kind, CREATE if kind == _NEW else 0, body)

@@ -1,0 +1,256 @@
+"""The networks of sandboxes: each has a slot, held to its contract from before its first instruction to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+
+from tartarus.model.contract import Contract
+from tartarus.model.errors import GuestFailed, InvalidState, SandboxNotFound, TartarusError, Unsupported
+from tartarus.model.sandbox import Isolation, Mount, SandboxSpec
+from tartarus.model.settings import Settings
+from tartarus.runtimes.base import Guest
+
+if TYPE_CHECKING:
+    from tartarus.network.pool import Slot, SlotPool
+    from tartarus.telemetry.metrics import Metrics
+
+_log = structlog.get_logger("tartarus.node.networking")
+LEDGER = "network.json"
+"""What of the host's network was changed for sandboxes, as tartarus.network.ledger keeps it in the state directory."""
+LEVELS = frozenset({Isolation.CONTAINER})
+_RESOLV_CONF = "/etc/resolv.conf"
+
+
+class Line:
+    """One sandbox's network."""
+
+    def __init__(
+        self, sandbox: str, networking: Networking, slot: Slot, contract: Contract, mounts: tuple[Mount, ...]
+    ) -> None:
+        self.sandbox = sandbox
+        self.contract = contract
+        self.mounts = mounts
+        self._networking = networking
+        self._slot = slot
+
+    async def attach(self, guest: Guest) -> None:
+        """Join a guest that has run nothing yet. Raises GuestFailed, NoSpace, InvalidState."""
+        if guest.pidfd < 0:
+            raise GuestFailed("the sandbox ended before it was joined to the network")
+        process = os.dup(guest.pidfd)
+        try:
+            await self._networking.slots.attach(self._slot, process)
+        finally:
+            os.close(process)
+
+    async def swear(self, contract: Contract) -> None:
+        """Put another contract in force, at one moment. Raises InvalidRequest, InvalidState."""
+        from tartarus.network.compiled import compiled
+
+        await self._networking.slots.swear(self._slot, compiled(contract))
+        self.contract = contract
+
+    async def cut(self) -> None:
+        """Nothing passes any more. Safe to repeat."""
+        await self._networking.slots.cut(self._slot)
+
+    async def restore(self) -> None:
+        """Hold it to its contract again."""
+        await self._networking.slots.restore(self._slot)
+
+    async def close(self) -> dict[str, int]:
+        """Cut it for good; what it did. Safe to repeat."""
+        return await self._networking.closed(self, self._slot)
+
+    def counters(self) -> dict[str, int]:
+        """What it did since it was opened."""
+        return self._slot.counters()
+
+    @property
+    def number(self) -> int:
+        """Its slot's number."""
+        return self._slot.number
+
+    @property
+    def address(self) -> str:
+        """Its own address."""
+        return str(self._slot.address)
+
+
+class Networking:
+    """All sandboxes' networks of a node. Nothing is made before the first of them."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._state_dir = settings.state_dir
+        self._metrics = metrics
+        self._lines: dict[str, Line] = {}
+        self._closing: set[asyncio.Task[Any]] = set()
+
+    @functools.cached_property
+    def slots(self) -> SlotPool:
+        """The slots, of builds too."""
+        from tartarus.network.pool import SlotPool
+        from tartarus.network.settings import NetworkSettings
+
+        settings = self._settings
+        usual = NetworkSettings()
+        return SlotPool(self._state_dir, NetworkSettings(
+            slots=settings.network_slots, ranges=settings.network_ranges or usual.ranges,
+            name_servers=settings.network_name_servers,
+        ))  # fmt: skip
+
+    @property
+    def place(self) -> Path:
+        """Where files for guests lie."""
+        return self._state_dir / "network"
+
+    async def open(self) -> None:
+        """Put back on the host what a killed daemon left there."""
+        if (self._state_dir / LEDGER).exists() and not self.slots.unavailable():
+            await self.slots.clean()
+
+    async def close(self) -> None:
+        """End every network and put the host back."""
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        if "slots" in vars(self):
+            await self.slots.close()
+
+    def check(self, spec: SandboxSpec, contract: Contract | None, isolation: Isolation) -> None:
+        """Raise Unsupported or InvalidRequest for a network that this sandbox can't have."""
+        if spec.publish and isolation in _NO_LOOPBACK:
+            raise Unsupported(
+                f"a sandbox at the {isolation.value} level has no ports to publish", why=_NO_LOOPBACK[isolation],
+                fix="use --isolation container, or leave --publish out",
+            )  # fmt: skip
+        if contract is None:
+            return
+        if isolation not in LEVELS:
+            raise Unsupported(
+                f"sandboxes at the {isolation.value} level can't have a network here", why=_WHY_NOT.get(isolation, ""),
+                fix="use --isolation container, or leave the network out",
+            )  # fmt: skip
+        if spec.idle_s is not None:
+            raise Unsupported("a sandbox with a network can't be hibernated", why="its connections would be lost",
+                              fix="leave --idle out")  # fmt: skip
+        why = self.slots.unavailable()
+        if why:
+            raise Unsupported(
+                "sandboxes can't have a network here", why=why, fix="run the daemon as root, or use --network none"
+            )
+        from tartarus.network.compiled import compiled
+
+        compiled(contract)
+
+    async def line(self, sandbox: str, contract: Contract) -> Line:
+        """A network for a sandbox to come, held to its contract already. Raises NoSpace, Unsupported."""
+        from tartarus.network.compiled import compiled
+
+        slot = await self.slots.take(compiled(contract))
+        try:
+            mount = await asyncio.to_thread(self.file, "resolv.conf", slot.resolv_conf, _RESOLV_CONF)
+        except BaseException:
+            await self.slots.give_back(slot)
+            raise
+        line = self._lines[sandbox] = Line(sandbox, self, slot, contract, (mount,))
+        self._metrics.contracts_active(len(self._lines))
+        return line
+
+    async def closed(self, line: Line, slot: Slot) -> dict[str, int]:
+        """Give a line's slot back, and count what it did, once."""
+        found = await self.slots.give_back(slot)
+        if self._lines.get(line.sandbox) is line:
+            del self._lines[line.sandbox]
+            self._metrics.contracts_active(len(self._lines))
+            self._metrics.network_used(found)
+        return found
+
+    def end(self, line: Line) -> None:
+        """Close a line beside what goes on."""
+
+        async def close() -> None:
+            try:
+                await line.close()
+            except (TartarusError, OSError) as error:
+                _log.error("network_not_closed", sandbox=line.sandbox, error=str(error))
+
+        task = asyncio.get_running_loop().create_task(close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def file(self, name: str, content: bytes, target: str) -> Mount:
+        """A file for guests to see at `target`; several may be shown the same one. Raises OSError."""
+        path = self.place / name
+        self.place.mkdir(mode=0o711, parents=True, exist_ok=True)
+        try:
+            same = path.read_bytes() == content
+        except FileNotFoundError:
+            same = False
+        if not same:
+            fresh = path.with_suffix(f".{os.getpid()}")
+            fresh.write_bytes(content)
+            fresh.chmod(0o644)
+            fresh.rename(path)
+        return Mount(source=str(path), target=target, read_only=True)
+
+    # What enforcement and quarantine need, by a sandbox's id; nothing happens for one that has no network.
+
+    async def cut(self, sandbox: str) -> None:
+        """Let nothing of it pass any more."""
+        line = self._lines.get(sandbox)
+        if line is not None:
+            await line.cut()
+
+    async def restore(self, sandbox: str) -> None:
+        """Hold it to its contract again. Raises InvalidState where the network is closed."""
+        line = self._lines.get(sandbox)
+        if line is not None:
+            await line.restore()
+
+    async def swear(self, sandbox: str, contract: Contract) -> None:
+        """Put another contract in force. Raises SandboxNotFound for one without a network, InvalidRequest."""
+        line = self._lines.get(sandbox)
+        if line is None:
+            raise InvalidState("this sandbox was made without a network", fix="make a new one with --network")
+        await line.swear(contract)
+
+    async def counters(self) -> dict[str, dict[str, int]]:
+        """What every sandbox's network did, by its id, from one look: refusals by reason, and connections opened."""
+        if not self._lines:
+            return {}
+        found = await asyncio.to_thread(self.slots.all_counters)
+        return {sandbox: found.get(line.number, {}) for sandbox, line in list(self._lines.items())}
+
+    def line_of(self, sandbox: str) -> Line:
+        """A sandbox's network. Raises SandboxNotFound when it has none."""
+        line = self._lines.get(sandbox)
+        if line is None:
+            raise SandboxNotFound(f"sandbox {sandbox} has no network")
+        return line
+
+    async def evidence(self, sandbox: str) -> dict[str, Any]:
+        """Its contract, address and counters, as JSON can carry them; empty for one without a network."""
+        line = self._lines.get(sandbox)
+        if line is None:
+            return {}
+        counters = await asyncio.to_thread(line.counters)
+        return {"contract": msgspec.to_builtins(line.contract), "address": line.address, "counters": counters}
+
+
+_NO_LOOPBACK = {
+    Isolation.PROCESS: "its loopback would be the host's",
+    Isolation.WASM: "its modules have no sockets",
+}
+_WHY_NOT = {
+    Isolation.PROCESS: "it shares the host's network namespace, so no link could be its own",
+    Isolation.WASM: "its modules have no sockets",
+    Isolation.GVISOR: "its own network stack is not joined to the host's yet",
+    Isolation.MICROVM: "its machines have no network card yet",
+}

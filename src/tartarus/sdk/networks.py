@@ -1,0 +1,46 @@
+"""The short forms of what a sandbox may reach and of what it shows: ``--network``, ``--allow``, ``--publish``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from tartarus.model.contract import OPEN, Contract, Publish, parse_allow, parse_publish
+from tartarus.model.errors import InvalidRequest
+from tartarus.model.sandbox import Network
+
+
+def network_fields(network: str | Contract, allow: Sequence[str]) -> tuple[Network, Contract | None]:
+    """The mode, and the contract if there is one. Raises InvalidRequest."""
+    grants = tuple(parse_allow(text) for text in allow)
+    if isinstance(network, Contract):
+        return Network.CONTRACT, msgspec.structs.replace(network, grants=(*network.grants, *grants))
+    if network not in {"none", "open"}:
+        raise InvalidRequest(f"{network!r} is no network", fix="use none, open, or a Contract")
+    if not grants:
+        return Network(network), None
+    base = OPEN if network == "open" else Contract()
+    return Network.CONTRACT, msgspec.structs.replace(base, grants=grants)
+
+
+def published(one: str | int | Publish) -> Publish:
+    """One port to show: a number is that port on both sides. Raises InvalidRequest."""
+    if isinstance(one, Publish):
+        return one
+    return Publish(guest=one, port=one) if isinstance(one, int) else parse_publish(one)
+
+
+def publish_fields(text: str) -> dict[str, Any]:
+    """What ``--publish`` says, as JSON. Raises InvalidRequest."""
+    return msgspec.structs.asdict(parse_publish(text))
+
+
+def read_contract(path: str) -> Contract:
+    """A contract from a file (YAML or JSON). Raises InvalidRequest with the line, and FileFailed."""
+    from tartarus.model.structured_yaml import MAX_FILE_BYTES, StructReader
+    from tartarus.sdk.wholefile import read_whole
+
+    reader = StructReader(path, Contract, see="see docs/network.md for every key", holds="one contract")
+    return reader.read(read_whole(path, MAX_FILE_BYTES))
