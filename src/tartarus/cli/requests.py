@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tartarus.cli import terminal
 from tartarus.model.errors import InvalidRequest
-from tartarus.sdk.shorthand import environment, labels, mount_fields
+from tartarus.sdk.shorthand import environment, labels, mount_fields, secret_fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +64,8 @@ def given_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
         spec["publish"] = [publish_fields(text) for text in _texts(values["publish"])]
     if values["mount"]:
         spec["mounts"] = [mount_fields(text) for text in _texts(values["mount"])]
+    if values["secret"]:
+        spec["secrets"] = [secret_fields(text) for text in _texts(values["secret"])]
     return spec
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tartarus.control.peers import PeerListener
+    from tartarus.secrets.redaction import Redactor
 
 MAX_FILES = 1 << 20
 
@@ -79,6 +80,8 @@ def _run(settings: Settings, lock: InstanceLock, background: Background, *, fore
     # What is private is made with its own mode; what sandboxes see must not depend on who started us.
     os.umask(0o022)
     _raise_file_limit()
+    # Not 0: a core dump that goes to a program is only left out for 1; see core(5) and rlimits.py.
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     started_at = time.time()
     listener = listen(settings.socket, frozenset({0, os.geteuid()}))
     try:
@@ -86,12 +89,14 @@ def _run(settings: Settings, lock: InstanceLock, background: Background, *, fore
 
         import structlog
 
+        from tartarus.secrets.redaction import Redactor
         from tartarus.telemetry import logs
 
+        redactor = Redactor()
         log_file = None if foreground else settings.log_file
-        logs.configure(log_file, max_bytes=settings.log_bytes, files=settings.log_files)
+        logs.configure(log_file, max_bytes=settings.log_bytes, files=settings.log_files, redact=redactor.text)
         try:
-            asyncio.run(_serve(settings, listener, background, started_at))
+            asyncio.run(_serve(settings, listener, background, started_at, redactor))
         except Exception:
             structlog.get_logger("tartarus.daemon").exception("failed")
             raise
@@ -101,7 +106,9 @@ def _run(settings: Settings, lock: InstanceLock, background: Background, *, fore
     return 0
 
 
-async def _serve(settings: Settings, listener: PeerListener, background: Background, started_at: float) -> None:
+async def _serve(
+    settings: Settings, listener: PeerListener, background: Background, started_at: float, redactor: Redactor
+) -> None:
     import structlog
 
     from tartarus.control.api import Api
@@ -122,7 +129,7 @@ async def _serve(settings: Settings, listener: PeerListener, background: Backgro
         store = await SandboxStore.open(settings.database)
         stack.push_async_callback(store.close)
         metrics = Metrics(settings.node_name)
-        node = Node(settings, store, metrics)
+        node = Node(settings, store, metrics, redactor)
         await node.start()
 
         async def drain() -> None:

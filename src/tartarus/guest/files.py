@@ -241,14 +241,17 @@ class FileCalls(Session):
         append: bool = False,
         parents: bool = False,
         exclusive: bool = False,
+        in_memory: bool = False,
     ) -> int:
         """Write a file and return its size in bytes; it appears when all of it was written, or not at all.
 
         `mode` defaults to the old file's, or 0644. With `append` bytes are added to what is there, at
-        once; with `parents` missing directories are made; with `exclusive` an existing file is refused.
+        once; with `parents` missing directories are made; with `exclusive` an existing file is refused;
+        with `in_memory` a directory that is not on a tmpfs.
         A symbolic link at `path` is replaced, not followed (but `append` follows it).
         """
         flags = WriteFlag.APPEND * append | WriteFlag.PARENTS * parents | WriteFlag.EXCLUSIVE * exclusive
+        flags |= WriteFlag.IN_MEMORY * in_memory
         answer = Answer(self, "write", path, 8)
         self.begin(answer, ToGuest.WRITE, write_payload(path, _KEEP_MODE if mode is None else mode, flags))
         try:

@@ -102,6 +102,7 @@ class WriteFlag(IntFlag):
     APPEND = 1
     PARENTS = 2
     EXCLUSIVE = 4
+    IN_MEMORY = 8
 
 
 DATA = frozenset({ToHost.STDOUT, ToHost.STDERR, ToHost.FILE_DATA, ToHost.FORWARD_DATA})

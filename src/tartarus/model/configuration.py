@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import Isolation
+from tartarus.model.secrets import SecretGrant, SecretProvider, SecretsSection, wrong_with
 from tartarus.model.settings import MicrovmMonitor, Settings
 from tartarus.model.structured_yaml import StructReader
 from tartarus.model.units import format_size, parse_duration, parse_size
@@ -82,6 +83,7 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     microvm: MicrovmSection = MicrovmSection()
     gvisor: GvisorSection = GvisorSection()
     network: NetworkSection = NetworkSection()
+    secrets: SecretsSection = SecretsSection()
 
 
 class Key(NamedTuple):
@@ -126,6 +128,10 @@ def _witness(text: str) -> str:
     raise InvalidRequest(
         f"{text!r} is no place for checkpoints", fix="use a file's absolute path, an https:// address, or syslog"
     )
+
+
+def _names(named: Sequence[SecretProvider | SecretGrant]) -> str:
+    return ", ".join(one.name for one in named) or "none"
 
 
 def _seconds(value: float) -> str:
@@ -177,6 +183,8 @@ KEYS: dict[str, Key] = {
     "network.name_servers": Key("network_name_servers", _servers, ", ".join),
     "network.slots": Key("network_slots", _slots, str),
     "network.ranges": Key("network_ranges", _ranges, ", ".join),
+    "secrets.providers": Key("secret_providers", tuple, _names),
+    "secrets.allow": Key("secret_grants", tuple, _names),
     "isolation.floor": Key("isolation_floor", _floor, lambda level: str(level.value)),
 }
 """Every key, by the path that it has in the file."""
@@ -201,6 +209,8 @@ def configured(settings: Settings, text: bytes | str, source: str = "config.yaml
             changes[key.field] = key.read(value)
         except InvalidRequest as error:
             raise reader.refused(path, f"{path}: {error.what}", why=error.why, fix=error.fix) from None
+    for place, what, fix in wrong_with(file.secrets):
+        raise reader.refused(f"secrets.{place}", f"secrets.{place}: {what}", fix=fix)
     return msgspec.structs.replace(settings, **changes)
 
 

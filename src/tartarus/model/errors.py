@@ -230,6 +230,20 @@ class RequestRejected(TartarusError):
     http_status = 403
 
 
+class SecretRefused(TartarusError):
+    """A secret that was asked for is not one that this sandbox may have."""
+
+    code = "secret_refused"
+    http_status = 403
+
+
+class SecretUnavailable(TartarusError):
+    """A secret could not be had from where it is kept, or could not be delivered."""
+
+    code = "secret_unavailable"
+    http_status = 502
+
+
 class Unsupported(TartarusError):
     """This isolation level does not have that capability."""
 

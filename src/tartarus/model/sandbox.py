@@ -19,6 +19,7 @@ from tartarus.model.checks import (
 )
 from tartarus.model.contract import MAX_PUBLISHED, Contract, Publish
 from tartarus.model.ids import check_name
+from tartarus.model.secrets import SecretUse, check_uses
 from tartarus.model.states import State
 
 MAX_BYTES = 2**60
@@ -156,6 +157,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `contract` says what may be reached where `network` is ``contract``; `publish` shows ports of it on the host.
 
     `idle_s`: it is hibernated after so many seconds of idleness, and wakes when something is asked of it.
+    `secrets`: by name only; values never become part of a spec or record.
     """
 
     template: str = "host"
@@ -176,6 +178,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stop_signal: str = ""
     stop_grace_s: float | None = None
     idle_s: float | None = None
+    secrets: tuple[SecretUse, ...] = ()
 
     def __post_init__(self) -> None:
         if self.name:
@@ -205,6 +208,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for one in self.publish:
             exposed = self.contract is None or self.contract.exposes(one.guest)
             require(exposed, f"port {one.guest} is published, but not exposed", "add it to exposed_ports")
+        check_uses(self.secrets, has_command=self.command is not None)
         for mount in self.mounts:
             check_mount(mount)
 

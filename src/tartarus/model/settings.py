@@ -13,6 +13,7 @@ import msgspec
 
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import Isolation
+from tartarus.model.secrets import SecretGrant, SecretProvider
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True):
     `enable_hypnos`: whether sandboxes may be hibernated.
     `isolation_floor`: the weakest level that any sandbox here may have. `config_file`: where the rest is said.
     `microvm_monitor`: what runs microVMs; `microvm_jailer`: Firecracker is started by its own jailer.
+    `secret_providers`, `secret_grants`: where secrets are kept, and which may be asked for.
     `gvisor_platform`: what gVisor runs on; `auto` is KVM where a guest was seen to run on it.
     `audit_kept_s`, `audit_bytes`: how long, and how much of, the audit log is kept. `audit_witness`: where its
     checkpoints are taken besides: a file, an https address, or `syslog`.
@@ -69,6 +71,8 @@ class Settings(msgspec.Struct, frozen=True):
     network_name_servers: tuple[str, ...] = ()
     network_slots: int = 512
     network_ranges: tuple[str, ...] = ()
+    secret_providers: tuple[SecretProvider, ...] = ()
+    secret_grants: tuple[SecretGrant, ...] = ()
 
     @classmethod
     def at(cls, state_dir: Path, socket: Path | None = None) -> Settings:

@@ -24,6 +24,7 @@ from tartarus.node.memory import RESTORE_LIMIT_S, Memory, Source
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.sandbox import Sandbox
+from tartarus.node.secrecy import refuse_to_save
 from tartarus.runtimes.base import Guest, GuestRequest, Places, RootFs
 from tartarus.store.sandboxes import SandboxStore
 from tartarus.telemetry.metrics import Metrics
@@ -76,6 +77,7 @@ class SleepManager:
 
         Goes on when its caller goes away. Raises Unsupported, InvalidState, NoSpace, GuestFailed.
         """
+        refuse_to_save(sandbox.record.spec)
         self._require(sandbox.record.isolation)
         self._cancel_later(sandbox.record.id)
         return await self._owned(self._sleep(sandbox))
@@ -91,6 +93,7 @@ class SleepManager:
 
     def schedule_sleep(self, sandbox: Sandbox, after_s: float) -> None:
         """Put it to sleep that many seconds from now, whatever it does then; another time replaces this one."""
+        refuse_to_save(sandbox.record.spec)
         self._require(sandbox.record.isolation)
         sandbox_id = sandbox.record.id
         self._cancel_later(sandbox_id)

@@ -18,6 +18,7 @@ from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.pool import SnapshotPool
 from tartarus.node.sandbox import Sandbox
+from tartarus.node.secrecy import Held, Secrecy
 from tartarus.node.spares import Spare
 from tartarus.node.starting import wants_clone
 from tartarus.runtimes.base import Guest, GuestRequest, RootFs, Runtime
@@ -34,7 +35,7 @@ class Launcher:
 
     def __init__(
         self, store: SandboxStore, metrics: Metrics, runtimes: Mapping[Isolation, Runtime], pool: SnapshotPool,
-        memory: Memory, *, rootfs: Callable[[SandboxRecord, Offer], Awaitable[RootFs]],
+        memory: Memory, secrecy: Secrecy, *, rootfs: Callable[[SandboxRecord, Offer], Awaitable[RootFs]],
         log: Callable[[str], OutputLog], adopt: Callable[[Sandbox], None], on_end: Callable[[Sandbox], None],
         networking: Networking,
     ) -> None:  # fmt: skip
@@ -43,6 +44,7 @@ class Launcher:
         self._runtimes = runtimes
         self._pool = pool
         self._memory = memory
+        self._secrecy = secrecy
         self._rootfs = rootfs
         self._log = log
         self._adopt = adopt
@@ -58,17 +60,26 @@ class Launcher:
         `begun`: what it is made of, if not a fresh guest. `clock`: when it was asked for (time.perf_counter).
         `contract`: what it may reach, of the network that it gets before anything in it runs.
         """
-        if contract is None:
-            return await self._start(record, offer, begun, clock, None)
-        line = await self._networking.line(record.id, contract)
+        held = await self._secrecy.fetch(record)
+        line: Line | None = None
         try:
-            return await self._start(record, offer, begun, clock, line)
+            if contract is not None:
+                line = await self._networking.line(record.id, contract)
+            return await self._start(record, offer, begun, clock, line, held)
         except BaseException:
-            await asyncio.shield(line.close())
+            held.close()
+            if line is not None:
+                await asyncio.shield(line.close())
             raise
 
     async def _start(
-        self, record: SandboxRecord, offer: Offer, begun: Spare | Source | None, clock: float, line: Line | None
+        self,
+        record: SandboxRecord,
+        offer: Offer,
+        begun: Spare | Source | None,
+        clock: float,
+        line: Line | None,
+        held: Held,
     ) -> Sandbox:
         spare = begun if isinstance(begun, Spare) else None
         spec = record.spec
@@ -84,14 +95,16 @@ class Launcher:
         else:
             warm = wants_clone(template, spec) or record.isolation is Isolation.WASM
             mounts = spec.mounts if line is None else (*spec.mounts, *line.mounts)
-            request = GuestRequest(id=record.id, hostname=record.id, resources=limits, mounts=mounts)
+            request = GuestRequest(
+                id=record.id, hostname=record.id, resources=limits, mounts=mounts, secrets=bool(spec.secrets)
+            )
             guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
         try:
             if spare is not None and spare.resources != limits:
                 guest.limit(limits)
             if line is not None:
                 await line.attach(guest)
-            sandbox = await self._run(record, rootfs, guest, begun)
+            sandbox = await self._run(record, rootfs, guest, begun, held)
             if spare is not None:
                 warm = sandbox.main is None or (await sandbox.main.started())[1]
         except BaseException:
@@ -135,19 +148,27 @@ class Launcher:
                     raise
                 _log.warning("snapshot_died", template=rootfs.template.id, isolation=isolation.value, error=str(error))
 
-    async def _run(self, record: SandboxRecord, rootfs: RootFs, guest: Guest, begun: Spare | Source | None) -> Sandbox:
+    async def _run(
+        self, record: SandboxRecord, rootfs: RootFs, guest: Guest, begun: Spare | Source | None, held: Held
+    ) -> Sandbox:
         places = self._runtimes[record.isolation].places(rootfs, record.id)
         log = self._log(record.id)
         if isinstance(begun, Source):
             return await attached(begun, record, rootfs.template, guest, self._store, log, places, self._on_end)
         parked = None if begun is None else begun.parked
         sandbox = Sandbox(record, rootfs.template, guest, self._store, log, places, self._on_end, parked)
-        main = sandbox.start_command(record.spec.command) if record.spec.command is not None else None
+        sandbox.held = held
+        command = record.spec.command
+        main = sandbox.start_command(command) if command is not None and not held else None
         limit_s = record.spec.timeout_s
         try:
             # The guest may have stopped its own agent: nothing from inside is waited for without a limit.
             async with asyncio.timeout(min(_START_LIMIT_S, limit_s or _START_LIMIT_S)):
                 await guest.ready()
+                if held:
+                    # No instruction of the template's or the user's has run in it yet.
+                    await held.deliver(sandbox.channel)
+                    main = sandbox.start_command(command) if command is not None else None
                 if main is not None:
                     await main.started()
         except TimeoutError:

@@ -23,6 +23,7 @@ from tartarus.node.offers import Offer, Offers
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.pool import SnapshotPool
 from tartarus.node.sandbox import Sandbox
+from tartarus.node.secrecy import refuse_to_save
 from tartarus.node.sessions import SandboxSession
 from tartarus.runtimes.base import Guest, GuestRequest, Places, RootFs, Runtime
 from tartarus.store.sandboxes import SandboxStore
@@ -87,6 +88,7 @@ class Memory:
 
     def require(self, sandbox: Sandbox) -> None:
         """Raise Unsupported for a sandbox whose memory can't be saved, saying what to do instead."""
+        refuse_to_save(sandbox.record.spec)
         level = sandbox.record.isolation
         if not self.can_save(level):
             raise Unsupported(
@@ -249,6 +251,11 @@ def continued(spec: SandboxSpec, source: Source) -> SandboxSpec:
         raise InvalidRequest(
             "a snapshot of memory takes no mounts", why="what runs in it has its files open", fix="leave out --mount"
         )
+    if spec.secrets:
+        raise InvalidRequest(
+            "a snapshot of memory takes no secrets", why="what runs in it goes on before they could be there",
+            fix="leave --secret out, or go on from a snapshot of files",
+        )  # fmt: skip
     saved, usual = source.spec, SandboxSpec()
     said = {name: value for name in spec.__struct_fields__ if (value := getattr(spec, name)) != getattr(usual, name)}
     said |= {"timeout_s": spec.timeout_s, "name": spec.name, "labels": spec.labels, "env": saved.env | spec.env}

@@ -38,6 +38,7 @@ from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.parking import parking_of
 from tartarus.node.resting import Resting
+from tartarus.node.secrecy import Held
 from tartarus.node.sessions import SandboxSession
 from tartarus.node.stopping import Stopping
 from tartarus.node.termination import Grace, outcome, own_grace_s
@@ -74,6 +75,7 @@ class Sandbox(Resting, Stopping):
         self.place: Place | None = None
         self.line: Line | None = None
         self.published: Published | None = None
+        self.held: Held | None = None
         self._contexts: dict[str, CodeContext] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -133,7 +135,10 @@ class Sandbox(Resting, Stopping):
 
     def start_command(self, spec: ExecSpec) -> MainProcess:
         """Send the main command; its output waits in the guest until read."""
-        self.main = MainProcess(self._begin(self._guest_exec(spec, once=True)), self.log)
+        request = self._guest_exec(spec, once=True)
+        if self.held is not None:
+            request = msgspec.structs.replace(request, env=request.env | self.held.environment())
+        self.main = MainProcess(self._begin(request), self.log)
         return self.main
 
     def supervise(self) -> None:
@@ -338,6 +343,8 @@ class Sandbox(Resting, Stopping):
         changes["ended_at"] = time.time()
         if self._grace is not None and self._grace.forced:
             changes.setdefault("message", "it was still running when its time to end was over")
+        if self.held is not None and "message" in changes:
+            changes["message"] = self.held.scrub(changes["message"])
         ended = msgspec.structs.replace(self.record, state=state, **changes)
         stored = await self._store_end(state, changes)
         self.record = stored or ended

@@ -22,6 +22,7 @@ from tartarus.model.errors import (
 from tartarus.model.forking import ForkRequest, ForkResult
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import ExecSpec, Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec, Wasm
+from tartarus.model.secrets import SecretsSection
 from tartarus.model.settings import Settings
 from tartarus.model.states import TERMINAL, State
 from tartarus.model.template import Template
@@ -43,6 +44,7 @@ from tartarus.node.policies import PolicyService
 from tartarus.node.pool import SnapshotPool, host_meminfo
 from tartarus.node.publishing import Published
 from tartarus.node.sandbox import Sandbox
+from tartarus.node.secrecy import Secrecy
 from tartarus.node.spares import Spare, SparePool, could_serve
 from tartarus.node.starting import as_failure, is_called, preparing
 from tartarus.node.termination import stop_order
@@ -50,6 +52,7 @@ from tartarus.node.terminator import Terminator
 from tartarus.policy.contracts import contract_of
 from tartarus.policy.judges import court
 from tartarus.runtimes.base import RootFs
+from tartarus.secrets.redaction import Redactor
 from tartarus.store.sandboxes import SandboxStore
 from tartarus.telemetry.metrics import Metrics
 
@@ -61,7 +64,9 @@ _LAYERS_KEPT_S = 30 * 86400.0
 class Node:
     """One host's sandboxes. `start` before use, `stop` at the end."""
 
-    def __init__(self, settings: Settings, store: SandboxStore, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, settings: Settings, store: SandboxStore, metrics: Metrics | None = None, redactor: Redactor | None = None
+    ) -> None:
         self._settings = settings
         self._store = store
         self._metrics = metrics or Metrics(settings.node_name)
@@ -69,6 +74,7 @@ class Node:
         self.audit = Auditor(settings)
         self.admission = Admission(court(), exempt=EXEMPT, rejected=self.audit.rejected)
         self.policies = PolicyService(store, self.admission, self.audit)
+        self.secrecy = Secrecy(SecretsSection(settings.secret_providers, settings.secret_grants), self.audit, redactor)
         self._pool = SnapshotPool(self._levels.runtimes, host_meminfo)
         self._spares = SparePool(self._levels.runtimes, self._pool, host_meminfo, lambda: bool(self._creating))
         self._live: dict[str, Sandbox] = {}
@@ -84,7 +90,7 @@ class Node:
         self._forker = Forker(self.memory, self.library.snapshots, self._live.values, self.create)
         self.modules = Modules(settings, self._levels, self._pool, self._offers, self.library.uploads)
         self._launcher = Launcher(
-            store, self._metrics, self._levels.runtimes, self._pool, self.memory,
+            store, self._metrics, self._levels.runtimes, self._pool, self.memory, self.secrecy,
             rootfs=self._rootfs_of, log=self._open_log, adopt=self._adopt, on_end=self._ended,
             networking=self.networking,
         )  # fmt: skip
@@ -183,6 +189,7 @@ class Node:
             resources=ResourceRequest(**msgspec.structs.asdict(limits)),
         )
         isolation, why = await self._choose_level(tenant, spec, offer)
+        spec = self.secrecy.granted(tenant, template.id, spec, isolation)
         self.sleeper.check(spec, isolation)
         contract = contract_of(spec, self.admission.limits(tenant, template.id).network)
         self.networking.check(spec, contract, isolation)
@@ -343,6 +350,8 @@ class Node:
             self.networking.end(sandbox.line)
         if sandbox.place is not None:
             sandbox.place.give_back()
+        if sandbox.held is not None:
+            sandbox.held.close()
         sandbox.count(self._metrics)
         self.sleeper.ended(sandbox)
 

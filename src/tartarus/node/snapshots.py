@@ -25,6 +25,7 @@ from tartarus.node.memory import Memory, Source, check_foreign
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.proving import Prover
 from tartarus.node.sandbox import Sandbox
+from tartarus.node.secrecy import refuse_to_save
 from tartarus.node.uploads import Uploads
 from tartarus.store.sandboxes import SandboxStore
 
@@ -62,6 +63,7 @@ class SnapshotService:
 
     async def check_files(self, sandbox: Sandbox, name: str) -> None:
         """Raise Unsupported or NameTaken, or what else would keep `create_of_files` from beginning."""
+        refuse_to_save(sandbox.record.spec)
         os.close(_looked_at(sandbox))
         await self._check_free(sandbox.record.tenant, name)
 
@@ -70,6 +72,7 @@ class SnapshotService:
         ending: bool = False,
     ) -> SnapshotInfo:  # fmt: skip
         """Keep what it has changed; `ending`: it is in its grace, and ends afterwards. `details`: for the record."""
+        refuse_to_save(sandbox.record.spec)
         tenant = sandbox.record.tenant
         changes = _looked_at(sandbox)
         try:

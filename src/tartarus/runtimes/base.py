@@ -59,6 +59,7 @@ class GuestRequest(msgspec.Struct, frozen=True):
 
     `storage`: an empty host directory for what the sandbox writes, instead of memory. `build`: its root may give
     files to other users and become them, as installing packages takes; never with a warm interpreter.
+    `secrets`: it gets a directory /run/secrets of its user's that is memory and nothing else, before anything runs.
     """
 
     id: str
@@ -68,6 +69,7 @@ class GuestRequest(msgspec.Struct, frozen=True):
     storage: Path | None = None
     build: bool = False
     session: SessionState | None = None
+    secrets: bool = False
 
 
 class Places(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from tartarus.model.forking import ForkRequest
 from tartarus.model.library import CreateSnapshot
 from tartarus.model.lifecycle import CheckpointRequest, HibernateRequest, Stopped, StopRequest
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
+from tartarus.model.secrets import SecretUse
 from tartarus.model.snapshots import SnapshotKind
 from tartarus.model.states import TERMINAL, State
 from tartarus.sdk import calls, library_calls, modules
@@ -74,6 +75,7 @@ class AsyncSandbox:
         stop_signal: int | str = "",
         stop_grace: float | str | None = None,
         idle: float | str | None = None,
+        secrets: Iterable[str | SecretUse] = (),
         client: AsyncClient | None = None,
     ) -> Opening[AsyncSandbox]:
         """Make a sandbox; limits that are not given are the template's.
@@ -98,12 +100,12 @@ class AsyncSandbox:
             name: a name to find it by; no other live sandbox of yours may have it.
             labels: your own keys and values, to find it by.
             snapshot: the id or name of a `Snapshot` to go on from; it brings its own template.
-            module: a WebAssembly module or component to run, as a file's path or as bytes. Commands are then its
-                command lines, and the level is ``wasm``.
+            module: a WebAssembly module or component, as a path or bytes, whose command lines its commands then are.
             fuel: how many instructions, about, each of its commands may execute.
             stop_signal: what asks it to end, by name or number; the template's (TERM if it has none) if not given.
             stop_grace: how long it then has, in seconds or as in ``"30s"``; the last part of its time limit, too.
             idle: hibernate it after so long without work, in seconds or as in ``"5m"``; what is asked of it wakes it.
+            secrets: what the host lets it have, as ``NAME[,as=env][,target=T]``; files in /run/secrets by default.
             client: which daemon; the one of your environment if not given.
 
         Raises:
@@ -115,7 +117,7 @@ class AsyncSandbox:
             template=template, isolation=isolation, command=command, timeout_s=timeout_s, memory=memory, cpus=cpus,
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, allow=allow,
             publish=publish, name=name, labels=labels, snapshot=snapshot, fuel=fuel, stop_signal=stop_signal,
-            module="" if module is None else modules.digest_of(code), stop_grace=stop_grace, idle=idle,
+            module="" if module is None else modules.digest_of(code), stop_grace=stop_grace, idle=idle, secrets=secrets,
         )  # fmt: skip
         return Opening(cls._made(calls.create(spec), client, owned=True, code=None if module is None else code))
 
@@ -371,10 +373,8 @@ class AsyncSandbox:
 
         Also ``await AsyncSandbox.kill("sbx-…")``, without connecting first.
         """
-        if isinstance(self, str):
-            await (client or AsyncClient()).transport.call(calls.end(self))
-        else:
-            await (client or self._client).transport.call(calls.end(self.id))
+        own, sandbox_id = (None, self) if isinstance(self, str) else (self._client, self.id)
+        await (client or own or AsyncClient()).transport.call(calls.end(sandbox_id))
 
     async def wait(self, timeout_s: float | None = None) -> SandboxRecord:
         """Wait for its end and return its last record. Raises TimeLimit when `timeout_s` passes first."""

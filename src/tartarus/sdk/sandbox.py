@@ -13,6 +13,7 @@ from tartarus.model.forking import ForkRequest
 from tartarus.model.library import CreateSnapshot
 from tartarus.model.lifecycle import CheckpointRequest, HibernateRequest, Stopped, StopRequest
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
+from tartarus.model.secrets import SecretUse
 from tartarus.model.snapshots import SnapshotKind
 from tartarus.model.states import TERMINAL, State
 from tartarus.sdk import calls, library_calls, modules
@@ -69,6 +70,7 @@ class Sandbox:
         stop_signal: int | str = "",
         stop_grace: float | str | None = None,
         idle: float | str | None = None,
+        secrets: Iterable[str | SecretUse] = (),
         client: Client | None = None,
     ) -> Sandbox:
         """Make a sandbox; limits that are not given are the template's.
@@ -97,6 +99,7 @@ class Sandbox:
             stop_signal: what asks it to end, by name or number; the template's (TERM if it has none) if not given.
             stop_grace: how long it then has, in seconds or as in ``"30s"``; the last part of its time limit, too.
             idle: hibernate it after so long without work, in seconds or as in ``"5m"``; what is asked of it wakes it.
+            secrets: what the host lets it have, as ``NAME[,as=env][,target=T]``; files in /run/secrets by default.
             client: which daemon; the one of your environment if not given.
 
         Raises:
@@ -109,6 +112,7 @@ class Sandbox:
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, allow=allow,
             publish=publish, name=name, labels=labels, snapshot=snapshot, fuel=fuel, stop_signal=stop_signal,
             module="" if module is None else modules.digest_of(code), stop_grace=stop_grace, idle=idle,
+            secrets=secrets,
         )  # fmt: skip
         client = client or Client()
         if module is not None:

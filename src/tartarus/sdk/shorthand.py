@@ -43,3 +43,15 @@ def mount_fields(text: str) -> dict[str, Any]:
     if len(parts) != 2 or mode not in {"ro", "rw"} or not all(parts):
         raise InvalidRequest(f"{text!r} is not a mount", fix="write it like /on/host:/in/sandbox[:ro]")
     return {"source": os.path.abspath(parts[0]), "target": parts[1], "read_only": mode == "ro"}
+
+
+def secret_fields(text: str) -> dict[str, str]:
+    """A secret's JSON from ``NAME[,as=env|file][,target=T]``; the name or reference is as its grant has it."""
+    ref, *rest = text.split(",")
+    found = {"ref": ref}
+    for part in rest:
+        key, equals, value = part.partition("=")
+        if key not in {"as", "target"} or not equals or not value or key in found:
+            raise InvalidRequest(f"{text!r} is not a secret", fix="write it like NAME, or NAME,as=env,target=VARIABLE")
+        found[key] = value
+    return found

@@ -10,9 +10,10 @@ import msgspec
 from tartarus.model.contract import Contract, Publish
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import ExecSpec, Isolation, Mount, ResourceRequest, SandboxSpec, Wasm
+from tartarus.model.secrets import SecretUse
 from tartarus.model.units import parse_cpus, parse_duration, parse_size
 from tartarus.sdk.networks import network_fields, published
-from tartarus.sdk.shorthand import mount_fields
+from tartarus.sdk.shorthand import mount_fields, secret_fields
 
 Choice = TypeVar("Choice", bound=Isolation)
 
@@ -41,6 +42,7 @@ def sandbox_spec(
     stop_signal: int | str = "",
     stop_grace: float | str | None = None,
     idle: float | str | None = None,
+    secrets: Iterable[str | SecretUse] = (),
 ) -> SandboxSpec:
     """A whole spec. Raises InvalidRequest, naming what is wrong, before anything is asked of the daemon."""
     mode, contract = network_fields(network, tuple(allow))
@@ -68,6 +70,7 @@ def sandbox_spec(
         stop_signal=str(stop_signal),
         stop_grace_s=duration_or_none(stop_grace),
         idle_s=None if idle is None else parse_duration(idle),
+        secrets=tuple(parse_secret(secret) if isinstance(secret, str) else secret for secret in secrets),
     )
 
 
@@ -104,6 +107,14 @@ def duration_or_none(text: float | str | None) -> float | None:
 def parse_mount(text: str) -> Mount:
     """Read ``source:target[:ro|rw]``; a relative source is below the current directory."""
     return msgspec.convert(mount_fields(text), Mount)
+
+
+def parse_secret(text: str) -> SecretUse:
+    """Read ``NAME[,as=env|file][,target=T]``."""
+    try:
+        return msgspec.convert(secret_fields(text), SecretUse)
+    except msgspec.ValidationError:
+        raise InvalidRequest(f"{text!r} is not a secret", fix="as is file or env") from None
 
 
 def _choice(kind: type[Choice], text: str, what: str) -> Choice:

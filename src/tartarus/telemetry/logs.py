@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _encode = msgspec.json.Encoder(enc_hook=repr, order="deterministic").encode
@@ -26,15 +27,27 @@ class _PrivateFile(RotatingFileHandler):
         return open(descriptor, "a", encoding=self.encoding, errors=self.errors)
 
 
-def _to_json(event: Any, **_: Any) -> str:
-    return _encode(event).decode()
+def _as_it_is(text: str) -> str:
+    return text
 
 
-def configure(path: Path | None, *, max_bytes: int, files: int, level: int = logging.INFO) -> None:
+def configure(
+    path: Path | None,
+    *,
+    max_bytes: int,
+    files: int,
+    level: int = logging.INFO,
+    redact: Callable[[str], str] = _as_it_is,
+) -> None:
     """Send every log record to `path` (None: standard error) as JSON lines.
 
     At `max_bytes` the file becomes ``path.1`` and so on; at most `files` files exist, the current one included.
+    `redact` takes out of every line what no log may have.
     """
+
+    def to_json(event: Any, **_: Any) -> str:
+        return redact(_encode(event).decode())
+
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -55,7 +68,7 @@ def configure(path: Path | None, *, max_bytes: int, files: int, level: int = log
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(serializer=_to_json),
+                structlog.processors.JSONRenderer(serializer=to_json),
             ],
         )
     )

@@ -190,7 +190,7 @@ static void mount_binds(void)
 	free(text);
 }
 
-static void furnish_root(void)
+static void furnish_root(const struct agent_config *config)
 {
 	static const char *const places[] = {"/root/proc", "/root/sys", "/root/dev", "/root/tmp", "/root/run"};
 	static const char *const links[][2] = {
@@ -210,6 +210,9 @@ static void furnish_root(void)
 	must_mount("devpts", "/root/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620,gid=5");
 	must_mount("shm", "/root/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
 	must_mount("run", "/root/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755");
+	/* Memory, and its user's alone. */
+	if (mkdir("/root/run/secrets", 0700) != 0 || chown("/root/run/secrets", config->uid, config->gid) != 0)
+		fail("/run/secrets");
 	/* devtmpfs knows none of these. */
 	(void)unlink("/root/dev/ptmx");
 	for (size_t i = 0; i < sizeof links / sizeof links[0]; i++)
@@ -303,7 +306,7 @@ int init_main(void)
 	make_root();
 	mount_binds();
 	companion_read();
-	furnish_root();
+	furnish_root(&config);
 	enter_root();
 	group_make();
 	loopback_up();

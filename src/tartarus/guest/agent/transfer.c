@@ -11,9 +11,11 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
-enum { READ_PIECE = 128 << 10, WRITE_APPEND = 1, WRITE_PARENTS = 2, WRITE_EXCLUSIVE = 4, RENAME_NO_REPLACE = 1 };
+enum { READ_PIECE = 128 << 10, WRITE_APPEND = 1, WRITE_PARENTS = 2, WRITE_EXCLUSIVE = 4, WRITE_IN_MEMORY = 8 };
+enum { RENAME_NO_REPLACE = 1, TMPFS_MAGIC_NUMBER = 0x01021994 };
 #define KEEP_MODE UINT32_MAX
 #define DEFAULT_MODE 0644
 
@@ -260,6 +262,16 @@ static int open_temporary(struct writer *writer, uint32_t mode)
 	return fchmod(writer->fd, mode & 07777) == 0 ? 0 : -errno;
 }
 
+/* 0 when what is written into the directory is never on a disk of the sandbox's, else -errno. */
+static int require_memory(int dir)
+{
+	struct statfs info;
+
+	if (fstatfs(dir, &info) != 0)
+		return -errno;
+	return info.f_type == TMPFS_MAGIC_NUMBER ? 0 : -EXDEV;
+}
+
 int serve_write(struct session *session, uint32_t id, struct cursor *payload)
 {
 	char path[PATH_MAX];
@@ -278,6 +290,8 @@ int serve_write(struct session *session, uint32_t id, struct cursor *payload)
 	writer->exclusive = (flags & WRITE_EXCLUSIVE) != 0;
 	stream_add(session, &writer->stream, &write_kind, id);
 	status = place_open(&writer->place, path, (flags & WRITE_PARENTS) != 0);
+	if (status == 0 && (flags & WRITE_IN_MEMORY) != 0)
+		status = require_memory(writer->place.dir);
 	if (status == 0)
 		status = (flags & WRITE_APPEND) != 0 ? open_append(writer, mode) : open_temporary(writer, mode);
 	if (status != 0)

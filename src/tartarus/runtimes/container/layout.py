@@ -13,7 +13,6 @@ import os
 import resource
 import struct
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 
 from tartarus.guest.program import Fd, Program
@@ -22,7 +21,8 @@ from tartarus.model.template import RunAs
 from tartarus.runtimes.base import RootFs
 from tartarus.runtimes.cgroups import add_joining
 from tartarus.runtimes.confine import caps, keyring, landlock, masks, rlimits, seccomp
-from tartarus.runtimes.container.storage import inodes_for
+from tartarus.runtimes.container import secretsdir
+from tartarus.runtimes.container.storage import Storage, inodes_for
 from tartarus.runtimes.idmap import OWNER_UID
 
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
@@ -56,14 +56,6 @@ LANDLOCK_RULES = (
     landlock.PathRule("/dev/pts", landlock.DEVICE | landlock.READ),
 )
 """The second wall: no device files made, no device commands but on these, signals and abstract sockets kept inside."""
-
-
-class Storage(Enum):
-    """Where a guest's own storage comes from: passed by the host, staged with its nursery, or mounted by itself."""
-
-    PASSED = "passed"
-    STAGED = "staged"
-    OWN = "own"
 
 
 HOSTNAME_PLACEHOLDER = "sbx-0000000000000000"
@@ -257,6 +249,7 @@ def box_program(
     storage: Storage,
     staged_mounts: bool = False,
     build: bool = False,
+    secrets: bool = False,
     rules: Sequence[landlock.PathRule] = LANDLOCK_RULES,
 ) -> Program:
     """What a guest does to itself between its birth and its agent: join its cgroup, box, drop everything.
@@ -314,6 +307,8 @@ def box_program(
     _pivot(program, root)
     for index, mount in enumerate(() if staged_mounts else mounts):
         _user_mount(program, mount, FIRST_ENTRY + n_entries + index)
+    if secrets:
+        secretsdir.add_secrets_directory(program, rootfs.template.user)
     program.syscall("unshare", CLONE_NEWCGROUP, step="take a cgroup namespace")
     # From here on the guest has power over nothing: what was mounted and made belongs to the namespace that it leaves.
     program.syscall("setns", Fd(USER_NAMESPACE), CLONE_NEWUSER, step="enter a user namespace of its own")

@@ -19,7 +19,7 @@ from tartarus.runtimes.cgroups import Cgroup, Hierarchy, admit, lacking, remove_
 from tartarus.runtimes.confine import landlock
 from tartarus.runtimes.container import layout, mounts
 from tartarus.runtimes.container.quotas import UserNamespaces
-from tartarus.runtimes.container.storage import UPPER, directory, inodes_for, tmpfs, used_bytes
+from tartarus.runtimes.container.storage import UPPER, Storage, directory, inodes_for, tmpfs, used_bytes
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.nursery import (
@@ -73,10 +73,10 @@ class ContainerSnapshot(WarmNursery):
             await remove_soon(self._cgroup)
 
     def program(
-        self, request: GuestRequest, abi: int, limit_level: Isolation, n_entries: int, storage: layout.Storage
+        self, request: GuestRequest, abi: int, limit_level: Isolation, n_entries: int, storage: Storage
     ) -> tuple[bytes, list[str]]:
         """The box program, encoded; the one for requests without mounts is kept, as only the host name differs."""
-        usual = not (request.mounts or request.build)
+        usual = not (request.mounts or request.build or request.secrets)
         cached = self._programs.get(request.resources) if usual else None
         if cached is None:
             program = layout.box_program(
@@ -89,6 +89,7 @@ class ContainerSnapshot(WarmNursery):
                 storage=storage,
                 staged_mounts=self._own_mounts,
                 build=request.build,
+                secrets=request.secrets,
                 rules=self._rules,
             )
             cached = (program.encode(), program.steps)
@@ -292,14 +293,14 @@ class ContainerRuntime(UnsavableRuntime):
         snapshot.hold(guest)
         return guest
 
-    def _storage(self, request: GuestRequest) -> tuple[int | None, layout.Storage]:
+    def _storage(self, request: GuestRequest) -> tuple[int | None, Storage]:
         """The guest's own storage, if the host can make it, and how the guest comes by it."""
         if self._id_map.privileged:
             if request.storage is not None:
-                return directory(request.storage), layout.Storage.PASSED
+                return directory(request.storage), Storage.PASSED
             size = request.resources.disk_bytes
-            return tmpfs(size, inodes_for(request.resources), self._id_map.base), layout.Storage.PASSED
-        return None, layout.Storage.OWN if request.storage is None else layout.Storage.STAGED
+            return tmpfs(size, inodes_for(request.resources), self._id_map.base), Storage.PASSED
+        return None, Storage.OWN if request.storage is None else Storage.STAGED
 
     async def _mount_fds(self, request: GuestRequest) -> list[int]:
         if not request.mounts or not self._id_map.privileged:

@@ -11,11 +11,21 @@ import errno
 import os
 import stat
 import struct
+from enum import Enum
 from pathlib import Path
 
 from tartarus.guest.syscalls import number
 from tartarus.model.errors import GuestFailed, NoSpace
 from tartarus.model.sandbox import Resources
+
+
+class Storage(Enum):
+    """Where a guest's own storage comes from: passed by the host, staged with its nursery, or mounted by itself."""
+
+    PASSED = "passed"
+    STAGED = "staged"
+    OWN = "own"
+
 
 UPPER, WORK = "u", "w"
 _AT_EMPTY_PATH = 0x1000

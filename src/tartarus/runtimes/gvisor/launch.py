@@ -85,7 +85,7 @@ class Launcher:
             user=rootfs.template.user, hostname=request.hostname, root=layout.ROOT,
             binds=[(f"/b{index}", target) for index, (_source, target) in enumerate(rootfs.binds)],
             mounts=[(f"/g/m{index}", mount) for index, mount in enumerate(request.mounts)],
-            resources=request.resources, id_map=self.id_map,
+            resources=request.resources, id_map=self.id_map, secrets=request.secrets,
         )  # fmt: skip
         argv = self._argv(*how, f"--bundle={layout.BUNDLE}", request.id, shared=shared)
         program = layout.guest_program(

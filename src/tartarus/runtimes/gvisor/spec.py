@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import msgspec
 
 from tartarus.model.sandbox import Isolation, Mount, Resources
+from tartarus.model.secrets import SECRETS_DIRECTORY
 from tartarus.model.template import RunAs
 from tartarus.runtimes.confine import rlimits
+from tartarus.runtimes.container.secretsdir import SECRETS_BYTES
 from tartarus.runtimes.idmap import IdMap
 
 AGENT = "/.tartarus/guest"
@@ -33,6 +35,7 @@ def bundle(
     mounts: Sequence[tuple[str, Mount]],
     resources: Resources,
     id_map: IdMap,
+    secrets: bool = False,
 ) -> bytes:
     """The bundle's config.json. `binds` and `mounts` name their sources as runsc finds them."""
     identity = {"containerID": 0, "hostID": id_map.base, "size": id_map.span}
@@ -69,6 +72,9 @@ def bundle(
               for source, target in binds),
             *({"destination": mount.target, "type": "bind", "source": source,
                "options": ["bind", "ro" if mount.read_only else "rw"]} for source, mount in mounts),
+            *([{"destination": SECRETS_DIRECTORY, "type": "tmpfs", "source": "tmpfs",
+                "options": ["nosuid", "nodev", "noexec", "mode=0700", f"uid={user.uid}", f"gid={user.gid}",
+                            f"size={SECRETS_BYTES}"]}] if secrets else []),
         ],
         "linux": {
             "namespaces": [{"type": kind} for kind in ("user", "pid", "ipc", "uts", "mount", "network")],

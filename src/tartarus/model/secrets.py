@@ -1,0 +1,167 @@
+"""Secrets as they are asked for and granted. No value is ever in these: only names, and where values are kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from tartarus.model.checks import require
+from tartarus.model.errors import InvalidRequest
+
+SECRETS_DIRECTORY = "/run/secrets"
+MAX_SECRETS = 32
+"""Secrets of one sandbox."""
+MAX_SECRET_BYTES = 64 * 1024
+"""Bytes of one secret: keys, tokens and certificate chains, not data."""
+MAX_REFERENCE = 512
+Delivery = Literal["file", "env"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
+_REFERENCE = re.compile(
+    r"(?P<provider>[A-Za-z0-9][A-Za-z0-9_-]{0,63}):(?P<path>[A-Za-z0-9_.@+=/-]+)(?:#(?P<field>[A-Za-z0-9_.@-]+))?",
+    re.ASCII,
+)  # fmt: skip
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """Where a value is kept: a provider of the configuration, a path that it understands, a field of what is there."""
+
+    provider: str
+    path: str
+    field: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read ``provider:path#field``. Raises InvalidRequest for what could climb or be read in two ways."""
+        found = _REFERENCE.fullmatch(text) if len(text) <= MAX_REFERENCE else None
+        if found is None:
+            raise InvalidRequest("that is no reference to a secret", fix="write it like vault:kv/app#token or env:NAME")
+        path = found["path"]
+        if any(part in {"", ".", ".."} for part in path.split("/")):
+            raise InvalidRequest("a reference's path has empty, . or .. parts", fix="write the whole path, once")
+        return cls(found["provider"], path, found["field"] or "")
+
+
+class SecretUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A secret that a sandbox gets: by the name or the reference that its grant has.
+
+    As a file below /run/secrets, readable by the template's user alone, or only on this request (`as`: env) in the
+    environment of the sandbox's command. `target`: the file's path, or the variable's name; the secret's own if empty.
+    """
+
+    ref: str
+    as_: Delivery = msgspec.field(default="file", name="as")
+    target: str = ""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.ref):
+            Reference.parse(self.ref)
+        if self.target and self.as_ == "env":
+            require(
+                _VARIABLE.fullmatch(self.target) is not None,
+                "a secret's target is not a variable name",
+                "use letters, digits and _",
+            )
+        elif self.target:
+            directory, _, name = self.target.rpartition("/")
+            require(
+                directory == SECRETS_DIRECTORY and _NAME.fullmatch(name) is not None,
+                f"a secret's target is not a file of {SECRETS_DIRECTORY}",
+                f"write it like {SECRETS_DIRECTORY}/token; only there it never touches a disk",
+            )
+
+    def named(self, name: str) -> SecretUse:
+        """The same by its grant's `name`, with the target that it then has."""
+        default = f"{SECRETS_DIRECTORY}/{name}" if self.as_ == "file" else variable_of(name)
+        return SecretUse(ref=name, as_=self.as_, target=self.target or default)
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a secret that is asked for without a target: ``db-token`` gives DB_TOKEN."""
+    text = re.sub(r"[^A-Za-z0-9]", "_", name).upper()
+    return text if not text[0].isdigit() else f"_{text}"
+
+
+def check_uses(uses: tuple[SecretUse, ...], *, has_command: bool) -> None:
+    """Refuse too many, two for one target, and variables without a command that could have them."""
+    require(len(uses) <= MAX_SECRETS, f"{len(uses)} secrets", f"use at most {MAX_SECRETS}")
+    for use in uses:
+        require(
+            use.as_ == "file" or has_command,
+            "a secret as an environment variable needs the command that gets it",
+            "give a command, or take it as a file",
+        )
+    targets = [use.target for use in uses if use.target]
+    require(len(set(targets)) == len(targets), "two secrets have the same target", "give each its own")
+
+
+class SecretProvider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where values come from. `name`: what references begin with. `options` are those of its `kind`."""
+
+    name: str
+    kind: str
+    options: dict[str, str] = {}
+
+
+class SecretGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A secret that sandboxes may have, by `name`; of these tenants and templates only, where some are named.
+
+    `deliver`: how, at most.
+    """
+
+    name: str
+    ref: str
+    tenants: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    deliver: tuple[Delivery, ...] = ("file", "env")
+
+    def holds_for(self, tenant: str, template: str) -> bool:
+        """Whether a tenant's sandbox of a template may have it."""
+        return (not self.tenants or tenant in self.tenants) and (not self.templates or template in self.templates)
+
+
+class SecretsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The configuration's part: providers, and what of them may be asked for. What is not listed is refused."""
+
+    providers: tuple[SecretProvider, ...] = ()
+    allow: tuple[SecretGrant, ...] = ()
+
+
+def wrong_with(section: SecretsSection) -> Iterable[tuple[str, str, str]]:
+    """Each mistake as (place below ``secrets``, what, fix)."""
+    providers: set[str] = set()
+    for index, provider in enumerate(section.providers):
+        place = f"providers[{index}].name"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", provider.name, re.ASCII):
+            yield place, "it is no name", "use letters, digits, - and _"
+        if provider.name in providers:
+            yield place, f"there are two providers {provider.name!r}", "give each its own name"
+        providers.add(provider.name)
+    for index, grant in enumerate(section.allow):
+        place = f"allow[{index}]"
+        if not _NAME.fullmatch(grant.name):
+            yield f"{place}.name", "it is no name", "use letters, digits, -, _ and ."
+        try:
+            reference = Reference.parse(grant.ref)
+        except InvalidRequest as error:
+            yield f"{place}.ref", error.what, error.fix
+            continue
+        if reference.provider not in providers:
+            yield f"{place}.ref", f"there is no provider {reference.provider!r}", "list it under secrets.providers"
+        if not grant.deliver:
+            yield f"{place}.deliver", "it is empty", "leave it out, or name file, env or both"
+        for other in section.allow[:index]:
+            if _overlap(grant, other):
+                yield place, f"a sandbox could have two secrets {grant.name!r}", "give them other names or tenants"
+                break
+
+
+def _overlap(one: SecretGrant, other: SecretGrant) -> bool:
+    def meet(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
+        return not some or not others or bool(set(some) & set(others))
+
+    called_alike = one.name == other.name or one.ref == other.ref
+    return called_alike and meet(one.tenants, other.tenants) and meet(one.templates, other.templates)

@@ -1,0 +1,45 @@
+"""Files that hold secrets or what opens them: read only where nobody else could have read or put them there."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from tartarus.model.errors import SecretUnavailable
+
+
+def read_private(path: Path, most_bytes: int) -> bytearray:
+    """A file of the daemon's user or root that nobody else may touch. Raises SecretUnavailable; wipe what it gives."""
+    try:
+        # Not through a last link, and not waiting for whoever would write into a fifo.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise SecretUnavailable(
+            f"{path} can't be read", why=error.strerror or "", fix="mend its path or mode"
+        ) from None
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid not in {0, os.geteuid()} or found.st_mode & 0o077:
+            raise SecretUnavailable(
+                f"{path} is not used", why="others than root and the daemon's user can read or change it",
+                fix=f"chown it to the daemon's user, and chmod 0600 {path}",
+            )  # fmt: skip
+        if found.st_size > most_bytes:
+            raise SecretUnavailable(f"{path} is larger than {most_bytes} bytes", fix="give the right file")
+        content = bytearray(found.st_size + 1)
+        size = 0
+        while size < len(content) and (n := os.readv(fd, [memoryview(content)[size:]])) > 0:
+            size += n
+    finally:
+        os.close(fd)
+    if size > found.st_size:
+        wipe(content)
+        raise SecretUnavailable(f"{path} changed while it was read", fix="try again")
+    del content[size:]
+    return content
+
+
+def wipe(content: bytearray) -> None:
+    """Overwrite it."""
+    content[:] = bytes(len(content))
