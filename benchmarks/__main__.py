@@ -12,7 +12,16 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks import image_benches, machine_benches, memory_benches, node_benches, peers, sleep_benches, wasm_benches
+from benchmarks import (
+    image_benches,
+    machine_benches,
+    memory_benches,
+    node_benches,
+    peers,
+    policy_benches,
+    sleep_benches,
+    wasm_benches,
+)
 from benchmarks.measure import Row, machine, table
 
 BENCHES = {
@@ -24,12 +33,15 @@ BENCHES = {
     "machines": machine_benches.machines,
     "memory": memory_benches.memory,
     "memory-sets": memory_benches.memory_sets,
+    "rules": policy_benches.rules,
+    "admission": policy_benches.admission,
+    "audit": policy_benches.audit,
 }
 
 
 async def _all(names: list[str], home: Path) -> list[Row]:
     rows: list[Row] = []
-    missing = [*peers.absent(), *image_benches.absent(), *wasm_benches.absent()]
+    missing = [*peers.absent(), *image_benches.absent(), *wasm_benches.absent(), *policy_benches.absent()]
     if missing:
         print(f"not installed here, so absent below: {', '.join(missing)}", file=sys.stderr)
     for name, bench in BENCHES.items():
@@ -48,7 +60,7 @@ def run(names: list[str], json_file: Path | None) -> None:
     if json_file is not None:
         document = {
             "machine": machine(),
-            "absent": [*peers.absent(), *image_benches.absent(), *wasm_benches.absent()],
+            "absent": [*peers.absent(), *image_benches.absent(), *wasm_benches.absent(), *policy_benches.absent()],
             "rows": [row.as_json() for row in rows],
         }
         json_file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

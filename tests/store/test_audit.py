@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tartarus.model.audit import AuditEntry, AuditProof
+from tartarus.model.audit import AuditEntry, AuditProof, AuditQuery
 from tartarus.model.errors import DaemonUnavailable
 from tartarus.store.audit import files, merkle, reading, writing
-from tartarus.store.audit.entries import hash_of, line_of, place, read_line
+from tartarus.store.audit import log as log_module
+from tartarus.store.audit.entries import MAX_LINE, hash_of, line_of, place, read_line
 from tartarus.store.audit.log import AuditLog
 from tartarus.store.audit.notes import Checkpoint, Verifier
 from tartarus.store.audit.witnesses import file_witness
@@ -306,12 +308,14 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from tartarus.model.audit import AuditEntry
-from tartarus.store.audit.log import AuditLog
+from tartarus.store.audit import log, writing
+writing.SEGMENT_BYTES = 20_000
+log.CHECKPOINT_ENTRIES = 7
 async def main():
-    log = await AuditLog.open(Path(sys.argv[1]), "tartarus.test/log")
+    audit = await log.AuditLog.open(Path(sys.argv[1]), "tartarus.test/log", retention=writing.Retention(size_bytes=40_000))
     number = 0
     while True:
-        await log.append(AuditEntry(actor="a", tenant="t", action="x", target=str(number)), durable=True)
+        await audit.append(AuditEntry(actor="a", tenant="t", action="x", target=str(number)), durable=True)
         print(number, flush=True)
         number += 1
 asyncio.run(main())
@@ -319,21 +323,24 @@ asyncio.run(main())
 
 
 async def test_what_was_durable_survives_sigkill(tmp_path: Path) -> None:
-    kept: list[str] = []
-    for _ in range(5):
+    said = written = 0
+    for _ in range(4):
         writer = await asyncio.create_subprocess_exec(
             sys.executable, "-c", WRITER, str(tmp_path), stdout=subprocess.PIPE
         )
         assert writer.stdout is not None
-        said = [await writer.stdout.readline() for _ in range(random.randint(1, 200))]
+        for _ in range(random.randint(1, 400)):
+            assert await writer.stdout.readline()
+            said += 1
         writer.send_signal(signal.SIGKILL)
-        rest, _ = await writer.communicate()
-        kept += [line.decode() for line in b"".join([*said, rest]).splitlines()]
-        found = [one.target for one in reading.entries(tmp_path)]
-        # Each writer counts from 0; one entry more than it said may be there.
-        assert len(kept) <= len(found) <= len(kept) + 1
-        kept = found
-    assert reading.verify(tmp_path).findings == ()
+        said += len((await writer.communicate())[0].splitlines())
+        found = list(reading.entries(tmp_path))
+        written = sum(one.action != "x" for one in found)
+        # One more than each writer said may be there, and what the log says of itself.
+        assert said <= found[-1].sequence + 1 <= said + 4 + written + said // 100
+        assert all(one.action in {"x", "audit.retention"} for one in found)
+        assert reading.verify(tmp_path).findings == ()
+    assert not list(tmp_path.glob("broken-*"))
 
 
 def test_notes_of_others_are_refused() -> None:
@@ -353,3 +360,148 @@ def test_notes_of_others_are_refused() -> None:
     for bad_key in ("", "a+b+c", other.verifier_text.replace("other", "tartarus.test/log")):
         with pytest.raises(ValueError):
             Verifier(bad_key)
+
+
+@pytest.mark.parametrize("text", ["\x01", '"', "\U0001f600", "\u2028", "a"])
+async def test_no_text_makes_a_line_that_cannot_be_read_again(tmp_path: Path, text: str) -> None:
+    hostile = text * 100_000
+    values = dict.fromkeys(AuditEntry.__struct_fields__, hostile)
+    made = AuditEntry(**{**values, "rules": (hostile,) * 1000, "duration_us": 2**200})
+    assert len(line_of(place(made, 2**53 - 1, 2**53 - 1, "f" * 64))) < MAX_LINE
+    log = await AuditLog.open(tmp_path, "tartarus.test/log")
+    await log.append(made, durable=True)
+    await log.close()
+    await write(tmp_path, 1)
+    assert len(list(reading.entries(tmp_path))) == 2
+    assert reading.verify(tmp_path).findings == ()
+
+
+async def packed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log of several segments."""
+    monkeypatch.setattr(writing, "SEGMENT_BYTES", 2500)
+    for start in range(0, 40, 10):
+        await write(root, 10, start)
+
+
+@pytest.mark.parametrize("lost", ["edge", "leaves", "both"])
+async def test_what_is_made_of_entries_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    await packed(tmp_path, monkeypatch)
+    for name in ("edge", "leaves") if lost == "both" else (lost,):
+        (tmp_path / "log" / name).unlink()
+    await write(tmp_path, 3, 40)
+    assert [one.target for one in reading.entries(tmp_path)] == [f"sbx-{number}" for number in range(43)]
+    assert reading.verify(tmp_path).findings == ()
+
+
+async def test_a_forged_edge_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await packed(tmp_path, monkeypatch)
+    path = tmp_path / "log" / "edge"
+    size, edge = json.loads(path.read_text())
+    path.write_text(json.dumps([size, ["00" * 32 for _ in edge]]))
+    await write(tmp_path, 3, 40)
+    assert reading.verify(tmp_path).findings == ()
+    # With the segments before it changed as well, there is nothing left to go on from.
+    first = files.segments(tmp_path / "log")[0]
+    first.unlink()
+    (tmp_path / "log" / "leaves").write_bytes(b"")
+    (tmp_path / "log" / "edge").unlink()
+    await write(tmp_path, 1)
+    assert [one.action for one in reading.entries(tmp_path)] == ["audit.break", "sandbox.create"]
+
+
+@pytest.mark.parametrize("attack", ["checkpoint of what was let go", "hash of what was let go", "middle segment"])
+async def test_what_is_before_the_last_segment_is_verified_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str
+) -> None:
+    await packed(tmp_path, monkeypatch)
+    for start in range(40, 70, 10):
+        await write(tmp_path, 10, start, retention=Retention(size_bytes=1500))
+    assert reading.verify(tmp_path).first > 0
+    checkpoints, leaves = tmp_path / "log" / "checkpoints", tmp_path / "log" / "leaves"
+    if attack == "middle segment":
+        files.segments(tmp_path / "log")[1].unlink()
+    elif attack == "hash of what was let go":
+        content = bytearray(leaves.read_bytes())
+        content[40] ^= 1
+        leaves.write_bytes(content)
+    else:
+        checkpoints.write_bytes(checkpoints.read_bytes()[1:])
+    assert reading.verify(tmp_path).findings != ()
+
+
+@pytest.mark.parametrize("torn", [1, 2, 3, 60, 150])
+async def test_a_torn_checkpoint_is_cut_off(tmp_path: Path, torn: int) -> None:
+    await write(tmp_path, 5)
+    await write(tmp_path, 5, 5)
+    checkpoints = tmp_path / "log" / "checkpoints"
+    checkpoints.write_bytes(checkpoints.read_bytes()[:-torn])
+    await write(tmp_path, 5, 10)
+    verified = reading.verify(tmp_path)
+    assert (verified.findings, verified.size, verified.signed) == ((), 15, 15)
+    assert not list(tmp_path.glob("broken-*"))
+
+
+async def test_a_key_that_is_none_begins_a_new_log(tmp_path: Path) -> None:
+    await write(tmp_path, 5)
+    (tmp_path / "key").write_bytes(b"short")
+    await write(tmp_path, 1)
+    assert [one.action for one in reading.entries(tmp_path)] == ["audit.break", "sandbox.create"]
+    # Who kept the public key sees that it is another's log.
+    kept = next(tmp_path.glob("broken-*/checkpoints")).read_bytes()
+    assert reading.verify(tmp_path, [kept]).findings[0].what == "it is not signed by this log"
+
+
+async def test_a_log_keeps_the_name_that_it_began_with(tmp_path: Path) -> None:
+    await write(tmp_path, 5)
+    log = await AuditLog.open(tmp_path, "tartarus.other/log")
+    await log.append(entry(5), durable=True)
+    await log.close()
+    assert reading.verify(tmp_path).findings == ()
+    assert "tartarus.test/log+" in reading.verify(tmp_path).key
+
+
+async def test_a_witness_that_hangs_or_fails_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "CHECKPOINT_ENTRIES", 1)
+    go_on, told = threading.Event(), []
+
+    def witness(note: bytes) -> None:
+        told.append(note)
+        if len(told) == 1:
+            go_on.wait(30)
+            raise ConnectionError("nobody there")
+
+    log = await AuditLog.open(tmp_path, "tartarus.test/log", witness=witness)
+    for number in range(5):
+        await log.append(entry(number), durable=True)
+    go_on.set()
+    await log.close()
+    assert reading.verify(tmp_path, told[-1:]).findings == ()
+    assert b"\n5\n" in told[-1]
+
+
+async def test_a_writer_that_breaks_lets_nobody_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(writing.LogFiles, "write", broken)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    log = await AuditLog.open(tmp_path, "tartarus.test/log")
+    with pytest.raises(DaemonUnavailable, match="ZeroDivisionError"):
+        await log.append(entry(), durable=True)
+    with pytest.raises(DaemonUnavailable):
+        log.add(entry())
+    await log.close()
+
+
+async def test_found_by_what_they_are_the_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await packed(tmp_path, monkeypatch)
+    page = reading.find(tmp_path, AuditQuery(limit=3, action="sandbox"))
+    assert ([one.sequence for one in page.entries], page.next_before) == ([39, 38, 37], 37)
+    rest = reading.find(tmp_path, AuditQuery(limit=1000, before=page.next_before))
+    assert (len(rest.entries), rest.next_before) == (37, None)
+    assert reading.find(tmp_path, AuditQuery(target="sbx-3", sandbox="sbx-3")).entries[0].sequence == 3
+    for other in (AuditQuery(action="sand"), AuditQuery(tenant="x"), AuditQuery(since_ms=2**50)):
+        assert reading.find(tmp_path, other).entries == ()
+    monkeypatch.setattr(reading, "_MOST_LOOKED_AT", 10)
+    page = reading.find(tmp_path, AuditQuery(target="sbx-3"))
+    assert (page.entries, page.next_before) == ((), 30)

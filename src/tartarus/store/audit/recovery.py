@@ -107,19 +107,22 @@ def _go_on(log: Path, found: Sequence[Path], verifier: Verifier) -> Recovered:
 def _tree_before(
     log: Path, start: int, found: Sequence[Path], notes: Sequence[bytes], verifier: Verifier
 ) -> merkle.Tree:
-    """The tree over what is before the last segment: by its edge if that was signed, else of all hashes."""
+    """The tree over what is before the last segment: by its edge if that was signed, else of all hashes.
+
+    Hashes that are missing are made anew, of entries that are all still there.
+    """
     if not start:
         return merkle.Tree()
-    wanted = str(start).encode()
-    signed = next((verifier.open(note) for note in reversed(notes) if note.split(b"\n", 2)[1] == wanted), None)
-    if signed is not None and (tree := _edge(log)) is not None and _is(tree, signed):
-        return tree
     leaves = log / "leaves"
     if not leaves.exists() or leaves.stat().st_size < start * files.HASH_BYTES:
         if files.start_of(found[0]):
             raise ValueError("hashes of entries that were let go are missing")
         made = [merkle.leaf_hash(line) for segment in found[:-1] for line in files.lines_of(segment)]
         _mend_leaves(leaves, 0, made)
+    wanted = str(start).encode()
+    signed = next((verifier.open(note) for note in reversed(notes) if note.split(b"\n", 2)[1] == wanted), None)
+    if signed is not None and (tree := _edge(log)) is not None and _is(tree, signed):
+        return tree
     tree = merkle.Tree()
     with files.Leaves(leaves) as stored:
         for index in range(min(start, len(stored))):
