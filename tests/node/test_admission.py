@@ -7,13 +7,15 @@ import asyncio
 import pytest
 from tests.node.conftest import TENANT, Run
 
-from tartarus.model.errors import RequestRejected, Unsupported
-from tartarus.model.sandbox import ExecSpec, Isolation, ResourceRequest, Resources, SandboxSpec
+from tartarus.model.audit import AuditQuery
+from tartarus.model.errors import DaemonUnavailable, InvalidState, RequestRejected, Unsupported
+from tartarus.model.policies import PutPolicy
+from tartarus.model.sandbox import ExecSpec, Isolation, ResourceRequest, Resources, SandboxRecord, SandboxSpec
 from tartarus.model.states import State
-from tartarus.node.admission import Admission
+from tartarus.node.admission import Admission, Place
 from tartarus.node.service import Node
 from tartarus.policy.documents import read_policy
-from tartarus.policy.judges import Court, court
+from tartarus.policy.judges import Classification, Court, Minos, court
 
 pytestmark = pytest.mark.anyio
 TRUE = ExecSpec(argv=("true",))
@@ -71,6 +73,84 @@ async def test_too_much_is_rejected_before_anything_is_made(node: Node, run: Run
     assert "memory of one sandbox: 128 MiB" in caught.value.why
     ran = await run(Isolation.CONTAINER, "echo", "fine", resources=ResourceRequest(memory_bytes=2**26, pids=8))
     assert ran.record.state is State.SUCCEEDED
+
+
+async def test_what_the_doctor_tries_is_nobodys_quota(node: Node) -> None:
+    in_force(
+        node,
+        "id: p\nisolation: microvm\nresources: {max_memory_mb: 1, max_duration: 1s}\ntemplates: [{id: host, allowed_callers: []}]",
+    )
+    await node._prove_level(Isolation.CONTAINER)
+    with pytest.raises((RequestRejected, Unsupported)):
+        await node.create("acme", SandboxSpec(isolation=Isolation.CONTAINER))
+    await node.audit.flush()
+    page = await node.audit.find(AuditQuery(tenant="tartarus-doctor"))
+    assert page.entries == ()
+
+
+async def test_policy_changes_and_judgements_are_in_the_audit_log(node: Node) -> None:
+    class Odd(Minos):
+        name = "odd"
+
+        def post_hoc(self, record: SandboxRecord) -> Classification | None:
+            return Classification("odd", f"{record.name} was odd", quarantine=True)
+
+    node._afterwards._court = Court([Odd(), Minos()])
+    start = (await node.audit.find(AuditQuery(limit=1))).entries
+    before = start[0].sequence if start else -1
+    text = "id: small\nresources: {max_pids: 50}\n"
+    kept = await node.policies.put("small", "uid-0", PutPolicy(text, "why not"))
+    with pytest.raises(InvalidState):
+        await node.policies.put("small", "uid-0", PutPolicy(text, expected=kept.version + 7))
+    await node.policies.delete("small", "uid-0")
+    sandbox = await node.create("acme", SandboxSpec(name="strange"))
+    await sandbox.kill()
+    await node._afterwards.close()
+    page = await node.audit.find(AuditQuery())
+    found = [one for one in reversed(page.entries) if one.sequence > before]
+    assert [(one.action, one.decision) for one in found] == [
+        ("policy.put", "allow"), ("policy.put", "allow"), ("policy.put", "error"), ("policy.delete", "allow"),
+        ("sandbox.create", "allow"), ("sandbox.end", ""), ("sandbox.classify", "require_review"),
+    ]  # fmt: skip
+    assert (found[-1].reason, found[0].input_digest) == ("strange was odd", kept.digest)
+    assert (await node.audit.verify()).findings == ()
+
+
+async def test_a_policy_that_cannot_be_written_down_is_not_in_force(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(_: object) -> None:
+        raise DaemonUnavailable("the audit log can't be written")
+
+    monkeypatch.setattr(node.audit, "record", full)
+    with pytest.raises(DaemonUnavailable):
+        await node.policies.put("never", "uid-0", PutPolicy("id: never\nresources: {max_pids: 1}\n"))
+    assert [one.id for one in await node.policies.list()] == []
+    await (await node.create("acme", SandboxSpec())).kill()
+
+
+def test_one_that_begins_again_is_judged_without_its_own_place() -> None:
+    admission = Admission(court())
+    admission.replace([read_policy("id: p\nresources: {max_instances: 2}")])
+
+    def admitted() -> Place:
+        return admission.admit("acme", SandboxSpec(), "host", Resources(), Isolation.CONTAINER)
+
+    first = admitted()
+    second = admission.known(SandboxRecord(
+        id="sbx-1", tenant="acme", name="", template="host", isolation=Isolation.CONTAINER, isolation_reason="",
+        state=State.HIBERNATED, spec=SandboxSpec(), created_at=0.0,
+    ))  # fmt: skip
+    with pytest.raises(RequestRejected):
+        admitted()
+    first = admission.admit_again(first)
+    admission.replace([read_policy("id: p\nresources: {max_instances: 1}")])
+    with pytest.raises(RequestRejected, match="sandboxes at once: 2"):
+        admission.admit_again(first)
+    assert admission._books["acme"].sandboxes == 2  # it keeps the place that it had
+    second.give_back()
+    admission.admit_again(first).give_back()
+    assert admission._books["acme"].sandboxes == 0
 
 
 def test_a_judge_that_breaks_rejects() -> None:

@@ -92,3 +92,35 @@ def test_a_broken_judge_rejects_and_says_that_it_broke(judge: Judge) -> None:
     verdict, (ruling,) = Court([judge]).pre_admit(REQUEST)
     assert verdict is Verdict.REJECT
     assert ruling.reason.startswith("the judge broke: ")
+
+
+class Stern:
+    name = "stern"
+
+    def pre_admit(self, request: Admission) -> Ruling:
+        return Ruling(Verdict.QUARANTINE, self.name, f"{request.caller} is watched", tags={"watched": "yes"})
+
+    def post_hoc(self, record: SandboxRecord) -> Classification | None:
+        return Classification("odd", "it was odd", quarantine=True) if record.name == "odd" else None
+
+
+def test_plugins_are_judges_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    from tartarus.policy import judges
+
+    assert not court().has_plugins
+    asked = []
+
+    def points(group: str) -> list[EntryPoint]:
+        asked.append(group)
+        return [EntryPoint("stern", f"{__name__}:Stern", group)]
+
+    monkeypatch.setattr(judges, "entry_points", points)
+    monkeypatch.setattr(EntryPoint, "load", lambda _: Stern)
+    made = court()
+    assert (asked, made.has_plugins) == (["tartarus.judges"], True)
+    verdict, rulings = made.pre_admit(REQUEST)
+    assert (verdict, rulings[-1].tags) == (Verdict.QUARANTINE, {"watched": "yes"})
+    # A rejection is stronger, and a plugin can't take it back.
+    assert made.pre_admit(msgspec.structs.replace(REQUEST, limits=Limits(pids=1)))[0] is Verdict.REJECT

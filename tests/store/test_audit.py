@@ -305,7 +305,7 @@ async def test_a_full_disk_refuses_what_must_be_durable_and_loses_nothing(
 
 
 WRITER = """
-import asyncio, sys
+import asyncio, structlog, sys
 from pathlib import Path
 from tartarus.model.audit import AuditEntry
 from tartarus.store.audit import log, writing
@@ -318,15 +318,16 @@ async def main():
         await audit.append(AuditEntry(actor="a", tenant="t", action="x", target=str(number)), durable=True)
         print(number, flush=True)
         number += 1
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 asyncio.run(main())
 """
 
 
 async def test_what_was_durable_survives_sigkill(tmp_path: Path) -> None:
-    said = written = 0
+    said = 0
     for _ in range(4):
         writer = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", WRITER, str(tmp_path), stdout=subprocess.PIPE
+            sys.executable, "-c", WRITER, str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         assert writer.stdout is not None
         for _ in range(random.randint(1, 400)):
@@ -335,9 +336,8 @@ async def test_what_was_durable_survives_sigkill(tmp_path: Path) -> None:
         writer.send_signal(signal.SIGKILL)
         said += len((await writer.communicate())[0].splitlines())
         found = list(reading.entries(tmp_path))
-        written = sum(one.action != "x" for one in found)
         # One more than each writer said may be there, and what the log says of itself.
-        assert said <= found[-1].sequence + 1 <= said + 4 + written + said // 100
+        assert said <= found[-1].sequence + 1 <= said + 4 + said // 20
         assert all(one.action in {"x", "audit.retention"} for one in found)
         assert reading.verify(tmp_path).findings == ()
     assert not list(tmp_path.glob("broken-*"))
@@ -365,8 +365,10 @@ def test_notes_of_others_are_refused() -> None:
 @pytest.mark.parametrize("text", ["\x01", '"', "\U0001f600", "\u2028", "a"])
 async def test_no_text_makes_a_line_that_cannot_be_read_again(tmp_path: Path, text: str) -> None:
     hostile = text * 100_000
-    values = dict.fromkeys(AuditEntry.__struct_fields__, hostile)
-    made = AuditEntry(**{**values, "rules": (hostile,) * 1000, "duration_us": 2**200})
+    values: dict[str, Any] = {}
+    values |= dict.fromkeys(AuditEntry.__struct_fields__, hostile)
+    values |= {"rules": (hostile,) * 1000, "duration_us": 2**200}
+    made = AuditEntry(**values)
     assert len(line_of(place(made, 2**53 - 1, 2**53 - 1, "f" * 64))) < MAX_LINE
     log = await AuditLog.open(tmp_path, "tartarus.test/log")
     await log.append(made, durable=True)

@@ -16,7 +16,7 @@ from tartarus.model.errors import RequestRejected
 from tartarus.model.sandbox import Isolation, Resources, SandboxRecord, SandboxSpec
 from tartarus.policy.documents import Limits, PolicyDocument, limits_of
 from tartarus.policy.judges import Admission as Asked
-from tartarus.policy.judges import Classification, Court, Ruling, Usage, Verdict
+from tartarus.policy.judges import Court, Ruling, Usage, Verdict
 
 _log = structlog.get_logger("tartarus.node.admission")
 _MINUTE_S = 60.0
@@ -177,10 +177,6 @@ class Admission:
         except RequestRejected:
             place.take()
             raise
-
-    def judge_ended(self, record: SandboxRecord) -> tuple[Classification, ...]:
-        """What the judges think of a sandbox that has ended."""
-        return () if record.tenant == self._exempt else self._court.post_hoc(record)
 
     def _asked(
         self, tenant: str, spec: SandboxSpec, template: str, resources: Resources, isolation: Isolation, *,

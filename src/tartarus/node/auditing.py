@@ -108,26 +108,25 @@ class Auditor:
             entry = _asked_for("sandbox.create", place.asked, _DECISIONS[place.verdict], record.id, place.rulings)
             self.add(msgspec.structs.replace(entry, sandbox=record.id))
 
-    def ended(self, record: SandboxRecord, said: Sequence[Classification]) -> None:
-        """A sandbox that has ended, and what the judges think of it."""
-        if record.tenant == EXEMPT:
-            return
+    def ended(self, record: SandboxRecord) -> None:
+        """A sandbox that has ended."""
         lasted_s = (record.ended_at or 0.0) - (record.started_at or record.ended_at or 0.0)
-        reason = "" if record.reason is None else record.reason.value
         self.note(
             AuditEntry(
                 actor="tartarus", tenant=record.tenant, action="sandbox.end", target=record.id, sandbox=record.id,
-                reason=reason, summary=record.state.value, duration_us=int(lasted_s * 1e6),
+                reason="" if record.reason is None else record.reason.value, summary=record.state.value,
+                duration_us=int(lasted_s * 1e6),
             )
         )  # fmt: skip
-        for one in said:
-            self.note(
-                AuditEntry(
-                    actor="tartarus", tenant=record.tenant, action="sandbox.classify", target=record.id,
-                    sandbox=record.id, reason=one.reason, summary=one.category,
-                    decision="require_review" if one.quarantine else "",
-                )
-            )  # fmt: skip
+
+    def classified(self, record: SandboxRecord, said: Classification) -> None:
+        """What a judge thinks of a run that has ended."""
+        self.note(
+            AuditEntry(
+                actor="tartarus", tenant=record.tenant, action="sandbox.classify", target=record.id, sandbox=record.id,
+                reason=said.reason, summary=said.category, decision="require_review" if said.quarantine else "",
+            )
+        )  # fmt: skip
 
 
 def _asked_for(action: str, asked: Asked, decision: str, target: str, rulings: Sequence[Ruling]) -> AuditEntry:

@@ -32,6 +32,7 @@ from tartarus.node.auditing import EXEMPT, Auditor
 from tartarus.node.checkpoints import Checkpoints
 from tartarus.node.forking import Forker
 from tartarus.node.hibernation import SleepManager
+from tartarus.node.judging import Afterwards
 from tartarus.node.launching import Launcher
 from tartarus.node.levels import LevelReport, Levels
 from tartarus.node.library import Library
@@ -72,7 +73,9 @@ class Node:
         self._metrics = metrics or Metrics(settings.node_name)
         self._levels = Levels(settings)
         self.audit = Auditor(settings)
-        self.admission = Admission(court(), exempt=EXEMPT, rejected=self.audit.rejected)
+        judges = court()
+        self.admission = Admission(judges, exempt=EXEMPT, rejected=self.audit.rejected)
+        self._afterwards = Afterwards(judges, self.audit)
         self.policies = PolicyService(store, self.admission, self.audit)
         self.secrecy = Secrecy(SecretsSection(settings.secret_providers, settings.secret_grants), self.audit, redactor)
         self._pool = SnapshotPool(self._levels.runtimes, host_meminfo)
@@ -142,6 +145,7 @@ class Node:
         await self._spares.close()
         await self._pool.close()
         await self._levels.close()
+        await self._afterwards.close()
         await self.audit.close()
 
     async def create(self, tenant: str, spec: SandboxSpec, source: Source | None = None) -> Sandbox:
@@ -343,7 +347,7 @@ class Node:
     def _ended(self, sandbox: Sandbox) -> None:
         self._live.pop(sandbox.record.id, None)
         self._metrics.ended(sandbox.record)
-        self.audit.ended(sandbox.record, self.admission.judge_ended(sandbox.record))
+        self._afterwards.ended(sandbox.record)
         if sandbox.published is not None:
             sandbox.published.close()
         if sandbox.line is not None:

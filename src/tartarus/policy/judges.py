@@ -169,11 +169,19 @@ class Aeacus:
         return None
 
 
+_OURS = (Minos, Rhadamanthus, Aeacus)
+
+
 class Court:
     """All judges, in order. Each is heard, so that a refusal says all that is wrong."""
 
     def __init__(self, judges: Sequence[Judge]) -> None:
         self._judges = tuple(judges)
+
+    @property
+    def has_plugins(self) -> bool:
+        """Whether there are judges that others wrote."""
+        return any(type(judge) not in _OURS for judge in self._judges)
 
     def pre_admit(self, request: Admission) -> tuple[Verdict, tuple[Ruling, ...]]:
         """The strictest verdict, and every ruling."""
