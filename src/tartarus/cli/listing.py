@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from tartarus.cli.complete import sandboxes
 from tartarus.cli.show import ago, duration, print_json, print_table
+from tartarus.model.errors import InvalidState
+from tartarus.model.sandbox import Network
 from tartarus.model.states import State
 
 if TYPE_CHECKING:
@@ -58,7 +62,18 @@ def inspect(names: tuple[str, ...]) -> int:
     from tartarus.cli.each import for_each
     from tartarus.sdk import Sandbox
 
-    found = []
-    status = for_each(names, lambda name: found.append(Sandbox.connect(name).info))
+    found: list[dict[str, object]] = []
+
+    def look(name: str) -> None:
+        sandbox = Sandbox.connect(name)
+        shown: dict[str, object] = msgspec.to_builtins(sandbox.info)
+        spec = sandbox.info.spec
+        if sandbox.info.ended_at is None and (spec.network is not Network.NONE or spec.publish):
+            # One that ends between the two looks has no network any more.
+            with contextlib.suppress(InvalidState):
+                shown["network"] = msgspec.to_builtins(sandbox.network())
+        found.append(shown)
+
+    status = for_each(names, look)
     print_json(found)
     return status

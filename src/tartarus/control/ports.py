@@ -6,6 +6,7 @@ import builtins
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, Protocol
 
+from tartarus.model.contract import Contract, NetworkState
 from tartarus.model.forking import ForkRequest, ForkResult
 from tartarus.model.library import (
     CreateSnapshot,
@@ -226,8 +227,22 @@ class Checkpoints(Protocol):
         """A new sandbox from one."""
 
 
+class Contracts(Protocol):
+    """Sandboxes' networks."""
+
+    async def state(self, sandbox: Any) -> NetworkState:
+        """The contract in force, and what was counted."""
+
+    async def swear(self, sandbox: Any, contract: Contract) -> NetworkState:
+        """Another contract, from one moment on."""
+
+
 class Node(Protocol):
     """The daemon of one host, as the API sees it."""
+
+    @property
+    def contracts(self) -> Contracts:
+        """Networks."""
 
     @property
     def checkpoints(self) -> Checkpoints:

@@ -140,6 +140,19 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.exposed_ports is None or port in self.exposed_ports
 
 
+class NetworkState(msgspec.Struct, frozen=True):
+    """A live sandbox's network. Without one, `contract` is None.
+
+    `counters`: packets refused (``refused_REASON``), questions (``dns_…``), connections `opened`, packets and bytes
+    sent and received. `published`: its ports that the host shows.
+    """
+
+    contract: Contract | None = None
+    address: str = ""
+    counters: dict[str, int] = {}
+    published: tuple[Publish, ...] = ()
+
+
 def parse_network(text: str) -> Network:
     """A network, or one address. Raises InvalidRequest."""
     try:

@@ -64,7 +64,7 @@ class Launcher:
         line: Line | None = None
         try:
             if contract is not None:
-                line = await self._networking.line(record.id, contract)
+                line = await self._networking.line(record, contract)
             return await self._start(record, offer, begun, clock, line, held)
         except BaseException:
             held.close()

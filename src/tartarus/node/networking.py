@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
 
+from tartarus.model.audit import AuditEntry
 from tartarus.model.contract import Contract
-from tartarus.model.errors import GuestFailed, InvalidState, SandboxNotFound, TartarusError, Unsupported
-from tartarus.model.sandbox import Isolation, Mount, SandboxSpec
+from tartarus.model.errors import GuestFailed, TartarusError, Unsupported
+from tartarus.model.sandbox import Isolation, Mount, SandboxRecord, SandboxSpec
 from tartarus.model.settings import Settings
 from tartarus.runtimes.base import Guest
+from tartarus.telemetry.metrics import Metrics, is_refusal
 
 if TYPE_CHECKING:
     from tartarus.network.pool import Slot, SlotPool
-    from tartarus.telemetry.metrics import Metrics
 
 _log = structlog.get_logger("tartarus.node.networking")
 LEDGER = "network.json"
@@ -32,9 +34,10 @@ class Line:
     """One sandbox's network."""
 
     def __init__(
-        self, sandbox: str, networking: Networking, slot: Slot, contract: Contract, mounts: tuple[Mount, ...]
+        self, record: SandboxRecord, networking: Networking, slot: Slot, contract: Contract, mounts: tuple[Mount, ...]
     ) -> None:
-        self.sandbox = sandbox
+        self.sandbox = record.id
+        self.tenant = record.tenant
         self.contract = contract
         self.mounts = mounts
         self._networking = networking
@@ -87,7 +90,8 @@ class Line:
 class Networking:
     """All sandboxes' networks of a node. Nothing is made before the first of them."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, note: Callable[[AuditEntry], None]) -> None:
+        self._note = note
         self._settings = settings
         self._state_dir = settings.state_dir
         self._metrics = metrics
@@ -149,7 +153,7 @@ class Networking:
 
         compiled(contract)
 
-    async def line(self, sandbox: str, contract: Contract) -> Line:
+    async def line(self, record: SandboxRecord, contract: Contract) -> Line:
         """A network for a sandbox to come, held to its contract already. Raises NoSpace, Unsupported."""
         from tartarus.network.compiled import compiled
 
@@ -159,7 +163,7 @@ class Networking:
         except BaseException:
             await self.slots.give_back(slot)
             raise
-        line = self._lines[sandbox] = Line(sandbox, self, slot, contract, (mount,))
+        line = self._lines[record.id] = Line(record, self, slot, contract, (mount,))
         self._metrics.contracts_active(len(self._lines))
         return line
 
@@ -170,6 +174,15 @@ class Networking:
             del self._lines[line.sandbox]
             self._metrics.contracts_active(len(self._lines))
             self._metrics.network_used(found)
+            refused = {name.removeprefix("refused_"): count for name, count in found.items() if is_refusal(name)}
+            if refused:
+                words = ", ".join(f"{name} {count}" for name, count in sorted(refused.items()))
+                self._note(
+                    AuditEntry(
+                        actor="tartarus", tenant=line.tenant, action="network.refused", target=line.sandbox,
+                        sandbox=line.sandbox, decision="deny", reason=words,
+                    )
+                )  # fmt: skip
         return found
 
     def end(self, line: Line) -> None:
@@ -214,26 +227,12 @@ class Networking:
         if line is not None:
             await line.restore()
 
-    async def swear(self, sandbox: str, contract: Contract) -> None:
-        """Put another contract in force. Raises SandboxNotFound for one without a network, InvalidRequest."""
-        line = self._lines.get(sandbox)
-        if line is None:
-            raise InvalidState("this sandbox was made without a network", fix="make a new one with --network")
-        await line.swear(contract)
-
     async def counters(self) -> dict[str, dict[str, int]]:
         """What every sandbox's network did, by its id, from one look: refusals by reason, and connections opened."""
         if not self._lines:
             return {}
         found = await asyncio.to_thread(self.slots.all_counters)
         return {sandbox: found.get(line.number, {}) for sandbox, line in list(self._lines.items())}
-
-    def line_of(self, sandbox: str) -> Line:
-        """A sandbox's network. Raises SandboxNotFound when it has none."""
-        line = self._lines.get(sandbox)
-        if line is None:
-            raise SandboxNotFound(f"sandbox {sandbox} has no network")
-        return line
 
     async def evidence(self, sandbox: str) -> dict[str, Any]:
         """Its contract, address and counters, as JSON can carry them; empty for one without a network."""

@@ -30,6 +30,7 @@ from tartarus.node import reconcile, selection
 from tartarus.node.admission import Admission, Place
 from tartarus.node.auditing import EXEMPT, Auditor
 from tartarus.node.checkpoints import Checkpoints
+from tartarus.node.contracting import Contracts
 from tartarus.node.forking import Forker
 from tartarus.node.hibernation import SleepManager
 from tartarus.node.judging import Afterwards
@@ -85,7 +86,8 @@ class Node:
         self._creating: set[asyncio.Task[Sandbox]] = set()
         self._offers = Offers(settings, store, self._levels)
         self.memory = Memory(settings, self._levels, self._pool, self._offers)
-        self.networking = Networking(settings, self._metrics)
+        self.networking = Networking(settings, self._metrics, self.audit.note)
+        self.contracts = Contracts(self.admission, self.audit)
         self.library = Library(
             settings, store, self._levels, self._pool, self._offers, self._spares, self.memory, self.live,
             self.networking,

@@ -28,6 +28,7 @@ from tartarus.sdk.contexts import MAX_OUTPUT_BYTES, OnOutput
 from tartarus.sdk.decoding import LogDecoder
 from tartarus.sdk.forks import Forks
 from tartarus.sdk.http import Call
+from tartarus.sdk.networks import AsyncNetworked
 from tartarus.sdk.opening import Opening
 from tartarus.sdk.progress import Progress
 from tartarus.sdk.results import CodeResult, CommandResult, LogEntry
@@ -36,7 +37,7 @@ from tartarus.sdk.specs import duration_or_none, exec_spec, sandbox_spec
 from tartarus.sdk.waiting import Deadline
 
 
-class AsyncSandbox:
+class AsyncSandbox(AsyncNetworked):
     """A sandbox, for asyncio; see `Sandbox`, whose names it has.
 
     Make one with ``await AsyncSandbox.create()`` or ``async with AsyncSandbox.create() as sbx:``; the second
@@ -109,8 +110,7 @@ class AsyncSandbox:
             client: which daemon; the one of your environment if not given.
 
         Raises:
-            InvalidRequest, TemplateNotFound, IsolationUnavailable, NameTaken, NoSpace, and other TartarusErrors;
-            nothing is left behind then.
+            InvalidRequest, TemplateNotFound, NoSpace, and other TartarusErrors; nothing is left behind then.
         """
         code = b"" if module is None else modules.read(module)
         spec = sandbox_spec(

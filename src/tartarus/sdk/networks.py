@@ -3,13 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tartarus.model.contract import OPEN, Contract, Publish, parse_allow, parse_publish
+from tartarus.model.contract import OPEN, Contract, NetworkState, Publish, parse_allow, parse_publish
 from tartarus.model.errors import InvalidRequest
-from tartarus.model.sandbox import Network
+from tartarus.model.sandbox import Network, SandboxRecord
+from tartarus.sdk import network_calls
+
+if TYPE_CHECKING:
+    from tartarus.sdk.async_client import AsyncClient
+    from tartarus.sdk.client import Client
+
+
+class Networked:
+    """The part of a `Sandbox` that is about its network."""
+
+    _record: SandboxRecord
+    _client: Client
+
+    def network(self) -> NetworkState:
+        """The contract it is held to, and what its network did."""
+        return self._client.transport.call(network_calls.state(self._record.id))
+
+    def swear(self, contract: Contract) -> NetworkState:
+        """Hold it to another contract, from one moment on; what that does not open any more ends then."""
+        return self._client.transport.call(network_calls.swear(self._record.id, contract))
+
+
+class AsyncNetworked:
+    """The part of an `AsyncSandbox` that is about its network."""
+
+    _record: SandboxRecord
+    _client: AsyncClient
+
+    async def network(self) -> NetworkState:
+        """The contract it is held to, and what its network did."""
+        return await self._client.transport.call(network_calls.state(self._record.id))
+
+    async def swear(self, contract: Contract) -> NetworkState:
+        """Hold it to another contract, from one moment on; what that does not open any more ends then."""
+        return await self._client.transport.call(network_calls.swear(self._record.id, contract))
 
 
 def network_fields(network: str | Contract, allow: Sequence[str]) -> tuple[Network, Contract | None]:

@@ -22,6 +22,7 @@ from tartarus.sdk.contexts import MAX_OUTPUT_BYTES, CodeContext, OnOutput, run_c
 from tartarus.sdk.decoding import LogDecoder
 from tartarus.sdk.files import Files
 from tartarus.sdk.forks import Forks
+from tartarus.sdk.networks import Networked
 from tartarus.sdk.process import Process
 from tartarus.sdk.progress import Progress
 from tartarus.sdk.results import CodeResult, CommandResult, LogEntry
@@ -30,7 +31,7 @@ from tartarus.sdk.specs import duration_or_none, exec_spec, sandbox_spec
 from tartarus.sdk.waiting import Deadline
 
 
-class Sandbox:
+class Sandbox(Networked):
     """A sandbox. Make one with `Sandbox.create`, or find one with `Sandbox.connect` and `Sandbox.list`.
 
     Used as a context manager, a sandbox that was created is killed at the block's end, and one
@@ -103,8 +104,7 @@ class Sandbox:
             client: which daemon; the one of your environment if not given.
 
         Raises:
-            InvalidRequest, TemplateNotFound, IsolationUnavailable, NameTaken, NoSpace, and other TartarusErrors;
-            nothing is left behind then.
+            InvalidRequest, TemplateNotFound, NoSpace, and other TartarusErrors; nothing is left behind then.
         """
         code = b"" if module is None else modules.read(module)
         spec = sandbox_spec(

@@ -20,6 +20,11 @@ _GRACE_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.
 _DNS_REFUSALS = frozenset({"dns_refused", "dns_private", "dns_rebinding", "dns_malformed", "dns_busy", "dns_full"})
 
 
+def is_refusal(counter: str) -> bool:
+    """Whether a counter of a network's is of what was refused."""
+    return counter.startswith("refused_") or counter in _DNS_REFUSALS
+
+
 class Metrics:
     """One node's metrics, in a registry of their own (so that two in one process don't mix)."""
 
@@ -123,7 +128,7 @@ class Metrics:
     def network_used(self, counters: dict[str, int]) -> None:
         """What one sandbox's network did since this was told last, by its counters' names."""
         for name, value in counters.items():
-            if name.startswith("refused_") or name in _DNS_REFUSALS:
+            if is_refusal(name):
                 self._blocked.labels(name.removeprefix("refused_")).inc(value)
             elif name in {"sent_bytes", "received_bytes"}:
                 self._carried.labels(name.removesuffix("_bytes")).inc(value)

@@ -11,6 +11,7 @@ from tartarus.control.routes import (
     forks,
     logs,
     modules,
+    network,
     policies,
     sandboxes,
     sleep,
@@ -38,4 +39,5 @@ ROUTES = [
     *modules.ROUTES,
     *policies.ROUTES,
     *audit.ROUTES,
+    *network.ROUTES,
 ]

@@ -1,0 +1,59 @@
+"""What a sandbox's owner may see of its network, and how it is held to another contract."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from tartarus.model.audit import AuditEntry
+from tartarus.model.contract import Contract, NetworkState
+from tartarus.model.errors import InvalidState, RequestRejected
+from tartarus.model.sandbox import Network
+from tartarus.node.admission import Admission
+from tartarus.node.auditing import Auditor
+from tartarus.node.sandbox import Sandbox
+from tartarus.policy.contracts import contract_of, refusals
+from tartarus.store.audit.entries import digest_of
+
+
+class Contracts:
+    """The contracts of live sandboxes."""
+
+    def __init__(self, admission: Admission, audit: Auditor) -> None:
+        self._admission = admission
+        self._audit = audit
+
+    async def state(self, sandbox: Sandbox) -> NetworkState:
+        """The contract in force and what was counted; nothing for a sandbox without a network."""
+        line = sandbox.line
+        ports = () if sandbox.published is None else sandbox.published.ports
+        if line is None:
+            return NetworkState(published=ports)
+        counters = await asyncio.to_thread(line.counters)
+        return NetworkState(line.contract, line.address, counters, ports)
+
+    async def swear(self, sandbox: Sandbox, contract: Contract) -> NetworkState:
+        """Put another contract in its place, at one moment. Raises RequestRejected, InvalidState, InvalidRequest."""
+        line, record = sandbox.line, sandbox.record
+        if line is None:
+            raise InvalidState("this sandbox was made without a network", fix="make a new one with --network")
+        policy = self._admission.limits(record.tenant, record.template).network
+        spec = msgspec.structs.replace(record.spec, network=Network.CONTRACT, contract=contract)
+        against = list(refusals(spec, policy))
+        if against:
+            raise RequestRejected(
+                "the contract was rejected", why="rhadamanthus: " + ", ".join(what for what, _ in against),
+                fix="accepted would be: " + ", ".join(accepted for _, accepted in against),
+            )  # fmt: skip
+        held = contract_of(spec, policy)
+        assert held is not None
+        await self._audit.record(
+            AuditEntry(
+                actor=record.tenant, tenant=record.tenant, action="network.swear", target=record.id, sandbox=record.id,
+                decision="allow", input_digest=digest_of(contract), summary=f"{len(held.networks())} networks, "
+                f"{len(held.domains())} domains",
+            )
+        )  # fmt: skip
+        await line.swear(held)
+        return await self.state(sandbox)
