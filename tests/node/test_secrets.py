@@ -17,6 +17,7 @@ from tartarus.model.configuration import configured
 from tartarus.model.errors import (
     FileFailed,
     InvalidRequest,
+    InvalidState,
     SecretRefused,
     SecretUnavailable,
     Unsupported,
@@ -243,4 +244,34 @@ async def test_what_a_guest_says_of_it_is_taken_out_of_messages(node: Node) -> N
     assert sandbox.held is not None
     assert "s3cr3t" not in sandbox.held.scrub(f"broke: {VALUE!r} {VALUE} {VALUE.encode()!r}")
     await sandbox.kill()
+    assert node.secrecy._redactor.text(VALUE) == VALUE
+
+
+async def test_a_renewed_value_reaches_a_running_sandbox(node: Node, env_file: Path) -> None:
+    sandbox = await node.create(TENANT, asks(Isolation.CONTAINER, "sleep 60", TOKEN, SecretUse("token", "env", "T")))
+    write(env_file, RENEWED)
+    assert await node.secrecy.refresh(sandbox) == ("token",)
+    assert (await said(node, sandbox.record.id, "sha256sum </run/secrets/token"))[0].startswith(digest(RENEWED))
+    redact = node.secrecy._redactor.text
+    assert (redact(VALUE), RENEWED in redact(f"x{RENEWED}x")) == (VALUE, False)
+    env_file.write_text("TOKEN=\n")
+    with pytest.raises(SecretUnavailable):
+        await node.secrecy.refresh(sandbox)
+    assert (await said(node, sandbox.record.id, "sha256sum </run/secrets/token"))[0].startswith(digest(RENEWED))
+    await sandbox.pause()
+    with pytest.raises(InvalidState, match="paused"):
+        await node.secrecy.refresh(sandbox)
+    await sandbox.kill()
+    with pytest.raises(InvalidState):
+        await node.secrecy.refresh(sandbox)
+    assert redact(RENEWED) == RENEWED
+
+
+async def test_a_renewal_after_which_it_ends_leaves_nothing(node: Node) -> None:
+    sandbox = await node.create(TENANT, asks(Isolation.CONTAINER, "sleep 60", TOKEN))
+    renewing = asyncio.gather(*(node.secrecy.refresh(sandbox) for _ in range(3)), return_exceptions=True)
+    await asyncio.sleep(0)
+    await sandbox.kill()
+    await renewing
+    assert not sandbox.held
     assert node.secrecy._redactor.text(VALUE) == VALUE

@@ -18,6 +18,7 @@ PAIRS = [
     (sdk.Template, sdk.AsyncTemplate),
     (sdk.Snapshot, sdk.AsyncSnapshot),
     (sdk.Policies, sdk.AsyncPolicies),
+    (sdk.Secrets, sdk.AsyncSecrets),
     (sdk.Audit, sdk.AsyncAudit),
 ]
 

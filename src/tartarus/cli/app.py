@@ -37,6 +37,7 @@ COMMANDS = {
     "snapshot": ("snapshots", "Keep sandboxes' files, or all of them as they run."),
     "policy": ("policy", "Say what sandboxes of this host may ask for."),
     "audit": ("audit", "Look at the audit log, verify it, prove an entry."),
+    "secret": ("secret", "Keep secrets in a vault, and renew those of sandboxes."),
     "kernel": ("kernel", "Install and choose the kernels of microVMs."),
     "migrate": ("migrate", "Turn containers of other engines into templates."),
     "legacy": ("legacy", "Run through another engine, which then holds what runs."),

@@ -214,6 +214,13 @@ class Sleeper(Protocol):
         """Put it to sleep later."""
 
 
+class Secrecy(Protocol):
+    """Secrets of live sandboxes."""
+
+    async def refresh(self, sandbox: Any) -> tuple[str, ...]:
+        """Replace one's files by what their providers say now; the names of what was replaced."""
+
+
 class Checkpoints(Protocol):
     """Sandboxes as they were, to start anew from there."""
 
@@ -247,6 +254,10 @@ class Node(Protocol):
     @property
     def checkpoints(self) -> Checkpoints:
         """Checkpoints."""
+
+    @property
+    def secrecy(self) -> Secrecy:
+        """Secrets."""
 
     @property
     def sleeper(self) -> Sleeper:

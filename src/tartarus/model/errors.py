@@ -237,6 +237,13 @@ class SecretRefused(TartarusError):
     http_status = 403
 
 
+class SecretNotFound(TartarusError):
+    """The vault has no such secret."""
+
+    code = "secret_not_found"
+    http_status = 404
+
+
 class SecretUnavailable(TartarusError):
     """A secret could not be had from where it is kept, or could not be delivered."""
 

@@ -79,6 +79,11 @@ class SecretUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return SecretUse(ref=name, as_=self.as_, target=self.target or default)
 
 
+def check_secret_name(name: str) -> None:
+    """Refuse what is no name."""
+    require(_NAME.fullmatch(name) is not None, f"{name!r} is no secret's name", "use letters, digits, -, _ and .")
+
+
 def variable_of(name: str) -> str:
     """The environment variable of a secret that is asked for without a target: ``db-token`` gives DB_TOKEN."""
     text = re.sub(r"[^A-Za-z0-9]", "_", name).upper()
@@ -96,6 +101,12 @@ def check_uses(uses: tuple[SecretUse, ...], *, has_command: bool) -> None:
         )
     targets = [use.target for use in uses if use.target]
     require(len(set(targets)) == len(targets), "two secrets have the same target", "give each its own")
+
+
+class SecretsRefreshed(msgspec.Struct, frozen=True):
+    """Whose files have new values now, by the names of their grants."""
+
+    names: tuple[str, ...]
 
 
 class SecretProvider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from tartarus.guest.channel import GuestChannel
 from tartarus.model.audit import AuditEntry
-from tartarus.model.errors import FileFailed, InvalidRequest, SecretRefused, SecretUnavailable, Unsupported
+from tartarus.model.errors import (
+    FileFailed,
+    GuestFailed,
+    InvalidRequest,
+    InvalidState,
+    SecretRefused,
+    SecretUnavailable,
+    Unsupported,
+)
 from tartarus.model.sandbox import Isolation, SandboxRecord, SandboxSpec
 from tartarus.model.secrets import SecretsSection
+from tartarus.model.states import State
 from tartarus.node.auditing import Auditor
 from tartarus.secrets.broker import Broker, Granted
 from tartarus.secrets.held import Secret
 from tartarus.secrets.redaction import Redactor
 
+if TYPE_CHECKING:
+    from tartarus.node.sandbox import Sandbox
+
 _FILE_MODE = 0o400
+_REFRESH_LIMIT_S = 30.0
+"""The guest is hostile by then, and may take nothing."""
 
 
 class Held:
@@ -42,11 +57,15 @@ class Held:
 
     async def deliver(self, channel: GuestChannel) -> None:
         """Write the files; each appears whole, readable by the template's user alone. Raises SecretUnavailable."""
-        for one, value in zip(self._granted, self._values, strict=True):
-            if one.use.as_ != "file":
-                continue
+        # Its own copies: the sandbox may end meanwhile, and the values with it.
+        files = [
+            (one, value.reveal())
+            for one, value in zip(self._granted, self._values, strict=True)
+            if one.use.as_ == "file"
+        ]
+        for one, content in files:
             try:
-                await channel.write(one.use.target, value.reveal(), mode=_FILE_MODE, in_memory=True)
+                await channel.write(one.use.target, content, mode=_FILE_MODE, in_memory=True)
             except FileFailed as error:
                 raise SecretUnavailable(
                     f"secret {one.use.ref!r} can't be put at {one.use.target}", why=error.why,
@@ -123,6 +142,29 @@ class Secrecy:
             raise failed[0]
         return Held(granted, values, self._redactor)
 
+    async def refresh(self, sandbox: Sandbox) -> tuple[str, ...]:
+        """Fetch a running sandbox's secrets anew and replace its files; the names of what was replaced.
+
+        A variable stays what it was. Raises InvalidState, and what `fetch` and `Held.deliver` do.
+        """
+        async with sandbox.turn:  # a pause comes before or after
+            _require_running(sandbox)
+            held = await self.fetch(sandbox.record)
+            try:
+                _require_running(sandbox)
+            except InvalidState:
+                held.close()
+                raise
+            before, sandbox.held = sandbox.held, held
+            if before is not None:
+                before.close()
+            try:
+                async with asyncio.timeout(_REFRESH_LIMIT_S):
+                    await held.deliver(sandbox.channel)
+            except TimeoutError:
+                raise GuestFailed(f"the sandbox did not take its secrets within {_REFRESH_LIMIT_S:g} s") from None
+        return tuple(use.ref for use in sandbox.record.spec.secrets if use.as_ == "file")
+
     async def _recorded(self, record: SandboxRecord, granted: Sequence[Granted]) -> None:
         """On disk before any provider is asked: the last entry brings those before it along."""
         entries = [
@@ -135,6 +177,12 @@ class Secrecy:
         for entry in entries[:-1]:
             self._audit.add(entry)
         await self._audit.record(entries[-1])
+
+
+def _require_running(sandbox: Sandbox) -> None:
+    if sandbox.record.state is not State.RUNNING or sandbox.is_ending:
+        state = "being ended" if sandbox.is_ending else sandbox.record.state.value
+        raise InvalidState(f"can't renew the secrets of a sandbox that is {state}")
 
 
 def refuse_to_save(spec: SandboxSpec) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tartarus.sdk.async_policies import AsyncPolicies
     from tartarus.sdk.async_process import AsyncProcess
     from tartarus.sdk.async_sandbox import AsyncSandbox
+    from tartarus.sdk.async_secrets import AsyncSecrets
     from tartarus.sdk.async_snapshots import AsyncSnapshot
     from tartarus.sdk.async_templates import AsyncTemplate
     from tartarus.sdk.audit import Audit
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         Version,
     )
     from tartarus.sdk.sandbox import Sandbox
+    from tartarus.sdk.secrets import Secrets
     from tartarus.sdk.snapshots import Snapshot
     from tartarus.sdk.templates import Template
 
@@ -50,6 +52,7 @@ __all__ = [
     "AsyncPolicies",
     "AsyncProcess",
     "AsyncSandbox",
+    "AsyncSecrets",
     "AsyncSnapshot",
     "AsyncTemplate",
     "Audit",
@@ -70,6 +73,7 @@ __all__ = [
     "Policies",
     "Process",
     "Sandbox",
+    "Secrets",
     "Snapshot",
     "Template",
     "Version",
@@ -82,6 +86,7 @@ _MODULES = {
     "AsyncFiles": "async_files",
     "AsyncProcess": "async_process",
     "AsyncPolicies": "async_policies",
+    "AsyncSecrets": "async_secrets",
     "AsyncSandbox": "async_sandbox",
     "AsyncSnapshot": "async_snapshots",
     "AsyncTemplate": "async_templates",
@@ -89,6 +94,7 @@ _MODULES = {
     "CodeContext": "contexts",
     "Files": "files",
     "Policies": "policies",
+    "Secrets": "secrets",
     "Forks": "forks",
     "Process": "process",
     "Sandbox": "sandbox",

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from tartarus.model.errors import SecretUnavailable
+from tartarus.model.errors import InvalidRequest, SecretUnavailable
 
 
 def read_private(path: Path, most_bytes: int) -> bytearray:
@@ -43,3 +43,33 @@ def read_private(path: Path, most_bytes: int) -> bytearray:
 def wipe(content: bytearray) -> None:
     """Overwrite it."""
     content[:] = bytes(len(content))
+
+
+def write_private(path: Path, content: bytes, *, exclusive: bool = False) -> None:
+    """Put a file of mode 0600 in place, whole and on disk, or leave what was there.
+
+    Raises InvalidRequest for one that is there already, where it must not be, and SecretUnavailable.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(fd)
+            if exclusive:
+                os.link(beside, path, follow_symlinks=False)
+            else:
+                beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except FileExistsError:
+        raise InvalidRequest(f"{path} is there already", fix="use it, or choose another path") from None
+    except OSError as error:
+        raise SecretUnavailable(f"{path} can't be written", why=error.strerror or "") from None

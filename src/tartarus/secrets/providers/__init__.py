@@ -39,13 +39,25 @@ def _maker(kind: str) -> Maker:
         from tartarus.secrets.providers.envfile import EnvFile
 
         return EnvFile.made
+    if kind == "age":
+        from tartarus.secrets.providers.age import AgeVault
+
+        return AgeVault
+    if kind == "vault":
+        from tartarus.secrets.providers.hashicorp import HashicorpVault
+
+        return HashicorpVault
+    if kind in {"aws-secrets-manager", "aws-kms"}:
+        from tartarus.secrets.providers import aws
+
+        return aws.SecretsManager if kind == "aws-secrets-manager" else aws.KmsFile
     for entry in entry_points(group=ENTRY_POINTS, name=kind):
         maker: Maker = entry.load()
         return maker
     raise InvalidRequest(f"there is no kind {kind!r}", fix=f"use one of: {', '.join(KINDS)}, or install its plugin")
 
 
-KINDS = ("env-file",)
+KINDS = ("env-file", "age", "vault", "aws-secrets-manager", "aws-kms")
 
 
 def take(options: dict[str, str], *names: str, optional: tuple[str, ...] = ()) -> list[str]:
