@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from tests.faults.place import Place, place
 from tests.network import topology
+from tests.network.servers import NAME_SERVER, wait_until
 from tests.network.topology import HOST, METADATA, NEIGHBOUR, PRIVATE, PUBLIC, World, joined, off
 
 pytestmark = pytest.mark.needs("root", "nft", "ip", "cgroups", "system-python")
@@ -82,3 +84,48 @@ def _try_everything(world: World, home: Place) -> None:
         world.run(scenario)
     finally:
         os.close(process)
+
+
+SHOUT = """
+import socket, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+    for address, word in (("203.0.113.80", b"allowed"), ("203.0.113.99", b"forbidden"), ("10.9.9.9", b"inner")):
+        try:
+            sock.sendto(word, (address, 7777))
+        except OSError:
+            pass
+"""
+
+
+@pytest.mark.parametrize("level", ["container", pytest.param("gvisor", marks=pytest.mark.needs("runsc"))])
+def test_a_contract_holds_from_the_first_instruction_to_the_last(tmp_path: Path, level: str) -> None:
+    with topology.world(tmp_path) as world, place() as home:
+        config = home.home / "config.yaml"
+        config.write_text(f"network:\n  name_servers: [{NAME_SERVER}]\n")
+        config.chmod(0o600)
+        world.in_host(home.start)
+        spy = world.sniff(world.internet)
+        shouting = home.create("python3", "-c", SHOUT, level=level, allow=[f"{PUBLIC}:7777"])
+        wait_until(lambda: spy.saw(b"allowed"), "a datagram")
+        shouting.kill()
+        counts = [-1, len(spy.seen)]
+        while counts[-1] != counts[-2]:  # until the sniffer has read what came before
+            time.sleep(0.3)
+            counts.append(len(spy.seen))
+        heard = sum(b"allowed" in packet for packet in spy.seen)
+        sandbox = home.create(level=level, allow=["public.example:80"])
+        addresses = ("public.example", *ADDRESSES[1:])
+        done = sandbox.run(["python3", "-c", f"ADDRESSES, HOST = {addresses!r}, {HOST!r}\n{ATTEMPTS}"])
+        answers = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+        assert answers["public.example"] == HOST, done.stderr
+        assert {answers[closed] for closed in (*PRIVATE, METADATA[0], NEIGHBOUR, "host")} == {"No route to host"}
+        assert sandbox.network().counters["opened"] == 1
+        assert sum(b"allowed" in packet for packet in spy.seen) == heard
+        assert not spy.saw(b"forbidden")
+        assert not spy.saw(b"inner")
+        assert home.end_daemon(signal.SIGKILL) != 0
+        assert world.in_host(lambda: not any("slot" in name for name in os.listdir("/sys/class/net")))
+        world.in_host(home.start)
+        assert home.end_daemon(signal.SIGTERM) == 0
+        assert world.traces() == []

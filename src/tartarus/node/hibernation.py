@@ -21,6 +21,7 @@ from tartarus.model.template import Template
 from tartarus.node.admission import Admission
 from tartarus.node.idleness import Idleness
 from tartarus.node.memory import RESTORE_LIMIT_S, Memory, Source
+from tartarus.node.networking import refuse_connected
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.sandbox import Sandbox
@@ -78,6 +79,7 @@ class SleepManager:
         Goes on when its caller goes away. Raises Unsupported, InvalidState, NoSpace, GuestFailed.
         """
         refuse_to_save(sandbox.record.spec)
+        refuse_connected(sandbox.record.spec)
         self._require(sandbox.record.isolation)
         self._cancel_later(sandbox.record.id)
         return await self._owned(self._sleep(sandbox))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -13,7 +14,7 @@ from tartarus.model.errors import GuestFailed, TimeLimit
 from tartarus.model.sandbox import Isolation, SandboxRecord
 from tartarus.model.states import State
 from tartarus.node.memory import Memory, Source, attached
-from tartarus.node.networking import Line, Networking
+from tartarus.node.networking import STARTS_JOINED, Line, Networking
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.pool import SnapshotPool
@@ -95,14 +96,20 @@ class Launcher:
         else:
             warm = wants_clone(template, spec) or record.isolation is Isolation.WASM
             mounts = spec.mounts if line is None else (*spec.mounts, *line.mounts)
+            joined = await line.prepare() if line is not None and record.isolation in STARTS_JOINED else -1
             request = GuestRequest(
-                id=record.id, hostname=record.id, resources=limits, mounts=mounts, secrets=bool(spec.secrets)
-            )
-            guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
+                id=record.id, hostname=record.id, resources=limits, mounts=mounts, secrets=bool(spec.secrets),
+                network=joined,
+            )  # fmt: skip
+            try:
+                guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
+            finally:
+                if joined >= 0:
+                    os.close(joined)
         try:
             if spare is not None and spare.resources != limits:
                 guest.limit(limits)
-            if line is not None:
+            if line is not None and record.isolation not in STARTS_JOINED:
                 await line.attach(guest)
             sandbox = await self._run(record, rootfs, guest, begun, held)
             if spare is not None:

@@ -15,10 +15,11 @@ import structlog
 from tartarus.images.memory import Facts, KeptSet, MemorySets
 from tartarus.images.memory.bundle import Seals
 from tartarus.model.errors import InvalidRequest, IsolationUnavailable, SnapshotRefused, TartarusError, Unsupported
-from tartarus.model.sandbox import Isolation, ResourceRequest, SandboxRecord, SandboxSpec
+from tartarus.model.sandbox import Isolation, Network, ResourceRequest, SandboxRecord, SandboxSpec
 from tartarus.model.settings import Settings
 from tartarus.model.template import Template
 from tartarus.node.levels import Levels
+from tartarus.node.networking import refuse_connected
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.pool import SnapshotPool
@@ -89,6 +90,7 @@ class Memory:
     def require(self, sandbox: Sandbox) -> None:
         """Raise Unsupported for a sandbox whose memory can't be saved, saying what to do instead."""
         refuse_to_save(sandbox.record.spec)
+        refuse_connected(sandbox.record.spec)
         level = sandbox.record.isolation
         if not self.can_save(level):
             raise Unsupported(
@@ -255,6 +257,11 @@ def continued(spec: SandboxSpec, source: Source) -> SandboxSpec:
         raise InvalidRequest(
             "a snapshot of memory takes no secrets", why="what runs in it goes on before they could be there",
             fix="leave --secret out, or go on from a snapshot of files",
+        )  # fmt: skip
+    if spec.network is not Network.NONE:
+        raise InvalidRequest(
+            "a snapshot of memory takes no network", why="what runs in it began without one",
+            fix="leave --network and --allow out, or go on from a snapshot of files",
         )  # fmt: skip
     saved, usual = source.spec, SandboxSpec()
     said = {name: value for name in spec.__struct_fields__ if (value := getattr(spec, name)) != getattr(usual, name)}

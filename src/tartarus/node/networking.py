@@ -15,7 +15,7 @@ import structlog
 from tartarus.model.audit import AuditEntry
 from tartarus.model.contract import Contract
 from tartarus.model.errors import GuestFailed, TartarusError, Unsupported
-from tartarus.model.sandbox import Isolation, Mount, SandboxRecord, SandboxSpec
+from tartarus.model.sandbox import Isolation, Mount, Network, SandboxRecord, SandboxSpec
 from tartarus.model.settings import Settings
 from tartarus.runtimes.base import Guest
 from tartarus.telemetry.metrics import Metrics, is_refusal
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("tartarus.node.networking")
 LEDGER = "network.json"
 """What of the host's network was changed for sandboxes, as tartarus.network.ledger keeps it in the state directory."""
-LEVELS = frozenset({Isolation.CONTAINER})
+LEVELS = frozenset({Isolation.CONTAINER, Isolation.GVISOR})
+STARTS_JOINED = frozenset({Isolation.GVISOR})
+"""Levels whose guests take over what links there are when they start, and no later ones."""
 _RESOLV_CONF = "/etc/resolv.conf"
 
 
@@ -42,6 +44,18 @@ class Line:
         self.mounts = mounts
         self._networking = networking
         self._slot = slot
+
+    async def prepare(self) -> int:
+        """A network namespace with the link in it, as an open file that the caller closes; for a guest to start in."""
+        from tartarus.network import namespace
+
+        made = await asyncio.to_thread(namespace.create)
+        try:
+            await self._networking.slots.attach(self._slot, made)
+        except BaseException:
+            os.close(made)
+            raise
+        return made
 
     async def attach(self, guest: Guest) -> None:
         """Join a guest that has run nothing yet. Raises GuestFailed, NoSpace, InvalidState."""
@@ -243,6 +257,16 @@ class Networking:
         return {"contract": msgspec.to_builtins(line.contract), "address": line.address, "counters": counters}
 
 
+def refuse_connected(spec: SandboxSpec) -> None:
+    """Raise Unsupported for a sandbox with a network: its connections would not be there where it goes on."""
+    if spec.network is not Network.NONE:
+        raise Unsupported(
+            "a sandbox with a network is not saved, copied or hibernated",
+            why="its connections would not be there where it goes on",
+            fix="pause it instead, or make it without a network",
+        )  # fmt: skip
+
+
 _NO_LOOPBACK = {
     Isolation.PROCESS: "its loopback would be the host's",
     Isolation.WASM: "its modules have no sockets",
@@ -250,6 +274,5 @@ _NO_LOOPBACK = {
 _WHY_NOT = {
     Isolation.PROCESS: "it shares the host's network namespace, so no link could be its own",
     Isolation.WASM: "its modules have no sockets",
-    Isolation.GVISOR: "its own network stack is not joined to the host's yet",
     Isolation.MICROVM: "its machines have no network card yet",
 }

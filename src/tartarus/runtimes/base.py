@@ -57,6 +57,8 @@ class GuestRequest(msgspec.Struct, frozen=True):
 
     `session`: of a guest that is restored, where its session stood; its channel is opened with it, and stays quiet.
 
+    `network`: an open network namespace, for levels whose guests must find their link there when they start.
+
     `storage`: an empty host directory for what the sandbox writes, instead of memory. `build`: its root may give
     files to other users and become them, as installing packages takes; never with a warm interpreter.
     `secrets`: it gets a directory /run/secrets of its user's that is memory and nothing else, before anything runs.
@@ -69,6 +71,7 @@ class GuestRequest(msgspec.Struct, frozen=True):
     storage: Path | None = None
     build: bool = False
     session: SessionState | None = None
+    network: int = -1
     secrets: bool = False
 
 

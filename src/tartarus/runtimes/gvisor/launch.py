@@ -29,7 +29,7 @@ READY_TIMEOUT_S = 20.0
 _TELL_TIMEOUT_S = 20.0
 _AFTER_END_S = 5.0
 AGENT_COMMAND = (spec.AGENT, "agent", "--channel=0")
-_COMMON = ("/runsc", "--ignore-cgroups", "--network=none", "--overlay2=none", "--file-access=exclusive")
+_COMMON = ("/runsc", "--ignore-cgroups", "--overlay2=none", "--file-access=exclusive")
 
 
 class Launcher:
@@ -58,9 +58,9 @@ class Launcher:
             return None
         return self.hierarchy.create(name, None if resources is None else with_overhead(resources))
 
-    def _argv(self, *words: str, shared: bool = True) -> list[str]:
+    def _argv(self, *words: str, shared: bool = True, network: str = "none") -> list[str]:
         root = layout.SHARED_STATE if shared else layout.STATE
-        return [*_COMMON, f"--platform={self.platforms.name}", f"--root={root}", *words]
+        return [*_COMMON, f"--network={network}", f"--platform={self.platforms.name}", f"--root={root}", *words]
 
     async def start(
         self,
@@ -85,12 +85,14 @@ class Launcher:
             user=rootfs.template.user, hostname=request.hostname, root=layout.ROOT,
             binds=[(f"/b{index}", target) for index, (_source, target) in enumerate(rootfs.binds)],
             mounts=[(f"/g/m{index}", mount) for index, mount in enumerate(request.mounts)],
-            resources=request.resources, id_map=self.id_map, secrets=request.secrets,
+            resources=request.resources, id_map=self.id_map, secrets=request.secrets, network=request.network >= 0,
         )  # fmt: skip
-        argv = self._argv(*how, f"--bundle={layout.BUNDLE}", request.id, shared=shared)
+        argv = self._argv(*how, f"--bundle={layout.BUNDLE}", request.id, shared=shared,
+                          network="sandbox" if request.network >= 0 else "none")  # fmt: skip
         program = layout.guest_program(
             rootfs, request.mounts, config, argv,
             n_entries=self._n_entries, owner=self.id_map.base, own_pids=not shared, n_images=len(images),
+            network=request.network >= 0,
         )  # fmt: skip
         flags = layout.SHARED_FLAGS if shared else layout.GUEST_FLAGS
         kept = self.storage_for(request) if storage is None else storage
@@ -98,8 +100,9 @@ class Launcher:
         try:
             passed = await self._mount_fds(request.mounts)
             born, channel, cgroup, log = await self._begin(
-                nursery, request.id, request.resources, program, flags, [kept, *passed, *images]
-            )
+                nursery, request.id, request.resources, program, flags,
+                [kept, *passed, *images, *([request.network] if request.network >= 0 else [])],
+            )  # fmt: skip
         except BaseException:
             os.close(kept)
             raise

@@ -146,17 +146,25 @@ def guest_program(
     owner: int,
     own_pids: bool = True,
     n_images: int = 0,
+    network: bool = False,
 ) -> Program:
     """Join the cgroup, mount the guest's storage and root, write its bundle, and become runsc.
 
     `owner`: the host id of the guest's root. `argv`: runsc's command line. `n_images`: as many of `IMAGE_FILES` are
-    passed, to restore from.
+    passed, to restore from. `network`: the network namespace that it is to have is passed last.
     """
     program = Program()
     _join(program, n_entries)
+    if network:
+        last = FIRST_ENTRY + n_entries + 1 + len(mounts) + n_images
+        program.syscall("setns", Fd(last), CLONE_NEWNET, step="enter the sandbox's network")
     program.syscall("umask", 0o22, step="umask")
     if own_pids:
         _mount_proc(program)
+    if network:
+        # runsc takes a namespace with this directory's rmem_default for the host's own, and refuses. Since Linux 6.14
+        # every namespace has that file; this one was just made (`attach` looks), so the file is what is wrong.
+        _tmpfs(program, "/proc/sys/net/core", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k,nr_inodes=1,mode=555")
     _tmpfs(program, "/g", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4m,nr_inodes=256,mode=755")
     for name in ("s", "root", "bundle", "state"):
         _mkdir(program, f"/g/{name}")

@@ -178,7 +178,13 @@ class GvisorRuntime:
     async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
         """Start a guest, or restore the warm one: that came with the template's own process limit, which stays."""
         assert isinstance(snapshot, GvisorSnapshot)
-        warm = warm and snapshot.is_warm and request.resources.pids == snapshot.rootfs.template.resources.pids
+        # A warm one was saved without links, and gets none.
+        warm = (
+            warm
+            and request.network < 0
+            and snapshot.is_warm
+            and request.resources.pids == snapshot.rootfs.template.resources.pids
+        )
         if request.build:
             raise Unsupported("templates are not built at the gvisor level", fix="build at the container level")
         ready = snapshot.take_ready(request) if warm else None

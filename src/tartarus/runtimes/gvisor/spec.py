@@ -36,8 +36,14 @@ def bundle(
     resources: Resources,
     id_map: IdMap,
     secrets: bool = False,
+    network: bool = False,
 ) -> bytes:
-    """The bundle's config.json. `binds` and `mounts` name their sources as runsc finds them."""
+    """The bundle's config.json. `binds` and `mounts` name their sources as runsc finds them.
+
+    `network`: runsc is started in the network namespace whose links its own stack takes over.
+    """
+    kinds = [{"type": kind} for kind in ("user", "pid", "ipc", "uts", "mount")]
+    kinds.append({"type": "network", "path": "/proc/self/ns/net"} if network else {"type": "network"})
     identity = {"containerID": 0, "hostID": id_map.base, "size": id_map.span}
     config = {
         "ociVersion": "1.0.2",
@@ -77,7 +83,7 @@ def bundle(
                             f"size={SECRETS_BYTES}"]}] if secrets else []),
         ],
         "linux": {
-            "namespaces": [{"type": kind} for kind in ("user", "pid", "ipc", "uts", "mount", "network")],
+            "namespaces": kinds,
             "uidMappings": [identity],
             "gidMappings": [identity],
         },
