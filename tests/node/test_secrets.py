@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.wasm.conftest import add
+from tests.wasm.modules import OPEN
 
 from tartarus.model.audit import AuditQuery
 from tartarus.model.configuration import configured
@@ -18,6 +20,7 @@ from tartarus.model.errors import (
     FileFailed,
     InvalidRequest,
     InvalidState,
+    RequestRejected,
     SecretRefused,
     SecretUnavailable,
     Unsupported,
@@ -25,11 +28,12 @@ from tartarus.model.errors import (
 from tartarus.model.forking import ForkRequest
 from tartarus.model.library import CreateSnapshot
 from tartarus.model.lifecycle import CheckpointRequest
-from tartarus.model.sandbox import ExecSpec, Isolation, Reason, SandboxSpec
+from tartarus.model.sandbox import ExecSpec, Isolation, Reason, SandboxSpec, Wasm
 from tartarus.model.secrets import SecretUse
 from tartarus.model.settings import Settings
 from tartarus.model.snapshots import SnapshotKind
 from tartarus.node.service import Node
+from tartarus.policy.documents import read_policy
 from tartarus.store.sandboxes import SandboxStore
 
 from .conftest import TENANT, finish, leftovers
@@ -275,3 +279,24 @@ async def test_a_renewal_after_which_it_ends_leaves_nothing(node: Node) -> None:
     await renewing
     assert not sandbox.held
     assert node.secrecy._redactor.text(VALUE) == VALUE
+
+
+async def test_a_policy_narrows_what_is_granted_and_never_widens_it(node: Node) -> None:
+    node.admission.replace(
+        [read_policy("id: p\nsecrets: {allowed: [gone, others]}"), read_policy("id: q\nsecrets: {allowed: [others]}")]
+    )
+    with pytest.raises(RequestRejected, match="does not allow secrets: token"):
+        await node.create(TENANT, asks(Isolation.CONTAINER, "true", SecretUse("env:TOKEN")))
+    with pytest.raises(SecretRefused):
+        await node.create(TENANT, asks(Isolation.CONTAINER, "true", SecretUse("others")))
+    node.admission.replace([read_policy("id: p\nsecrets: {allowed: [token]}")])
+    assert (await finish(await node.create(TENANT, asks(Isolation.CONTAINER, "true", TOKEN)))).record.exit_code == 0
+    node.admission.replace([])
+
+
+async def test_a_module_reads_its_secret_below_a_directory_of_its_own(node: Node) -> None:
+    wasm = Wasm(module=await add(node, OPEN))
+    command = ExecSpec(argv=("prog.wasm", "token"))
+    asked = SandboxSpec(command=command, wasm=wasm, secrets=(TOKEN,), timeout_s=60.0)
+    ran = await finish(await node.create(TENANT, asked))
+    assert ran.out.decode() == "errno 44\n" * 3 + VALUE

@@ -84,6 +84,11 @@ def check_secret_name(name: str) -> None:
     require(_NAME.fullmatch(name) is not None, f"{name!r} is no secret's name", "use letters, digits, -, _ and .")
 
 
+def directories_of(uses: tuple[SecretUse, ...]) -> tuple[str, ...]:
+    """The directories that files of these are in."""
+    return (SECRETS_DIRECTORY,) if any(use.as_ == "file" for use in uses) else ()
+
+
 def variable_of(name: str) -> str:
     """The environment variable of a secret that is asked for without a target: ``db-token`` gives DB_TOKEN."""
     text = re.sub(r"[^A-Za-z0-9]", "_", name).upper()

@@ -27,6 +27,7 @@ from tartarus.model.errors import (
 )
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import ExecSpec, ExitStatus, Isolation, Reason, SandboxRecord, Stats, Wasm
+from tartarus.model.secrets import directories_of
 from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node import sessions
@@ -135,9 +136,7 @@ class Sandbox(Resting, Stopping):
 
     def start_command(self, spec: ExecSpec) -> MainProcess:
         """Send the main command; its output waits in the guest until read."""
-        request = self._guest_exec(spec, once=True)
-        if self.held is not None:
-            request = msgspec.structs.replace(request, env=request.env | self.held.environment())
+        request = self._guest_exec(spec if self.held is None else self.held.added_to(spec), once=True)
         self.main = MainProcess(self._begin(request), self.log)
         return self.main
 
@@ -285,7 +284,8 @@ class Sandbox(Resting, Stopping):
         argv = command_line(
             spec.argv, loaded=bool(wasm.module) and not spec.argv[0].startswith("/"),
             memory_bytes=limits.memory_bytes, fuel=wasm.fuel,
-            directories=(self._places.workdir, "/tmp", *(mount.target for mount in sandbox.mounts)),  # noqa: S108
+            directories=(self._places.workdir, "/tmp", *(mount.target for mount in sandbox.mounts),  # noqa: S108
+                         *directories_of(sandbox.secrets)),
             deadline_s=spec.timeout_s,
         )  # fmt: skip
         return self._guest_command(spec, argv, {"HOME": self._places.workdir}, warm=True, once=False)

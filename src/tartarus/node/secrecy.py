@@ -19,7 +19,7 @@ from tartarus.model.errors import (
     SecretUnavailable,
     Unsupported,
 )
-from tartarus.model.sandbox import Isolation, SandboxRecord, SandboxSpec
+from tartarus.model.sandbox import ExecSpec, Isolation, SandboxRecord, SandboxSpec
 from tartarus.model.secrets import SecretsSection
 from tartarus.model.states import State
 from tartarus.node.auditing import Auditor
@@ -47,13 +47,14 @@ class Held:
     def __bool__(self) -> bool:
         return bool(self._values)
 
-    def environment(self) -> dict[str, str]:
-        """The variables that the sandbox's own command gets, and nothing else."""
-        return {
+    def added_to(self, command: ExecSpec) -> ExecSpec:
+        """The sandbox's own command with its variables, which nothing else gets."""
+        values = {
             one.use.target: value.reveal().decode("utf-8", "surrogateescape")
             for one, value in zip(self._granted, self._values, strict=True)
             if one.use.as_ == "env"
         }
+        return msgspec.structs.replace(command, env=command.env | values)
 
     async def deliver(self, channel: GuestChannel) -> None:
         """Write the files; each appears whole, readable by the template's user alone. Raises SecretUnavailable."""

@@ -72,6 +72,12 @@ class ResourcePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_launches_per_minute: int | None = None
 
 
+class SecretsPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of what the host's configuration grants, these names only; an empty list is none. It never grants more."""
+
+    allowed: tuple[str, ...] | None = None
+
+
 class EnforcementPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What happens when a limit is broken."""
 
@@ -92,6 +98,7 @@ class PolicyDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     network: NetworkPolicy = NetworkPolicy()
     resources: ResourcePolicy = ResourcePolicy()
     enforcement: EnforcementPolicy = EnforcementPolicy()
+    secrets: SecretsPolicy = SecretsPolicy()
     isolation: Isolation | None = None
 
 
@@ -110,6 +117,7 @@ class Limits(msgspec.Struct, frozen=True):
     tenant_memory_bytes: int | None = None
     launches_per_minute: int | None = None
     callers: tuple[str, ...] | None = None
+    secrets: tuple[str, ...] | None = None
     floor: Isolation = Isolation.AUTO
     network: NetworkPolicy = NetworkPolicy()
     on_timeout: OnViolation = OnViolation.KILL
@@ -184,7 +192,8 @@ def limits_of(documents: Iterable[PolicyDocument], tenant: str, template: str) -
     """What the documents that are in force say of a tenant's sandboxes of a template.
 
     A tenant's own documents go over the general ones, and within each the template's part over the rest; documents
-    of the same kind in the order of their ids. A floor only ever rises, and a list of callers only ever shrinks.
+    of the same kind in the order of their ids. A floor only ever rises; lists of callers and secrets only ever
+    shrink.
     """
     applying = sorted(
         (document for document in documents if not document.tenants or tenant in document.tenants),
@@ -212,14 +221,13 @@ def limits_of(documents: Iterable[PolicyDocument], tenant: str, template: str) -
             name: value for name, value in msgspec.structs.asdict(document.network).items() if value is not None
         }
         _raise_floor(found, document.isolation)
+        _shrink(found, "secrets", document.secrets.allowed)
         for part in document.templates:
             if part.id == template:
                 _put(found, "instances", part.max_instances)
                 _put(found, "default_timeout_s", part.default_timeout, parse_duration)
                 _raise_floor(found, part.isolation)
-                if part.allowed_callers is not None:
-                    before = found.get("callers")
-                    found["callers"] = tuple(one for one in part.allowed_callers if before is None or one in before)
+                _shrink(found, "callers", part.allowed_callers)
     return Limits(**found, network=NetworkPolicy(**network), documents=tuple(document.id for document in applying))
 
 
@@ -229,6 +237,12 @@ _ORDER = (Isolation.AUTO, Isolation.PROCESS, Isolation.CONTAINER, Isolation.GVIS
 def _raise_floor(found: dict[str, Any], floor: Isolation | None) -> None:
     if floor in _ORDER and _ORDER.index(floor) > _ORDER.index(found.get("floor", Isolation.AUTO)):
         found["floor"] = floor
+
+
+def _shrink(found: dict[str, Any], name: str, allowed: tuple[str, ...] | None) -> None:
+    if allowed is not None:
+        before = found.get(name)
+        found[name] = tuple(one for one in allowed if before is None or one in before)
 
 
 def _put(found: dict[str, Any], name: str, value: Any, convert: Any = None) -> None:

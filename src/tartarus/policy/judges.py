@@ -135,6 +135,9 @@ class Rhadamanthus:
         if limits.callers is not None and not {request.caller, *request.roles} & set(limits.callers):
             return Ruling(Verdict.REJECT, self.name, f"{request.caller} may not use template {request.template}",
                           f"callers: {', '.join(limits.callers) or 'nobody'}")  # fmt: skip
+        if limits.secrets is not None and (hidden := {use.ref for use in request.spec.secrets} - {*limits.secrets}):
+            return Ruling(Verdict.REJECT, self.name, f"the policy does not allow secrets: {', '.join(sorted(hidden))}",
+                          f"secrets: {', '.join(limits.secrets) or 'none'}")  # fmt: skip
         if self._weaker(request.isolation, limits.floor):
             return Ruling(Verdict.REJECT, self.name, f"isolation {request.isolation.value} is too weak",
                           f"{limits.floor.value} or stronger")  # fmt: skip
