@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tartarus.model.errors import InvalidState, SnapshotRefused, TartarusError, Unsupported
+from tartarus.model.audit import AuditQuery
+from tartarus.model.errors import InvalidState, RequestRejected, SnapshotRefused, TartarusError, Unsupported
 from tartarus.model.lifecycle import DrainRequest, StopRequest
 from tartarus.model.sandbox import ExecSpec, Isolation, Reason, SandboxSpec
 from tartarus.model.settings import Settings
@@ -20,6 +21,7 @@ from tartarus.model.states import State
 from tartarus.node.idleness import Idleness
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.service import Node
+from tartarus.policy.documents import read_policy
 from tartarus.store.sandboxes import SandboxStore
 
 from .conftest import TENANT, finish, leftovers
@@ -103,6 +105,22 @@ async def test_many_requests_wake_it_once(node: Node) -> None:
     woken = await asyncio.gather(*(node.sleeper.wake(sandbox) for _ in range(8)))
     assert {record.version for record in woken} == {woken[0].version}
     assert await said(sandbox, "cat", "/tmp/kept") == "kept\n"
+    await sandbox.kill()
+
+
+async def test_it_is_judged_again_when_it_wakes(node: Node) -> None:
+    sandbox = await made(node)
+    await node.sleeper.sleep(sandbox)
+    node.admission.replace([read_policy("id: p\ntemplates: [{id: host, allowed_callers: [nobody]}]")])
+    with pytest.raises(RequestRejected, match="may not use template host"):
+        await node.sleeper.wake(sandbox)
+    assert (sandbox.asleep, state_of(sandbox)) == (True, State.HIBERNATED)
+    (denied,) = (await node.audit.find(AuditQuery(action="sandbox.wake", limit=1))).entries
+    assert denied.decision == "deny"
+    # Its own place is not in its way.
+    node.admission.replace([read_policy("id: p\nresources: {max_instances: 1}")])
+    await node.sleeper.wake(sandbox)
+    assert await said(sandbox, "echo", "awake") == "awake\n"
     await sandbox.kill()
 
 
@@ -289,12 +307,15 @@ async def test_it_sleeps_through_the_daemons_end(homes: Any, store: SandboxStore
     found = node.live(TENANT, "sleeper")
     assert found.asleep
     assert found.record.id == sandbox.record.id
+    # It has its place in its tenant's share, and gives it back at its end.
+    assert node.admission._books[TENANT].sandboxes == 1
     before = len(await counted(found, 3))
     await node.sleeper.wake(found)
     numbers = await counted(found, before + 5)
     assert numbers == list(range(1, len(numbers) + 1))
     await found.kill()
     assert (await store.get(TENANT, found.record.id)).state is State.KILLED
+    assert node.admission._books[TENANT].sandboxes == 0
 
 
 async def test_a_wake_that_the_daemon_did_not_survive(homes: Any, store: SandboxStore) -> None:

@@ -325,7 +325,7 @@ asyncio.run(main())
 
 async def test_what_was_durable_survives_sigkill(tmp_path: Path) -> None:
     said = 0
-    for _ in range(4):
+    for _ in range(3):
         writer = await asyncio.create_subprocess_exec(
             sys.executable, "-c", WRITER, str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )

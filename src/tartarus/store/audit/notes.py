@@ -16,6 +16,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from tartarus.store.audit.files import sync_directory
+
 _ED25519 = b"\1"
 _KEY_BYTES = 32
 _ID_BYTES = 4
@@ -110,6 +112,7 @@ class Signer:
                 file.flush()
                 os.fsync(fd)
             aside.rename(place)
+            sync_directory(place.parent)
         if len(content) != _KEY_BYTES:
             raise ValueError(f"{place} holds no key")
         return cls(name, Ed25519PrivateKey.from_private_bytes(content))
