@@ -14,6 +14,7 @@ from tartarus.model.sandbox import ExecSpec, Isolation, ResourceRequest, Resourc
 from tartarus.model.states import State
 from tartarus.node.admission import Admission, Place
 from tartarus.node.service import Node
+from tartarus.node.trying import prove_level
 from tartarus.policy.documents import read_policy
 from tartarus.policy.judges import Classification, Court, Minos, court
 
@@ -80,7 +81,7 @@ async def test_what_the_doctor_tries_is_nobodys_quota(node: Node) -> None:
         node,
         "id: p\nisolation: microvm\nresources: {max_memory_mb: 1, max_duration: 1s}\ntemplates: [{id: host, allowed_callers: []}]",
     )
-    await node._prove_level(Isolation.CONTAINER)
+    await prove_level(node.create, node.modules.compile, Isolation.CONTAINER)
     with pytest.raises((RequestRejected, Unsupported)):
         await node.create("acme", SandboxSpec(isolation=Isolation.CONTAINER))
     await node.audit.flush()

@@ -38,6 +38,8 @@ COMMANDS = {
     "policy": ("policy", "Say what sandboxes of this host may ask for."),
     "audit": ("audit", "Look at the audit log, verify it, prove an entry."),
     "secret": ("secret", "Keep secrets in a vault, and renew those of sandboxes."),
+    "quarantine": ("quarantine", "Hold sandboxes that broke the rules, and look at what they left."),
+    "lamentations": ("lamentations", "Show what failed and why, and try again what never ran."),
     "kernel": ("kernel", "Install and choose the kernels of microVMs."),
     "migrate": ("migrate", "Turn containers of other engines into templates."),
     "legacy": ("legacy", "Run through another engine, which then holds what runs."),

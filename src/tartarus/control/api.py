@@ -27,8 +27,11 @@ from tartarus.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 _PATH_PARAMETERS = frozenset(
-    {"sandbox_id", "context_id", "template_id", "snapshot_id", "upload_id", "module_id", "policy_id", "sequence"}
-)
+    {
+        "sandbox_id", "context_id", "template_id", "snapshot_id", "upload_id", "module_id", "policy_id", "sequence",
+        "lamentation_id", "case_id",
+    }
+)  # fmt: skip
 
 
 class ClientGone(TartarusError):
@@ -69,6 +72,8 @@ class Api:
         self.snapshots = snapshots
         self.policies = policies
         self.audit = audit
+        self.lamentations = node.furies.lamentations
+        self.quarantine = node.furies.quarantine
         self.started_at = started_at
         self.shut_down = shut_down
         self._background: set[asyncio.Task[None]] = set()
@@ -99,6 +104,7 @@ class Api:
                 f"sandbox {record.name or record.id} has ended ({record.state.value})",
                 fix=f"see its output with: tartarus logs {record.name or record.id}",
             )
+        sandbox.refuse_if_quarantined()
         if wake:
             await self.node.sleeper.wake(sandbox)
         return sandbox

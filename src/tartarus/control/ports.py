@@ -6,6 +6,7 @@ import builtins
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, Protocol
 
+from tartarus.control.fury_ports import Furies
 from tartarus.model.contract import Contract, NetworkState
 from tartarus.model.forking import ForkRequest, ForkResult
 from tartarus.model.library import (
@@ -169,6 +170,9 @@ class Sandbox(Protocol):
     async def resume(self) -> None:
         """Let it go on."""
 
+    def refuse_if_quarantined(self) -> None:
+        """Raise Quarantined while it is held."""
+
     async def stats(self) -> Stats:
         """Use now."""
 
@@ -250,6 +254,10 @@ class Node(Protocol):
     @property
     def contracts(self) -> Contracts:
         """Networks."""
+
+    @property
+    def furies(self) -> Furies:
+        """Failures and broken limits."""
 
     @property
     def checkpoints(self) -> Checkpoints:

@@ -52,6 +52,9 @@ class Stream:
     def on_lost(self, error: TartarusError) -> None:
         """The connection is gone; nothing more will come."""
 
+    def on_stopped_reading(self) -> None:
+        """Whoever reads what it brings is to look again."""
+
     def allowances(self) -> tuple[int, int]:
         """(bytes that the guest may still send, bytes that the host may) before the other end grants more."""
         return 0, 0

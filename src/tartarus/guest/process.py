@@ -200,6 +200,8 @@ class GuestProcess(Stream):
         """
         # What the host holds of a quiet session is saved with it, so nobody takes from that meanwhile.
         while not self._output or self.session.is_quiet:
+            if self.session.stopped_reading is not None:
+                raise self.session.stopped_reading
             if self.session.is_quiet:
                 await self.session.flowing()
                 continue
@@ -276,6 +278,10 @@ class GuestProcess(Stream):
         else:
             super().on_frame(kind, flags, payload)
 
+    def on_stopped_reading(self) -> None:
+        """Whoever waits for output looks again."""
+        self._more.wake()
+
     def on_lost(self, error: TartarusError) -> None:
         """The guest is gone."""
         fail(self._started, error)
@@ -286,6 +292,9 @@ class GuestProcess(Stream):
         if self._allowed < 0 or not self._started.done():
             raise BadFrame("output beyond what was granted, or before the start")
         if payload:
+            self.session.output_bytes += len(payload)
+            if self.session.on_output is not None:
+                self.session.on_output(len(payload))
             self._output.append((stream, payload))
             self._more.wake()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Self
 
 import msgspec
@@ -28,7 +29,7 @@ from tartarus.guest.protocol import (
     ToGuest,
     ToHost,
 )
-from tartarus.model.errors import GuestFailed, InvalidState
+from tartarus.model.errors import GuestFailed, InvalidState, TartarusError
 
 QUIESCE_S = 5.0
 """How long an agent may take to stand still; it needs to send at most what is on its way already."""
@@ -97,12 +98,22 @@ class Session(Connection):
     _resumed: asyncio.Future[None] | None = None
     _freezing: asyncio.Future[bool] | None = None
     _state: SessionState | None = None
+    on_output: Callable[[int], None] | None = None
+    """Told of every piece of output of every command, in bytes."""
+    output_bytes = 0
+    stopped_reading: TartarusError | None = None
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
         self._given_up: set[int] = set()
         self._asked = False
         self._resting: list[asyncio.Future[None]] = []
+
+    def stop_reading(self, why: TartarusError | None) -> None:
+        """Whoever reads a command's output is told that instead, until this is called with None."""
+        self.stopped_reading = why
+        for stream in list(self._streams.values()):
+            stream.on_stopped_reading()
 
     @property
     def is_quiet(self) -> bool:

@@ -19,6 +19,8 @@ class TartarusError(Exception):
     exit_status: ClassVar[int] = 125
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    sandbox_id = ""
+    """The sandbox whose record tells of it too, if there is one."""
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         super().__init__(what)
@@ -221,6 +223,27 @@ class PolicyNotFound(TartarusError):
 
     code = "policy_not_found"
     http_status = 404
+
+
+class LamentationNotFound(TartarusError):
+    """No failure of yours has that id."""
+
+    code = "lamentation_not_found"
+    http_status = 404
+
+
+class CaseNotFound(TartarusError):
+    """No quarantined sandbox has that id or name."""
+
+    code = "case_not_found"
+    http_status = 404
+
+
+class Quarantined(TartarusError):
+    """The sandbox is quarantined: the daemon's owner decides what becomes of it."""
+
+    code = "quarantined"
+    http_status = 423
 
 
 class RequestRejected(TartarusError):

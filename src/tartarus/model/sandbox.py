@@ -256,7 +256,10 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """Use at one moment: bytes, processes and threads, CPU time in microseconds since start."""
+    """Use at one moment: bytes, processes and threads, CPU time in microseconds since start.
+
+    `oom_kills` and `refused_forks`: how often its memory limit killed a process, and its process limit refused one.
+    """
 
     memory_bytes: int = 0
     memory_peak_bytes: int = 0
@@ -265,6 +268,7 @@ class Stats(msgspec.Struct, frozen=True):
     pids: int = 0
     disk_bytes: int = 0
     oom_kills: int = 0
+    refused_forks: int = 0
 
 
 class FileInfo(msgspec.Struct, frozen=True):

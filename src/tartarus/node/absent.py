@@ -18,6 +18,7 @@ class AbsentGuest:
     warm = False
     pid = -1
     pidfd = -1
+    group = None
 
     def __init__(self, channel: GuestChannel) -> None:
         self.channel = channel

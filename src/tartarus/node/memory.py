@@ -110,6 +110,8 @@ class Memory:
         limits = sandbox.record.spec.resources.over(offer.template.resources)
         began = time.perf_counter()
         session = await sandbox.quiesce()
+        if sandbox.guard is not None:
+            sandbox.guard.stands_still()
         try:
             saved = await sandbox.guest.save(place, go_on=go_on)
         except BaseException:
@@ -117,6 +119,8 @@ class Memory:
             raise
         if go_on:
             sandbox.unquiesce()
+            if sandbox.guard is not None:
+                sandbox.guard.has_another_guest()
         _log.info(
             "saved", sandbox=sandbox.record.id, isolation=sandbox.record.isolation.value,
             paused_ms=round(saved.paused_ms, 1), took_ms=round((time.perf_counter() - began) * 1e3, 1),

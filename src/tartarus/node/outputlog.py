@@ -19,6 +19,8 @@ _FRAME = struct.Struct("<QBI")
 SEGMENT_BYTES = 8 * 1024**2
 """When the current file passes this size it becomes `….1`, which drops what was there: at most twice this is kept."""
 _READ_BYTES = 256 * 1024
+_STDERR = 2
+_LAST_BYTES = 4096
 
 
 class LogEntry(NamedTuple):
@@ -39,14 +41,23 @@ class OutputLog:
         self._ended = False
         self._grew: asyncio.Event | None = None
         self._failed = False
+        self.last_words = b""
+        """The end of what came on the standard error since this daemon reads it."""
 
     @property
     def previous(self) -> Path:
         """The segment before the current one."""
         return self._path.with_name(self._path.name + ".1")
 
+    @property
+    def segments(self) -> list[Path]:
+        """Its files, the older first; either may not be there."""
+        return [self.previous, self._path]
+
     def append(self, stream: int, data: bytes) -> None:
         """Keep a piece of output. A full disk ends the log (the sandbox goes on) and is raised once as NoSpace."""
+        if stream == _STDERR:
+            self.last_words = (self.last_words + data[-_LAST_BYTES:])[-_LAST_BYTES:]
         if self._failed:
             return
         try:
@@ -127,6 +138,13 @@ class OutputLog:
         finally:
             if segment is not None:
                 segment.close()
+
+    async def finished(self, limit_s: float) -> None:
+        """Wait until the log has ended, but no longer than `limit_s` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while not self._ended:
+                    await self._growth()
 
     async def _growth(self) -> None:
         if self._grew is None:

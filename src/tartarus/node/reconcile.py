@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from tartarus.model.errors import TartarusError
-from tartarus.model.sandbox import Reason
+from tartarus.model.sandbox import Reason, SandboxRecord
 from tartarus.model.states import ALIVE, State
 from tartarus.runtimes.cgroups import Hierarchy
 from tartarus.runtimes.trees import remove_tree
@@ -22,20 +23,25 @@ _REMOVE_ATTEMPTS = 500
 _ON_DISK = frozenset({State.HIBERNATED, State.STARTING})
 
 
-async def records_without_guests(store: SandboxStore, live: set[str], *, at_start: bool) -> int:
-    """End as `lost` the records that say alive while nothing runs; returns how many.
+async def records_without_guests(
+    store: SandboxStore, live: set[str], *, at_start: bool, lost: Callable[[SandboxRecord], None] = lambda _record: None
+) -> int:
+    """End as `lost` the records that say alive while nothing runs, and tell `lost` of each; returns how many.
 
-    Nothing runs of what is hibernated, or was being woken when its daemon ended: its memory is on disk.
+    Nothing runs of what is hibernated, or was being woken when its daemon ended: its memory is on disk. What is
+    quarantined stays so, as evidence, after its processes ended with their daemon.
     """
     ended = 0
     for record in await store.alive():
-        if record.saved and record.state in _ON_DISK:
+        if (record.saved and record.state in _ON_DISK) or record.state is State.QUARANTINED:
             continue
         if record.id in live or (not at_start and time.time() - record.created_at < _GRACE_S):
             continue
         try:
-            await store.transition(
-                record.id, ALIVE, State.LOST, reason=Reason.LOST, message="the daemon that ran it ended"
+            lost(
+                await store.transition(
+                    record.id, ALIVE, State.LOST, reason=Reason.LOST, message="the daemon that ran it ended"
+                )
             )
             ended += 1
         except TartarusError as error:

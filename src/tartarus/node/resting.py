@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from tartarus.guest.session import Others
     from tartarus.model.sandbox import Reason, SandboxRecord
     from tartarus.node.commands import MainProcess
+    from tartarus.node.guarding import Guard
     from tartarus.node.outputlog import OutputLog
     from tartarus.node.sessions import SandboxSession
     from tartarus.runtimes.base import Guest
 
 _log = structlog.get_logger("tartarus.node.sandbox")
+
+_STILL = frozenset({State.PAUSED, State.QUARANTINED})
 
 
 class Resting:
@@ -36,6 +39,7 @@ class Resting:
     main: MainProcess | None
     asleep: bool
     others: Others = "keep"
+    guard: Guard | None
     _contexts: dict[str, CodeContext]
     _parked: Parked | None
     _ending: Reason | None
@@ -49,10 +53,10 @@ class Resting:
         A paused one has to run for that moment. What is asked of it meanwhile waits. Raises InvalidState, GuestFailed;
         it goes on then.
         """
-        self._require(State.PAUSED if self.record.state is State.PAUSED else State.RUNNING, "save")
+        self._require(self.record.state if self.record.state in _STILL else State.RUNNING, "save")
         main = None if self.main is None else self.main.process
         await sessions.settled(main, self._contexts)
-        if self.record.state is State.PAUSED:
+        if self.record.state in _STILL:
             await self.guest.resume()
         try:
             state = await self.channel.quiesce()
@@ -66,7 +70,7 @@ class Resting:
     def unquiesce(self) -> None:
         """Let it go on as it did, paused if it was."""
         self.channel.go_on()
-        if self.record.state is State.PAUSED:
+        if self.record.state in _STILL:
             self._spawn(self._pause_again())
 
     async def _pause_again(self) -> None:
@@ -94,6 +98,8 @@ class Resting:
         self._watch()
         self.channel.go_on(self.others)
         self.others = "keep"
+        if self.guard is not None:
+            self.guard.has_another_guest()
 
     async def leave(self) -> None:
         """Forget a sandbox that sleeps: another daemon will find it. Who waits for its end gets its record as it is."""

@@ -11,21 +11,20 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from tartarus.guest.channel import GuestChannel, GuestExec, GuestProcess, SessionState
+from tartarus.guest.channel import GuestChannel, GuestExec, SessionState
 from tartarus.guest.command_lines import CONTEXT
-from tartarus.guest.contexts import CodeContext, ContextProcess
-from tartarus.guest.parked import HandedOver, Parked, park
+from tartarus.guest.contexts import CodeContext
+from tartarus.guest.parked import Parked
 from tartarus.guest.session import Others
 from tartarus.guest.wasm import command_line
+from tartarus.model.enforcement import Violation
 from tartarus.model.errors import (
-    ContextNotFound,
     GuestFailed,
     InvalidState,
     SandboxNotFound,
     TartarusError,
     Unsupported,
 )
-from tartarus.model.ids import new_id
 from tartarus.model.sandbox import ExecSpec, ExitStatus, Isolation, Reason, SandboxRecord, Stats, Wasm
 from tartarus.model.secrets import directories_of
 from tartarus.model.states import State
@@ -34,15 +33,17 @@ from tartarus.node import sessions
 from tartarus.node.absent import AbsentGuest
 from tartarus.node.admission import Place
 from tartarus.node.commands import MainProcess, Process
+from tartarus.node.contexts import Contexts
+from tartarus.node.detained import Detained
+from tartarus.node.guarding import Guard
 from tartarus.node.networking import Line
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
-from tartarus.node.parking import parking_of
 from tartarus.node.resting import Resting
 from tartarus.node.secrecy import Held
 from tartarus.node.sessions import SandboxSession
 from tartarus.node.stopping import Stopping
-from tartarus.node.termination import Grace, outcome, own_grace_s
+from tartarus.node.termination import Grace, outcome
 from tartarus.runtimes.base import Guest, Places, command_environment
 from tartarus.store.sandboxes import SandboxStore
 
@@ -52,11 +53,11 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("tartarus.node.sandbox")
 _STORE_RETRY_S = 1.0
 _STORE_RETRY_MAX_S = 60.0
-_STARTED = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.HIBERNATED})
+_STARTED = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.HIBERNATED, State.QUARANTINED})
 _STOPPING = frozenset({State.STOPPING})
 
 
-class Sandbox(Resting, Stopping):
+class Sandbox(Detained, Contexts, Resting, Stopping):
     """Made by the node when the guest is running."""
 
     def __init__(
@@ -77,6 +78,8 @@ class Sandbox(Resting, Stopping):
         self.line: Line | None = None
         self.published: Published | None = None
         self.held: Held | None = None
+        self.guard: Guard | None = None
+        self.violation: Violation | None = None
         self._contexts: dict[str, CodeContext] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -145,14 +148,7 @@ class Sandbox(Resting, Stopping):
         self._watch()
         if self.main is not None:
             self._spawn(self._watch_main(self.main))
-        timeout_s = self.record.spec.timeout_s
-        if timeout_s is not None:
-            # By the clock on the wall: it may have been asleep, and its daemon another.
-            left_s = timeout_s - max(0.0, time.time() - (self.record.started_at or time.time()))
-            self._timers.append(self._loop.call_later(max(0.0, left_s), self._past_deadline))
-            grace_s = own_grace_s(self.record.spec, self.template)
-            if grace_s:
-                self._timers.append(self._loop.call_later(max(0.0, left_s - grace_s), self._near_deadline))
+        self.set_deadline()
 
     def _watch(self) -> None:
         self._spawn(self._watch_guest())
@@ -173,6 +169,7 @@ class Sandbox(Resting, Stopping):
 
     async def kill(self, *, signal: int | None = None, reason: Reason = Reason.USER_REQUEST) -> None:
         """End the sandbox, or with `signal` only signal its main command. Ending twice is no error."""
+        self.refuse_if_quarantined()
         if signal is not None:
             if self.main is None:
                 raise InvalidState("this sandbox has no main command to signal", fix="use kill without --signal")
@@ -205,46 +202,6 @@ class Sandbox(Resting, Stopping):
     async def stats(self) -> Stats:
         """Use of resources now."""
         return self.guest.stats()
-
-    async def open_context(self) -> str:
-        """Start a stateful code context and return its id."""
-        self._require(State.RUNNING, "open a code context in")
-        request = self._guest_exec(ExecSpec(argv=(CONTEXT,), stdin=True), once=False)
-        context_id = new_id("ctx")
-        warm_up = self.template.warm_up
-        process: ContextProcess
-        if warm_up is None or warm_up.is_cloned:
-            process = self.channel.exec(request)
-        else:
-            process = await self._cells_of_parked(request)
-        self._contexts[context_id] = CodeContext(
-            process, interrupted_by_host=warm_up is not None and warm_up.kind == "r"
-        )
-        return context_id
-
-    async def _cells_of_parked(self, request: GuestExec) -> HandedOver:
-        """A context in the interpreter that is parked here, or in one that is parked for it now."""
-        taken = None if self._parked is None else self._parked.offer(request, _no_cold_cells)
-        if taken is None:
-            parking = parking_of(self.template, self._places, self.record.isolation)
-            parking = msgspec.structs.replace(parking, env=request.env, cwd=request.cwd, cells=True)
-            taken = (await park(self.channel, parking)).offer(request, _no_cold_cells)
-        if taken is None:
-            raise GuestFailed("the interpreter ended before its first cell")
-        return taken
-
-    def context(self, context_id: str) -> CodeContext:
-        """A context that `open_context` made."""
-        found = self._contexts.get(context_id)
-        if found is None:
-            raise ContextNotFound(f"this sandbox has no code context {context_id!r}")
-        return found
-
-    async def close_context(self, context_id: str) -> None:
-        """End a context and forget its variables."""
-        context = self.context(context_id)
-        del self._contexts[context_id]
-        await context.close()
 
     def _begin(self, request: GuestExec) -> Process:
         """In the interpreter that is parked here, if it can run this; else a process of its own."""
@@ -306,6 +263,10 @@ class Sandbox(Resting, Stopping):
             raise InvalidState(f"can't {doing} a sandbox that is {self.record.state.value}")
 
     def _past_deadline(self) -> None:
+        if self.quarantined:  # its holder decides; the limit counts again when it is let go
+            return
+        if self.guard is not None and self.guard.past_deadline():
+            return
         self._spawn(self.kill(reason=Reason.TIMEOUT))
 
     async def _watch_main(self, main: MainProcess) -> None:
@@ -338,9 +299,15 @@ class Sandbox(Resting, Stopping):
     async def _finish(self) -> None:
         for timer in self._timers:
             timer.cancel()
+        if self.left_behind:
+            self.log.end()
+            self._on_end(self)
+            return
         oom_kills, why = self.guest.stats().oom_kills, getattr(self.guest, "why_ended", "")
         state, changes = outcome(self._ending, self._exit, oom_kills, asked=self._grace is not None, why_lost=why)
         changes["ended_at"] = time.time()
+        if state is State.KILLED and self.violation is not None and self._ending is not Reason.USER_REQUEST:
+            changes["message"] = self.violation.message
         if self._grace is not None and self._grace.forced:
             changes.setdefault("message", "it was still running when its time to end was over")
         if self.held is not None and "message" in changes:
@@ -394,7 +361,3 @@ class Sandbox(Resting, Stopping):
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _no_cold_cells() -> GuestProcess:
-    raise GuestFailed("the interpreter took no cells", fix="open another context")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from tartarus.guest.wasm import PROBE
 from tartarus.images import LayerStore, catalogue
 from tartarus.model.errors import (
-    GuestFailed,
     InvalidState,
     IsolationUnavailable,
     SandboxNotFound,
@@ -21,7 +20,7 @@ from tartarus.model.errors import (
 )
 from tartarus.model.forking import ForkRequest, ForkResult
 from tartarus.model.ids import new_id
-from tartarus.model.sandbox import ExecSpec, Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec, Wasm
+from tartarus.model.sandbox import Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec
 from tartarus.model.secrets import SecretsSection
 from tartarus.model.settings import Settings
 from tartarus.model.states import TERMINAL, State
@@ -32,6 +31,7 @@ from tartarus.node.auditing import EXEMPT, Auditor
 from tartarus.node.checkpoints import Checkpoints
 from tartarus.node.contracting import Contracts
 from tartarus.node.forking import Forker
+from tartarus.node.furies import Furies
 from tartarus.node.hibernation import SleepManager
 from tartarus.node.judging import Afterwards
 from tartarus.node.launching import Launcher
@@ -51,6 +51,7 @@ from tartarus.node.spares import Spare, SparePool, could_serve
 from tartarus.node.starting import as_failure, is_called, preparing
 from tartarus.node.termination import stop_order
 from tartarus.node.terminator import Terminator
+from tartarus.node.trying import prove_level
 from tartarus.policy.contracts import contract_of
 from tartarus.policy.judges import court
 from tartarus.runtimes.base import RootFs
@@ -107,6 +108,11 @@ class Node:
         )  # fmt: skip
         self.checkpoints = Checkpoints(store, self.library.snapshots, self.memory, self.create)
         self.terminator = Terminator(self._live.values, self._end_creations, self.sleeper, self.checkpoints)
+        self.furies = Furies(
+            settings, store, self._metrics, self._levels, self.memory, self._offers,
+            lambda record: self.admission.limits(record.tenant, record.template), self._make, self.audit,
+            self.networking,
+        )  # fmt: skip
         self.library.held = lambda: (sandbox.offer for sandbox in self._live.values())
         self._background: asyncio.Task[None] | None = None
         self._stopping = False
@@ -118,13 +124,14 @@ class Node:
         self._levels.open()
         groups = await reconcile.groups_without_sandboxes(self._levels.hierarchy, set())
         directories = reconcile.directories_without_sandboxes(self._settings.state_dir / "process", set())
-        lost = await reconcile.records_without_guests(self._store, set(), at_start=True)
+        lost = await reconcile.records_without_guests(self._store, set(), at_start=True, lost=self.furies.lost)
         if groups or directories or lost:
             _log.info("cleaned_up", groups=groups, directories=directories, lost=lost)
         await self.networking.open()
         await self.library.open()
         await self.modules.open()
         await self.sleeper.open()
+        await self.furies.open(self._live.values())
         self._background = asyncio.create_task(self._reconcile_forever())
 
     async def stop(self, reason: Reason) -> None:
@@ -134,6 +141,7 @@ class Node:
             self._background.cancel()
         await self._end_creations()
         await self.sleeper.close()
+        await self.furies.let_go()
         most_s = self._settings.stop_grace_s
         await asyncio.gather(
             *(
@@ -142,6 +150,7 @@ class Node:
             ),
             return_exceptions=True,
         )
+        await self.furies.close()
         await self.library.close()
         await self.networking.close()
         await self._spares.close()
@@ -155,6 +164,14 @@ class Node:
 
         When this raises, nothing is left but the record of the failure.
         """
+        try:
+            return await self._make(tenant, spec, source)
+        except Exception as error:
+            if tenant != EXEMPT:
+                self.furies.lamentations.not_started(tenant, spec, error)
+            raise
+
+    async def _make(self, tenant: str, spec: SandboxSpec, source: Source | None = None) -> Sandbox:
         if self._stopping:
             raise InvalidState("the daemon is stopping", fix="try again in a moment")
         self.terminator.check()
@@ -214,6 +231,8 @@ class Node:
                 published.close()
             raise
         sandbox.place, sandbox.published = place, published
+        if place.quarantine:
+            await self.furies.suspected(sandbox, place.quarantine)
         if sandbox.record.state in TERMINAL:
             place.give_back()
             if published is not None:
@@ -248,6 +267,7 @@ class Node:
             raise
         except Exception as error:
             failure = as_failure(error)
+            failure.sandbox_id = record.id
             if record.state is State.STARTING and isinstance(failure, TimeLimit):
                 await self._start_failed(record, str(failure), Reason.TIMEOUT, State.TIMED_OUT)
             elif record.state is State.STARTING:
@@ -308,22 +328,7 @@ class Node:
 
     async def levels(self) -> list[LevelReport]:
         """What each isolation level can do here, proved by starting a guest at it."""
-        return await self._levels.prove(self._prove_level)
-
-    async def _prove_level(self, isolation: Isolation) -> None:
-        spec = SandboxSpec(isolation=isolation, timeout_s=30.0)
-        if isolation is Isolation.WASM:
-            await self._prove_wasm(spec)
-        else:
-            await (await self.create(EXEMPT, spec)).kill()
-
-    async def _prove_wasm(self, spec: SandboxSpec) -> None:
-        """Compile and run a module."""
-        module = await self.modules.compile(EXEMPT, PROBE)
-        spec = msgspec.structs.replace(spec, command=ExecSpec(argv=("probe",)), wasm=Wasm(module=module.digest))
-        ended = await (await self.create(EXEMPT, spec)).wait()
-        if ended.exit_code != 0:
-            raise GuestFailed("a module did not run to its end", why=ended.message or f"it gave {ended.exit_code}")
+        return await self._levels.prove(partial(prove_level, self.create, self.modules.compile))
 
     def log(self, record: SandboxRecord) -> OutputLog:
         """The output log of a sandbox, live or ended."""
@@ -345,6 +350,7 @@ class Node:
 
     def _adopt(self, sandbox: Sandbox) -> None:
         self._live[sandbox.record.id] = sandbox
+        self.furies.adopted(sandbox)
 
     def _ended(self, sandbox: Sandbox) -> None:
         self._live.pop(sandbox.record.id, None)
@@ -356,6 +362,7 @@ class Node:
             self.networking.end(sandbox.line)
         if sandbox.place is not None:
             sandbox.place.give_back()
+        self.furies.ended(sandbox)
         if sandbox.held is not None:
             sandbox.held.close()
         sandbox.count(self._metrics)
@@ -373,7 +380,8 @@ class Node:
         self._pool.relieve()
         self._spares.relieve()
         await self._pool.sweep()
-        await reconcile.records_without_guests(self._store, set(self._live) | self._starting, at_start=False)
+        known = set(self._live) | self._starting
+        await reconcile.records_without_guests(self._store, known, at_start=False, lost=self.furies.lost)
         # The sets are read anew: a sandbox that began during the wait above must not look like a leftover.
         known = set(self._live) | self._starting | self._spares.ids
         await reconcile.groups_without_sandboxes(self._levels.hierarchy, known, prefix="sbx-")
@@ -383,6 +391,7 @@ class Node:
         layers = await asyncio.to_thread(LayerStore, self._settings.cache_dir / "templates")
         await asyncio.to_thread(layers.remove_unused, in_use, _LAYERS_KEPT_S)
         await self.library.sweep()
+        await self.furies.sweep()
         await asyncio.to_thread(self.modules.sweep)
         for path in (self._settings.state_dir / "logs").glob("sbx-*"):
             if path.stat().st_mtime < cutoff and path.name.split(".")[0] not in self._live:

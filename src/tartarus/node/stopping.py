@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ import structlog
 from tartarus.model.errors import TartarusError
 from tartarus.model.sandbox import Reason, SandboxRecord
 from tartarus.model.states import State
-from tartarus.node.termination import Grace, StopOrder, stop_order
+from tartarus.node.termination import Grace, StopOrder, own_grace_s, stop_order
 
 if TYPE_CHECKING:
     from tartarus.model.template import Template
+    from tartarus.node.guarding import Guard
     from tartarus.runtimes.base import Guest
     from tartarus.store.sandboxes import SandboxStore
     from tartarus.telemetry.metrics import Metrics
@@ -29,7 +31,11 @@ class Stopping:
     template: Template
     guest: Guest
     asleep: bool
+    quarantined: bool
     turn: asyncio.Lock
+    _loop: asyncio.AbstractEventLoop
+    _timers: list[asyncio.TimerHandle]
+    guard: Guard | None
     _store: SandboxStore
     _ending: Reason | None
     _grace: Grace | None
@@ -44,6 +50,7 @@ class Stopping:
         A second stop hurries the first, and `kill` cuts it short. `last` runs when its processes have ended, or their
         time has, and its files are still there; it must not raise. Going away does not stop the stop.
         """
+        self.refuse_if_quarantined()
         order = order or stop_order(self.record.spec, self.template)
         if self.asleep:  # there is nobody to ask
             await self.kill(reason=reason)
@@ -80,11 +87,26 @@ class Stopping:
         if self._grace is not None and self.record.reason is not None:
             metrics.terminated(self.record.reason.value, self._grace.took_s, forced=self._grace.forced)
 
+    def set_deadline(self) -> None:
+        """Its time limit counts, from its start on."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        timeout_s = self.record.spec.timeout_s
+        if timeout_s is not None:
+            # By the clock on the wall: it may have been asleep, and its daemon another.
+            left_s = timeout_s - max(0.0, time.time() - (self.record.started_at or time.time()))
+            self._timers.append(self._loop.call_later(max(0.0, left_s), self._past_deadline))
+            grace_s = own_grace_s(self.record.spec, self.template)
+            if grace_s:
+                self._timers.append(self._loop.call_later(max(0.0, left_s - grace_s), self._near_deadline))
+
     def _near_deadline(self) -> None:
         async def stop() -> None:
             await self.stop(reason=Reason.TIMEOUT)
 
-        if self._ending is None and not self.asleep:
+        ends = self.guard is None or self.guard.kills_at_deadline
+        if ends and not self.quarantined and self._ending is None and not self.asleep:
             self._spawn(stop())
 
     async def kill(self, *, signal: int | None = None, reason: Reason = Reason.USER_REQUEST) -> None:
@@ -93,6 +115,12 @@ class Stopping:
     async def wait(self) -> SandboxRecord:
         """The final record, once nothing of the sandbox is left."""
         return await asyncio.shield(self._done)
+
+    def _past_deadline(self) -> None:
+        """Its time limit has passed."""
+
+    def refuse_if_quarantined(self) -> None:
+        """Raise Quarantined while it is held."""
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do that beside, and hold on to it."""

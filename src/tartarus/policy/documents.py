@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from tartarus.model.enforcement import ViolationKind
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import Isolation
 from tartarus.model.structured_yaml import StructReader
@@ -78,6 +79,14 @@ class SecretsPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allowed: tuple[str, ...] | None = None
 
 
+class WindowPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """So many violations of a kind within so long."""
+
+    violation: ViolationKind
+    count: int
+    within: str | float = "1m"
+
+
 class EnforcementPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What happens when a limit is broken."""
 
@@ -85,6 +94,8 @@ class EnforcementPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     on_resource_violation: OnViolation | None = None
     on_network_violation: OnViolation | None = None
     max_output: str | int | None = None
+    max_cpu_time: str | float | None = None
+    quarantine_when: tuple[WindowPolicy, ...] | None = None
 
 
 class PolicyDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,6 +111,14 @@ class PolicyDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enforcement: EnforcementPolicy = EnforcementPolicy()
     secrets: SecretsPolicy = SecretsPolicy()
     isolation: Isolation | None = None
+
+
+class WindowRule(msgspec.Struct, frozen=True):
+    """A `WindowPolicy` in seconds."""
+
+    violation: ViolationKind
+    count: int
+    within_s: float
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -121,9 +140,11 @@ class Limits(msgspec.Struct, frozen=True):
     floor: Isolation = Isolation.AUTO
     network: NetworkPolicy = NetworkPolicy()
     on_timeout: OnViolation = OnViolation.KILL
-    on_resources: OnViolation = OnViolation.KILL
+    on_resources: OnViolation = OnViolation.WARN
     on_network: OnViolation = OnViolation.WARN
     output_bytes: int | None = None
+    cpu_time_s: float | None = None
+    quarantine_when: tuple[WindowRule, ...] = ()
     documents: tuple[str, ...] = ()
 
 
@@ -164,6 +185,11 @@ def _values(document: PolicyDocument) -> Iterable[tuple[str, Any, Callable[[Any]
         yield "network.max_connections", network.max_connections, _above_zero
     if enforcement.max_output is not None:
         yield "enforcement.max_output", enforcement.max_output, parse_size
+    if enforcement.max_cpu_time is not None:
+        yield "enforcement.max_cpu_time", enforcement.max_cpu_time, parse_duration
+    for index, window in enumerate(enforcement.quarantine_when or ()):
+        yield f"enforcement.quarantine_when[{index}].count", window.count, _above_zero
+        yield f"enforcement.quarantine_when[{index}].within", window.within, parse_duration
     for index, template in enumerate(document.templates):
         if template.default_timeout is not None:
             yield f"templates[{index}].default_timeout", template.default_timeout, parse_duration
@@ -217,6 +243,8 @@ def limits_of(documents: Iterable[PolicyDocument], tenant: str, template: str) -
         _put(found, "on_resources", enforcement.on_resource_violation)
         _put(found, "on_network", enforcement.on_network_violation)
         _put(found, "output_bytes", enforcement.max_output, parse_size)
+        _put(found, "cpu_time_s", enforcement.max_cpu_time, parse_duration)
+        _put(found, "quarantine_when", enforcement.quarantine_when, _windows)
         network |= {
             name: value for name, value in msgspec.structs.asdict(document.network).items() if value is not None
         }
@@ -229,6 +257,10 @@ def limits_of(documents: Iterable[PolicyDocument], tenant: str, template: str) -
                 _raise_floor(found, part.isolation)
                 _shrink(found, "callers", part.allowed_callers)
     return Limits(**found, network=NetworkPolicy(**network), documents=tuple(document.id for document in applying))
+
+
+def _windows(written: tuple[WindowPolicy, ...]) -> tuple[WindowRule, ...]:
+    return tuple(WindowRule(each.violation, each.count, parse_duration(each.within)) for each in written)
 
 
 _ORDER = (Isolation.AUTO, Isolation.PROCESS, Isolation.CONTAINER, Isolation.GVISOR, Isolation.MICROVM)

@@ -11,6 +11,7 @@ import msgspec
 from tartarus.guest.channel import GuestChannel, SessionState
 from tartarus.model.sandbox import Isolation, Mount, Resources, Stats
 from tartarus.model.template import Template
+from tartarus.runtimes.cgroups.ports import Cgroup
 
 GUEST_PREFIX = "/opt/tartarus"
 """Where a template keeps its runner and virtual environment, in its own root file system."""
@@ -121,6 +122,11 @@ class Guest(Protocol):
     @property
     def pidfd(self) -> int:
         """Its first process, as a descriptor that stays the guest's own; -1 when that process is gone."""
+        ...
+
+    @property
+    def group(self) -> Cgroup | None:
+        """The control group that it runs in; None where it has none, or none any more."""
         ...
 
     async def ready(self) -> None:

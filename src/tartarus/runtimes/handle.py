@@ -66,6 +66,11 @@ class HostGuest(UnsavableGuest):
         """Its first process; -1 when that is gone."""
         return self._pidfd
 
+    @property
+    def group(self) -> Cgroup | None:
+        """Its cgroup."""
+        return self._cgroup
+
     async def ready(self) -> None:
         """Wait until its agent serves. Raises GuestFailed or NoSpace naming the step that failed."""
         try:
@@ -184,7 +189,10 @@ class HostGuest(UnsavableGuest):
             self._stopped.kill()
         try:
             oom_kills = 0 if self._cgroup is None else self._cgroup.oom_kills()
-            self._final_stats = Stats(memory_limit_bytes=self._resources.memory_bytes, oom_kills=oom_kills)
+            refused = 0 if self._cgroup is None else self._cgroup.refused_forks()
+            self._final_stats = Stats(
+                memory_limit_bytes=self._resources.memory_bytes, oom_kills=oom_kills, refused_forks=refused
+            )
             if self._cgroup is not None:
                 await self._remove(self._cgroup)
         finally:

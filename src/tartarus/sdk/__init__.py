@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from tartarus.sdk.async_client import AsyncClient
     from tartarus.sdk.async_contexts import AsyncCodeContext
     from tartarus.sdk.async_files import AsyncFiles
+    from tartarus.sdk.async_lamentations import AsyncLamentations
     from tartarus.sdk.async_policies import AsyncPolicies
     from tartarus.sdk.async_process import AsyncProcess
+    from tartarus.sdk.async_quarantine import AsyncQuarantine
     from tartarus.sdk.async_sandbox import AsyncSandbox
     from tartarus.sdk.async_secrets import AsyncSecrets
     from tartarus.sdk.async_snapshots import AsyncSnapshot
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
     from tartarus.sdk.contexts import CodeContext
     from tartarus.sdk.files import Files
     from tartarus.sdk.forks import Forks
+    from tartarus.sdk.lamentations import Lamentations
     from tartarus.sdk.policies import Policies
     from tartarus.sdk.process import Process
+    from tartarus.sdk.quarantine import Quarantine
     from tartarus.sdk.results import (
         CellError,
         CellResult,
@@ -49,8 +53,10 @@ __all__ = [
     "AsyncClient",
     "AsyncCodeContext",
     "AsyncFiles",
+    "AsyncLamentations",
     "AsyncPolicies",
     "AsyncProcess",
+    "AsyncQuarantine",
     "AsyncSandbox",
     "AsyncSecrets",
     "AsyncSnapshot",
@@ -67,11 +73,13 @@ __all__ = [
     "CommandTimedOut",
     "Files",
     "Forks",
+    "Lamentations",
     "LevelReport",
     "LogEntry",
     "OutputChunk",
     "Policies",
     "Process",
+    "Quarantine",
     "Sandbox",
     "Secrets",
     "Snapshot",
@@ -84,19 +92,23 @@ _MODULES = {
     "AsyncClient": "async_client",
     "AsyncCodeContext": "async_contexts",
     "AsyncFiles": "async_files",
+    "AsyncLamentations": "async_lamentations",
     "AsyncProcess": "async_process",
     "AsyncPolicies": "async_policies",
     "AsyncSecrets": "async_secrets",
+    "AsyncQuarantine": "async_quarantine",
     "AsyncSandbox": "async_sandbox",
     "AsyncSnapshot": "async_snapshots",
     "AsyncTemplate": "async_templates",
     "Client": "client",
     "CodeContext": "contexts",
     "Files": "files",
+    "Lamentations": "lamentations",
     "Policies": "policies",
     "Secrets": "secrets",
     "Forks": "forks",
     "Process": "process",
+    "Quarantine": "quarantine",
     "Sandbox": "sandbox",
     "Snapshot": "snapshots",
     "Template": "templates",

@@ -16,6 +16,7 @@ from tartarus.model.sandbox import SandboxRecord
 from tartarus.model.states import TERMINAL, State, check_transition
 from tartarus.store import queries
 from tartarus.store.database import migrate, open_engine, storage_error
+from tartarus.store.lamentations import LamentationStore
 from tartarus.store.policies import PolicyStore
 from tartarus.store.snapshots import SnapshotStore
 from tartarus.store.templates import TemplateStore
@@ -47,6 +48,7 @@ class SandboxStore:
         self.templates = TemplateStore(self._writer, self._reader)
         self.snapshots = SnapshotStore(self._writer, self._reader)
         self.policies = PolicyStore(self._writer, self._reader)
+        self.lamentations = LamentationStore(self._writer, self._reader)
 
     @classmethod
     async def open(cls, path: Path) -> SandboxStore:

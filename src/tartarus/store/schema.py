@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 
 # The newest revision in `migrations/versions`; a test holds the two together. Bump it with each migration.
-SCHEMA_VERSION = "0004"
+SCHEMA_VERSION = "0005"
 
 metadata = MetaData()
 
@@ -111,6 +111,25 @@ policy_versions = Table(
     Column("deleted", Boolean(create_constraint=False), nullable=False),
 )
 
+lamentations = Table(
+    "lamentations",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("sandbox_id", String(32), nullable=False),
+    Column("template", String(128), nullable=False),
+    Column("timestamp", Float, nullable=False),
+    Column("category", String(32), nullable=False),
+    Column("fault", String(16), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("stack_trace", Text, nullable=False),
+    Column("metadata", LargeBinary, nullable=False),
+    Column("dead_letter", Boolean(create_constraint=False), nullable=False),
+    Column("retried_as", String(32), nullable=False),
+    # JSON: what was asked for, of those that never ran.
+    Column("spec", LargeBinary),
+)
+
 # Alive is "has not ended": the store sets `ended_at` in the same statement as the terminal state.
 _ALIVE = text("ended_at IS NULL")
 _NAMED_ALIVE = text("name <> '' AND ended_at IS NULL")
@@ -133,3 +152,5 @@ Index("ix_sandbox_labels_pair", sandbox_labels.c.key, sandbox_labels.c.value)
 Index("ix_templates_name", templates.c.tenant, templates.c.name, unique=True)
 Index("ix_snapshots_name", snapshots.c.tenant, snapshots.c.name, unique=True, sqlite_where=text("name <> ''"))
 Index("ix_snapshots_listing", snapshots.c.tenant, snapshots.c.created_at, snapshots.c.id)
+Index("ix_lamentations_listing", lamentations.c.tenant, lamentations.c.timestamp, lamentations.c.id)
+Index("ix_lamentations_age", lamentations.c.timestamp)

@@ -16,6 +16,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")
 _LAUNCH_BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 
 _SLEEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0)
+_FREEZE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _GRACE_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 _DNS_REFUSALS = frozenset({"dns_refused", "dns_private", "dns_rebinding", "dns_malformed", "dns_busy", "dns_full"})
 
@@ -107,7 +108,6 @@ class Metrics:
             registry=self.registry,
             buckets=_GRACE_BUCKETS,
         )
-
         self._contracts = Gauge(
             "tartarus_styx_contracts_active", "Sandboxes that have a network, each held to its contract", ("node",),
             registry=self.registry,
@@ -120,6 +120,44 @@ class Metrics:
             "tartarus_styx_bytes_transferred_total", "Bytes that sandboxes sent and received", ("direction",),
             registry=self.registry,
         )  # fmt: skip
+        self._lamentations = Counter(
+            "tartarus_cocytus_lamentations_total", "Runs that failed or never began", ("category",),
+            registry=self.registry,
+        )  # fmt: skip
+
+        self._violations = Counter(
+            "tartarus_erinyes_violations_total", "Limits broken, by who saw it and what was done",
+            ("fury", "kind", "action"), registry=self.registry,
+        )  # fmt: skip
+        self._quarantined = Gauge(
+            "tartarus_typhon_quarantined_count", "Sandboxes that are held in quarantine", ("node",),
+            registry=self.registry,
+        )  # fmt: skip
+        self._quarantines = Counter(
+            "tartarus_typhon_quarantines_total", "Sandboxes that were quarantined", ("reason",), registry=self.registry
+        )
+        self._freeze = Histogram(
+            "tartarus_typhon_freeze_duration_seconds", "From the decision to nothing of the sandbox running", ("node",),
+            registry=self.registry, buckets=_FREEZE_BUCKETS,
+        )  # fmt: skip
+
+    def violated(self, fury: str, kind: str, action: str, count: int) -> None:
+        """A limit was broken, so many times."""
+        self._violations.labels(fury, kind, action).inc(count)
+
+    def quarantined(self, reason: str, freeze_s: float | None) -> None:
+        """A sandbox was quarantined, and frozen in so many seconds; None when it could not be, and was ended."""
+        self._quarantines.labels(reason).inc()
+        if freeze_s is not None:
+            self._freeze.labels(self._node).observe(freeze_s)
+
+    def in_quarantine(self, count: int) -> None:
+        """So many sandboxes are held."""
+        self._quarantined.labels(self._node).set(count)
+
+    def lamented(self, category: str) -> None:
+        """A run failed, or never began."""
+        self._lamentations.labels(category).inc()
 
     def contracts_active(self, count: int) -> None:
         """So many sandboxes have a network now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from tartarus.model.sandbox import Resources, Stats
+from tartarus.runtimes.cgroups.alarms import Alarms
 
 
 class Cgroup(Protocol):
@@ -41,6 +42,14 @@ class Cgroup(Protocol):
 
     def oom_kills(self) -> int:
         """How many processes the memory limit killed."""
+        ...
+
+    def refused_forks(self) -> int:
+        """How many new processes the task limit refused."""
+        ...
+
+    def alarms(self) -> Alarms:
+        """What tells of the limits above. OSError when the group is gone."""
         ...
 
     def pids(self) -> list[int]:

@@ -9,6 +9,7 @@ import time
 
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
 from tartarus.model.sandbox import Resources, Stats
+from tartarus.runtimes.cgroups.alarms import Alarms, v1_alarms
 from tartarus.runtimes.cgroups.files import (
     HELPER_MEMORY_BYTES,
     ROOT,
@@ -101,11 +102,20 @@ class V1Cgroup:
             cpu_usec=number_in(read_text(f"{self._paths.get('cpuacct', '')}/cpuacct.usage")) // 1000,
             pids=number_in(read_text(f"{self._paths.get('pids', '')}/pids.current")),
             oom_kills=self.oom_kills(),
+            refused_forks=self.refused_forks(),
         )
 
     def oom_kills(self) -> int:
         """How many processes the memory limit killed."""
         return field_in(read_text(f"{self._paths.get('memory', '')}/memory.oom_control"), "oom_kill")
+
+    def refused_forks(self) -> int:
+        """How many new processes the task limit refused."""
+        return field_in(read_text(f"{self._paths.get('pids', '')}/pids.events"), "max")
+
+    def alarms(self) -> Alarms:
+        """What tells of these."""
+        return v1_alarms(self._paths.get("memory"), self._paths.get("pids"))
 
     def pids(self) -> list[int]:
         """The processes in it."""

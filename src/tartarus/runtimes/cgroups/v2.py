@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
 from tartarus.model.sandbox import Resources, Stats
+from tartarus.runtimes.cgroups.alarms import Alarms, v2_alarms
 from tartarus.runtimes.cgroups.files import (
     CPU_PERIOD_USEC,
     HELPER_MEMORY_BYTES,
@@ -77,11 +78,20 @@ class V2Cgroup:
             cpu_usec=field_in(read_text(f"{self._path}/cpu.stat"), "usage_usec"),
             pids=number_in(read_text(f"{self._path}/pids.current")),
             oom_kills=self.oom_kills(),
+            refused_forks=self.refused_forks(),
         )
 
     def oom_kills(self) -> int:
         """How many processes the memory limit killed."""
         return field_in(read_text(f"{self._path}/memory.events"), "oom_kill")
+
+    def refused_forks(self) -> int:
+        """How many new processes the task limit refused."""
+        return field_in(read_text(f"{self._path}/pids.events"), "max")
+
+    def alarms(self) -> Alarms:
+        """What tells of these."""
+        return v2_alarms(self._path, self._available)
 
     def pids(self) -> list[int]:
         """The processes in it."""

@@ -143,6 +143,11 @@ class MachineGuest:
             await self.channel.freeze(False)
         self._paused = self._frozen = False
 
+    @property
+    def group(self) -> Cgroup | None:
+        """Its monitor's cgroup: what its programs reach inside is the machine's own."""
+        return self._cgroup
+
     def limit(self, resources: Resources) -> None:
         """Change its cgroup's limits and those of its programs; its machine's memory and processors stay."""
         if self._cgroup is not None:

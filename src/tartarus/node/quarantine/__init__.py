@@ -1,0 +1,1 @@
+"""Quarantine (Typhon): a sandbox that is frozen, cut off and kept as evidence, until its daemon's owner decides."""
