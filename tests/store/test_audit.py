@@ -507,3 +507,26 @@ async def test_found_by_what_they_are_the_newest_first(tmp_path: Path, monkeypat
     monkeypatch.setattr(reading, "_MOST_LOOKED_AT", 10)
     page = reading.find(tmp_path, AuditQuery(target="sbx-3"))
     assert (page.entries, page.next_before) == ((), 30)
+
+
+async def test_it_is_read_and_verified_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "SEGMENT_BYTES", 20_000)
+    monkeypatch.setattr(log_module, "CHECKPOINT_ENTRIES", 50)
+    log = await AuditLog.open(tmp_path, "tartarus.test/log", retention=Retention(size_bytes=20_000))
+    await log.append(entry(), durable=True)
+    done = threading.Event()
+    findings: list[object] = []
+
+    def look() -> None:
+        while not done.is_set():
+            findings.extend(reading.verify(tmp_path).findings)
+            assert reading.find(tmp_path, AuditQuery()).entries
+
+    looking = asyncio.create_task(asyncio.to_thread(look))
+    for number in range(1500):
+        await log.append(entry(number), durable=not number % 20)
+    done.set()
+    await looking
+    await log.close()
+    assert findings == []
+    assert reading.verify(tmp_path).first > 0

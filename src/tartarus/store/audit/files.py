@@ -40,6 +40,8 @@ def lines_of(segment: Path, *, torn: bool = False) -> Iterator[bytes]:
 
     Raises ValueError for a line that is too long or has no end, zstandard.ZstdError and OSError.
     """
+    if segment.suffix != ".zst" and not segment.exists():
+        segment = segment.with_name(f"{segment.name}.zst")  # it was packed meanwhile
     with segment.open("rb") as raw:
         stream = zstandard.ZstdDecompressor().stream_reader(raw) if segment.suffix == ".zst" else raw
         with io.BufferedReader(stream) as file:

@@ -17,6 +17,7 @@ from tartarus.store.audit.recovery import check_place
 from tartarus.store.audit.writing import RETENTION
 
 _MOST_LOOKED_AT = 100_000
+_TRIES = 3
 _UNREADABLE = (ValueError, OSError, msgspec.MsgspecError, zstandard.ZstdError)
 
 
@@ -124,10 +125,14 @@ def verify(root: Path, witnessed: Sequence[bytes] = (), verifier_text: str = "")
     """
     text = verifier_text or _key(root)
     verifier = Verifier(text)
-    # Hashes and checkpoints are read before the entries: whoever writes meanwhile writes entries first.
-    with files.Leaves(root / "log" / "leaves") as leaves:
-        run = _Verification(root / "log", leaves, verifier, witnessed)
-        run.run()
+    for _ in range(_TRIES):
+        before = _state(root / "log")
+        # Hashes and checkpoints are read before the entries: whoever writes meanwhile writes entries first.
+        with files.Leaves(root / "log" / "leaves") as leaves:
+            run = _Verification(root / "log", leaves, verifier, witnessed)
+            run.run()
+        if not run.findings or _state(root / "log") == before:
+            break  # else segments were packed or let go meanwhile: what was not found may be no loss
     return AuditVerification(run.first, run.size, run.signed, text.strip(), tuple(run.findings))
 
 
@@ -209,6 +214,11 @@ def witnessed(path: Path) -> list[bytes]:
     """The checkpoints that a file's witness kept. Raises OSError."""
     path.stat()
     return files.notes_of(path)[0]
+
+
+def _state(log: Path) -> tuple[list[Path], int]:
+    checkpoints = log / "checkpoints"
+    return files.segments(log), checkpoints.stat().st_size if checkpoints.exists() else 0
 
 
 def _key(root: Path) -> str:
