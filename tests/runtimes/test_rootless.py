@@ -253,3 +253,24 @@ def test_a_module_runs(tartarus: Rootless) -> None:
     for _ in range(2):
         done = tartarus("run", "./hello.wasm")
         assert (done.returncode, done.stdout, done.stderr) == (7, "hello\n", "")
+
+
+def test_a_users_own_secret_reaches_a_container(tartarus: Rootless) -> None:
+    configuration = tartarus.home / ".config" / "tartarus" / "config.yaml"
+    configuration.parent.mkdir(parents=True)
+    values = tartarus.home / "secrets.env"
+    values.write_text("TOKEN=v4lue\n")
+    configuration.write_text(
+        f"secrets:\n  providers:\n    - {{name: env, kind: env-file, options: {{path: {values}}}}}\n"
+        '  allow:\n    - {name: token, ref: "env:TOKEN"}\n'
+    )
+    for path in (values, configuration):
+        path.chmod(0o600)
+    for path in (*configuration.parents[:2], configuration, values):
+        os.chown(path, NOBODY, NOBODY)
+    tartarus("down")
+    script = "cat /run/secrets/token; stat -f -c %T /run/secrets; stat -c %a /run/secrets/token"
+    done = tartarus("run", "--isolation", "container", "--secret", "token", "--", "sh", "-c", script)
+    configuration.unlink()
+    tartarus("down")
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["v4luetmpfs", "400"], "")
