@@ -13,6 +13,9 @@ from tests.network import topology
 from tests.network.servers import NAME_SERVER, wait_until
 from tests.network.topology import HOST, METADATA, NEIGHBOUR, PRIVATE, PUBLIC, World, joined, off
 
+from tartarus.model.contract import Contract
+from tartarus.model.errors import RequestRejected
+
 pytestmark = pytest.mark.needs("root", "nft", "ip", "cgroups", "system-python")
 
 # One line for each attempt: its name, and what came of it.
@@ -121,6 +124,11 @@ def test_a_contract_holds_from_the_first_instruction_to_the_last(tmp_path: Path,
         assert answers["public.example"] == HOST, done.stderr
         assert {answers[closed] for closed in (*PRIVATE, METADATA[0], NEIGHBOUR, "host")} == {"No route to host"}
         assert sandbox.network().counters["opened"] == 1
+        with pytest.raises(RequestRejected, match="private addresses"):
+            sandbox.swear(Contract(allowed_cidrs=("10.0.0.0/8",), deny_private=False))
+        assert sandbox.swear(Contract(allowed_cidrs=("192.0.2.0/24",))).contract is not None
+        done = sandbox.run(["python3", "-c", f"ADDRESSES, HOST = {[PUBLIC]!r}, {HOST!r}\n{ATTEMPTS}"])
+        assert f"{PUBLIC}: No route to host" in done.stdout
         assert sum(b"allowed" in packet for packet in spy.seen) == heard
         assert not spy.saw(b"forbidden")
         assert not spy.saw(b"inner")
