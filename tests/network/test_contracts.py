@@ -11,6 +11,9 @@ import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 
+import dns.message
+import dns.query
+import dns.rrset
 import pytest
 from tests.network.servers import NAME_SERVER, wait_until
 from tests.network.topology import HOST, METADATA, NEIGHBOUR, PORT, PRIVATE, PUBLIC, Guest, World, off
@@ -42,9 +45,6 @@ async def held(pool: SlotPool, guest: Guest, contract: Compiled):
 
 def lookup(guest: Guest, name: str) -> list[str]:
     """Ask the slot's own name server."""
-    import dns.message
-    import dns.query
-
     assert guest.slot is not None
     gateway = str(guest.slot.gateway)
     answer = guest.run(lambda: dns.query.udp(dns.message.make_query(name, "A"), gateway, timeout=5))
@@ -400,3 +400,34 @@ def test_many_contracts_don_t_mix(world: World) -> None:
             assert all(isinstance(slot.address, IPv4Address) for slot in slots)
 
     world.run(scenario)
+
+
+def test_a_number_that_comes_back_opens_nothing_of_its_last_contract(world: World) -> None:
+    """One slot, many guests: what a domain opened to the first, for an hour, is closed to the sixteenth."""
+    world.names.answers["public.example"] = _for_an_hour
+    first = world.guest()
+
+    async def scenario() -> None:
+        pool = world.pool(slots=1)
+        try:
+            first.slot = await pool.take(allowing("public.example:80", "public.example:81", f"{PUBLIC}:80"))
+            await pool.attach(first.slot, first.namespace)
+            assert await off(lambda: lookup(first, "public.example")) == [PUBLIC]
+            assert await off(lambda: first.ask(PUBLIC)) == HOST
+            await pool.give_back(first.slot)
+            for _ in range(14):
+                await pool.give_back(await pool.take(allowing("0.0.0.0/0")))
+            last = world.guest()
+            last.slot = await pool.take(allowing("192.0.2.0/24"))
+            await pool.attach(last.slot, last.namespace)
+            for port in (80, 81):
+                assert await says(last, PUBLIC, port) == REFUSED
+        finally:
+            await pool.close()
+
+    world.run(scenario)
+
+
+def _for_an_hour(query: dns.message.Message, response: dns.message.Message) -> dns.message.Message:
+    response.answer = [dns.rrset.from_text(query.question[0].name, 3600, "IN", "A", PUBLIC)]
+    return response

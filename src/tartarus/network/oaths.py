@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
 from typing import NamedTuple
@@ -66,7 +67,13 @@ class Oaths:
 
     def __init__(self) -> None:
         self._netlink = NetlinkSocket(NETLINK_NETFILTER)
-        self._generations: dict[int, int] = {}
+        self._counts: dict[int, int] = {}
+        self._since: dict[int, int] = {}
+        # Members of contracts that are void. Taking them out of a long set of ranges takes the kernel 10 ms.
+        self._void: dict[int, dict[str, list[bytes]]] = {}
+        # What was opened under each number that holds: it must be gone before another contract has that number.
+        self._answers: dict[int, set[tuple[str, bytes]]] = {}
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close it; safe to repeat."""
@@ -74,12 +81,16 @@ class Oaths:
 
     def next_mark(self, slot: int) -> tuple[int, bool]:
         """The number of the slot's next contract, and whether connections of its 15th last may still have it."""
-        count = self._generations[slot] = self._generations.get(slot, 0) + 1
-        return _palindrome(slot * _PER_SLOT + (count - 1) % _GENERATIONS + 1), count > _GENERATIONS
+        count = self._counts[slot] = self._counts.get(slot, 0) % _GENERATIONS + 1
+        since = self._since[slot] = self._since.get(slot, 0) + 1
+        mark = _palindrome(slot * _PER_SLOT + count)
+        if mark in self._void:
+            self.sweep()
+        return mark, since > _GENERATIONS
 
     def forgotten(self, slot: int) -> None:
         """The slot has no connections any more."""
-        self._generations.pop(slot, None)
+        self._since.pop(slot, None)
 
     def swear(
         self, mark: int, slot_link: str, address: IPv4Address, contract: Compiled, old: Oath | None = None,
@@ -87,12 +98,14 @@ class Oaths:
     ) -> Oath:  # fmt: skip
         """From one moment on the slot's packets pass by this contract and by no other. Raises OSError.
 
-        `old`: the one that held before. Its members go afterwards, when nothing asks for them any more. `answers`:
-        addresses of domains, opened from the same moment on.
+        `old`: the one that held before. Nothing asks for its members any more; they go with the next `sweep`.
+        `answers`: addresses of domains, opened from the same moment on.
         """
         members = dict(_members(mark, contract))
         link = slot_link.encode().ljust(_NAME_BYTES, b"\0")
         number = struct.pack("=I", mark)
+        with self._lock:
+            self._answers[mark] = set()
         try:
             self._netlink.transact(*_change(_NEW, members.items()))
             for one in answers:
@@ -106,10 +119,11 @@ class Oaths:
                                      ("sworn_to", [_element(address.packed, data=number)])])  # fmt: skip
             self._netlink.transact(*switch)
         except OSError:
-            self._remove(members)
+            self._end(Oath(mark, members))
+            self.sweep()
             raise
         if old is not None:
-            self._remove(old.members)
+            self._end(old)
         return Oath(mark, members)
 
     def release(self, slot_link: str, address: IPv4Address, oath: Oath) -> None:
@@ -119,7 +133,22 @@ class Oaths:
             ("sworn", [_element(link)]), ("sworn_to", [_element(address.packed)]),
             ("live", [_element(struct.pack("=I", oath.mark))]),
         ]))  # fmt: skip
-        self._remove(oath.members)
+        self._end(oath)
+
+    def _end(self, oath: Oath) -> None:
+        with self._lock:
+            members = {name: list(elements) for name, elements in oath.members.items()}
+            for name, key in self._answers.pop(oath.mark, ()):
+                members.setdefault(name, []).append(_element(key))
+            self._void[oath.mark] = members
+
+    def sweep(self) -> None:
+        """Take out what was of contracts that are void. Raises OSError."""
+        with self._lock:
+            while self._void:
+                mark = next(iter(self._void))
+                self._remove(self._void[mark])
+                del self._void[mark]
 
     def answer(self, mark: int, addresses: Iterable[IPv4Address], ports: frozenset[int] | None, ttl_s: float) -> None:
         """Open addresses to the contract for so many seconds from now, and longer where they were already.
@@ -129,11 +158,19 @@ class Oaths:
         for address in addresses:
             number = struct.pack("=I", mark)
             if ports is None:
-                self._open("answers_any", _answer(number, int(address), None), ttl_s)
+                self._open(mark, "answers_any", _answer(number, int(address), None), ttl_s)
             for port in sorted(ports or ()):
-                self._open("answers", _answer(number, int(address), port), ttl_s)
+                self._open(mark, "answers", _answer(number, int(address), port), ttl_s)
 
-    def _open(self, name: str, key: bytes, ttl_s: float) -> None:
+    def _open(self, mark: int, name: str, key: bytes, ttl_s: float) -> None:
+        with self._lock:
+            opened = self._answers.get(mark)
+            if opened is None:
+                return  # another contract holds by now
+            opened.add((name, key))
+            self._put(name, key, ttl_s)
+
+    def _put(self, name: str, key: bytes, ttl_s: float) -> None:
         timeout = attribute(_TIMEOUT, struct.pack(">Q", max(1000, int(ttl_s * 1000))))
         fresh = list(_change(_NEW, [(name, [_element(key, extra=timeout)])]))
         old = list(_change(_DELETE, [(name, [_element(key)])]))
@@ -145,10 +182,21 @@ class Oaths:
             self._netlink.transact(*fresh)
 
     def _remove(self, members: dict[str, list[bytes]]) -> None:
+        for name, elements in members.items():
+            try:
+                self._netlink.transact(*_change(_DELETE, [(name, elements)]))
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                # Some have gone by themselves, as answers do; the others must go, too.
+                for element in elements:
+                    self._remove_one(name, element)
+
+    def _remove_one(self, name: str, element: bytes) -> None:
         try:
-            self._netlink.transact(*_change(_DELETE, members.items()))
+            self._netlink.transact(*_change(_DELETE, [(name, [element])]))
         except OSError as error:
-            if error.errno != errno.ENOENT:  # they were never put there
+            if error.errno != errno.ENOENT:
                 raise
 
 

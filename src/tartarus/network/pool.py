@@ -25,7 +25,7 @@ from tartarus.network.resolver import Asker, Resolver, host_name_servers
 from tartarus.network.router import Router, slot_address
 from tartarus.network.settings import NetworkSettings
 from tartarus.network.threads import finish, in_thread
-from tartarus.network.tracking import Counted
+from tartarus.network.tracking import Counted, of_slot, traffic_of
 
 _log = structlog.get_logger("tartarus.network")
 # rtnetlink groups: links, IPv4 addresses and routes, and whether links forward; nftables: every change of rules.
@@ -33,6 +33,7 @@ _ROUTE_GROUPS = (1, 5, 7, 24)
 _FILTER_GROUPS = (7,)
 # Changes come in bursts (a link comes up, gets its address, its routes): after a look at once, the next one waits.
 _SETTLE_S = 0.1
+_SWEEP_AFTER_S = 0.3
 _EXHAUSTED = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE, errno.ENOSPC})
 # Somebody else's change may be under way, or the host out of memory for a moment; the router's rules stand meanwhile.
 _TRIES = 3
@@ -85,6 +86,7 @@ class SlotPool:
         self._failure = ""
         self._opening = asyncio.Lock()
         self._dirty = asyncio.Event()
+        self._sweeping: asyncio.Task[None] | None = None
 
     @staticmethod
     def unavailable() -> str:
@@ -194,6 +196,18 @@ class SlotPool:
                     asker.replace(slot.contract)
                 raise _not_sworn(error) from error
             slot.contract = contract
+            self._sweep_soon(router)
+
+    def _sweep_soon(self, router: Router) -> None:
+        async def sweep() -> None:
+            await asyncio.sleep(_SWEEP_AFTER_S)
+            try:
+                await in_thread(router.sweep)
+            except OSError as error:
+                _log.warning("network_not_swept", error=str(error))
+
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.create_task(sweep())
 
     def _swear(self, router: Router, slot: Slot, contract: Compiled, answers: list[Answer]) -> None:
         # The wall behind the router opens before it, and closes after it.
@@ -257,10 +271,11 @@ class SlotPool:
             if self._router is not None:
                 router = self._router
                 traffic, counted = await in_thread(lambda: self._end(router, slot))
-                total = _of_slot(slot.number, counted)
-                found |= self._since_taken(slot.number, total) | _traffic(traffic)
+                total = of_slot(slot.number, counted)
+                found |= self._since_taken(slot.number, total) | traffic_of(traffic)
                 self._before[slot.number] = total
                 self._free.append(slot.number)
+                self._sweep_soon(router)
             self._taken.pop(slot.number, None)
             slot.final = found
             return found
@@ -276,14 +291,14 @@ class SlotPool:
         if self._router is None:
             return {}
         counted = self._router.counted()
-        return {number: self._since_taken(number, _of_slot(number, counted)) for number in list(self._taken)}
+        return {number: self._since_taken(number, of_slot(number, counted)) for number in list(self._taken)}
 
     def counters(self, slot: Slot) -> dict[str, int]:
         """What a slot did since it was taken, with the names of `give_back`."""
         if slot.given_back or self._router is None or self._resolver is None:
             return slot.final
-        found = self._since_taken(slot.number, _of_slot(slot.number, self._router.counted()))
-        return found | _traffic(self._router.traffic(slot.number)) | self._resolver.counted(slot.address)
+        found = self._since_taken(slot.number, of_slot(slot.number, self._router.counted()))
+        return found | traffic_of(self._router.traffic(slot.number)) | self._resolver.counted(slot.address)
 
     async def close(self) -> None:
         """Cut every slot and put the host back as it was; safe to repeat."""
@@ -291,6 +306,10 @@ class SlotPool:
             await self._close()
 
     async def _close(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
+            self._sweeping = None
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
@@ -374,19 +393,3 @@ class SlotPool:
 def _not_sworn(error: OSError) -> TartarusError:
     failed = NoSpace if error.errno in _EXHAUSTED else TartarusError
     return failed("the network contract can't be put in force", why=str(error))
-
-
-def _of_slot(number: int, counted: Counted) -> dict[str, int]:
-    link = rules.slot_link(number)
-    found = {f"refused_{reason}": packets for (name, reason), packets in counted.refused.items() if name == link}
-    return found | {"opened": counted.opened.get(link, 0)}
-
-
-def _traffic(traffic: Traffic | None) -> dict[str, int]:
-    """Named from the sandbox's side of the link, which is the other one."""
-    if traffic is None:
-        return {}
-    return {
-        "sent_packets": traffic.received_packets, "sent_bytes": traffic.received_bytes,
-        "received_packets": traffic.sent_packets, "received_bytes": traffic.sent_bytes,
-    }  # fmt: skip

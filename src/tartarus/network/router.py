@@ -134,6 +134,10 @@ class Router:
         if oath is not None:
             self._oaths.release(rules.slot_link(number), slot_address(self.network, number), oath)
 
+    def sweep(self) -> None:
+        """Take out of the sets what was of contracts that are void. Raises OSError."""
+        self._oaths.sweep()
+
     def attach(self, number: int, guest: int, mtu: int) -> None:
         """Give the network namespace of `guest` (a pidfd, or the namespace's open file) the slot's link and address.
 

@@ -6,8 +6,9 @@ import socket
 import struct
 from typing import NamedTuple
 
+from tartarus.network.links import Traffic
 from tartarus.network.netlink import NETLINK_NETFILTER, NetlinkSocket, Request, attribute, attributes, text
-from tartarus.network.rules import OPENED_SET, REASONS, REFUSED_SET, ROUTER_TABLE
+from tartarus.network.rules import OPENED_SET, REASONS, REFUSED_SET, ROUTER_TABLE, slot_link
 
 _NFPROTO_INET = 1
 _HEADER = struct.Struct(">BBH")  # family, version, resource
@@ -88,3 +89,20 @@ def _packets(expression: bytes) -> int:
 
 def _name(key: bytes) -> str:
     return key[:_NAME_BYTES].rstrip(b"\0").decode()
+
+
+def of_slot(number: int, counted: Counted) -> dict[str, int]:
+    """A slot's part, by the names that people see."""
+    link = slot_link(number)
+    found = {f"refused_{reason}": packets for (name, reason), packets in counted.refused.items() if name == link}
+    return found | {"opened": counted.opened.get(link, 0)}
+
+
+def traffic_of(traffic: Traffic | None) -> dict[str, int]:
+    """Named from the sandbox's side of the link, which is the other one."""
+    if traffic is None:
+        return {}
+    return {
+        "sent_packets": traffic.received_packets, "sent_bytes": traffic.received_bytes,
+        "received_packets": traffic.sent_packets, "received_bytes": traffic.sent_bytes,
+    }  # fmt: skip
