@@ -58,3 +58,22 @@ echo "== What the audit log says"
 on_host $tartarus kill shopper
 sleep 1 # its network's last words come when its link is gone
 on_host $tartarus audit list
+echo
+echo "== A sandbox that tries what its contract does not open, where a policy says quarantine"
+cat >"$TARTARUS_HOME/strict.yaml" <<'POLICY'
+id: strict
+enforcement: {on_network_violation: quarantine}
+POLICY
+on_host $tartarus policy put "$TARTARUS_HOME/strict.yaml" >/dev/null
+on_host $tartarus run -d --name prowler --allow shop.example:8443 -- sleep 600 >/dev/null
+on_host timeout 20 $tartarus exec prowler -- python3 -c "$attempts" >/dev/null 2>&1 || true
+for _ in $(seq 50); do
+  case=$(on_host $tartarus quarantine list --json | "$python" -c '
+import json, sys
+print("".join(case["id"] for case in json.load(sys.stdin)[:1]))
+')
+  [ -z "$case" ] || break
+  sleep 0.2
+done
+on_host $tartarus quarantine list
+on_host $tartarus quarantine show "$case"

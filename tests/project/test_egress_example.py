@@ -1,4 +1,4 @@
-"""`examples/egress.sh`: one domain at one port and nothing else, counted and audited; and nothing of it is left."""
+"""`examples/egress.sh`: one domain at one port and nothing else, counted, audited, punished; and nothing of it is left."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ def test_one_domain_and_nothing_else() -> None:
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["shop.example:8443", "hello", "from", "203.0.113.80"] in lines
     assert done.stdout.count("hello from") == 1
+    assert ["network", "cut", "yes"] in lines
+    assert ["contract", "contract.json"] in [words[:2] for words in lines]
     assert done.stdout.count("No route to host") == 5
     assert done.stdout.count("the name does not resolve") == 2
     counted = {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdecimal()}
