@@ -128,6 +128,7 @@ static int on_hello(struct session *session, struct cursor *payload)
 		int status = quiet_resume(session, last_stream);
 
 		if (status == 0) {
+			session->awaited = false;
 			say_ready(session);
 			quiet_report(session, 0);
 		}
@@ -142,6 +143,10 @@ static int on_hello(struct session *session, struct cursor *payload)
 		session->deadline_ms = session->stop_ms = session->n_stops = 0;
 		session->out.head = session->out.tail = 0;
 		session->quiet = false;
+	}
+	if (session->awaited) {
+		session->awaited = false;
+		session->out.blocked = false;
 	}
 	session->greeted = true;
 	session->last_stream = 0;
@@ -302,7 +307,7 @@ static void channel_ready(struct session *session, struct source *source, uint32
 	(void)source;
 	if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0)
 		session->channel_readable = true;
-	if ((events & EPOLLOUT) != 0)
+	if ((events & EPOLLOUT) != 0 && !session->awaited)
 		session->out.blocked = false;
 }
 
@@ -393,7 +398,7 @@ static void serve(struct session *session)
 				reap(session);
 		}
 		bool was_busy = out_busy(session);
-		more = !session->quiet && pump_streams(session);
+		more = !session->quiet && !session->awaited && pump_streams(session);
 		was_busy |= out_busy(session);
 		/* Before the answers leave: what a stream held is given back when the host learns of its end. */
 		sweep_streams(session, false);

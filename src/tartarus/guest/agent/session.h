@@ -77,6 +77,7 @@ struct session {
 	bool child_ended;
 	bool childless;
 	bool greeted;
+	bool awaited; /* a host has come in, and has not greeted: what is under way is not for it */
 	bool quiet; /* nothing is taken from programs and nothing is sent, but answers on stream 0 and to FIXUP */
 	bool over;
 	struct decoder decoder;
