@@ -121,10 +121,15 @@ class GvisorSnapshot:
         if self._ready is not None or (self._preparing is not None and not self._preparing.done()):
             self._cooling = asyncio.get_running_loop().create_task(self._end_ready())
 
+    @property
+    def image_directory(self) -> str:
+        """Where the image is, as this process finds it."""
+        return f"/proc/{self.nursery.pid}/root{layout.IMAGES}"
+
     def image_files(self) -> list[Path]:
-        """The image, as the host finds it."""
+        """The image, as this process finds it."""
         try:
-            return [Path(entry.path) for entry in os.scandir(f"/proc/{self.nursery.pid}/root{layout.IMAGES}")]
+            return [Path(entry.path) for entry in os.scandir(self.image_directory)]
         except OSError:
             return []
 

@@ -156,8 +156,7 @@ class MachineGuest:
             return self._final
         limit = self._resources.memory_bytes
         used = Stats(memory_limit_bytes=limit) if self._cgroup is None else self._cgroup.stats(limit)
-        kills = used.oom_kills + self.channel.memory_kills
-        return msgspec.structs.replace(used, disk_bytes=os.fstat(self._scratch).st_blocks * 512, oom_kills=kills)
+        return msgspec.structs.replace(used, disk_bytes=os.fstat(self._scratch).st_blocks * 512)
 
     def changes(self) -> Path | None:
         """None: what it wrote lies in a file system that the host does not mount."""
