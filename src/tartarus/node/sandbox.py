@@ -317,7 +317,10 @@ class Sandbox(Resting, Stopping):
         for timer in self._timers:
             timer.cancel()
         oom_kills, why = self.guest.stats().oom_kills, getattr(self.guest, "why_ended", "")
-        state, changes = outcome(self._ending, self._exit, oom_kills, asked=self._grace is not None, why_lost=why)
+        state, changes = outcome(
+            self._ending, self._exit, oom_kills, asked=self._grace is not None, why_lost=why,
+            kills_unnamed=self.record.isolation is Isolation.GVISOR,
+        )  # fmt: skip
         changes["ended_at"] = time.time()
         if self._grace is not None and self._grace.forced:
             changes.setdefault("message", "it was still running when its time to end was over")

@@ -206,7 +206,7 @@ async def traces(arena: Arena, level: Isolation) -> dict[str, str]:
 
 
 def _spoil() -> str:
-    prefix = "" if WORLD["level"] == "container" else WORLD["layer"]
+    prefix = "" if WORLD["level"] != "process" else WORLD["layer"]
 
     def spoil(path: str) -> None:
         with open(path, "w") as file:
@@ -222,7 +222,7 @@ def _spoil() -> str:
 
 
 def _look_for_spoil() -> dict[str, str]:
-    prefix = "" if WORLD["level"] == "container" else WORLD["layer"]
+    prefix = "" if WORLD["level"] != "process" else WORLD["layer"]
     paths = (
         prefix + "/opt/tartarus/runner.py", "/etc/ld.so.preload", "/etc/passwd", "/root/.bashrc", "/work/sitecustomize.py",
         "/tmp/spoiled", "/dev/shm/spoiled", "/var/tmp/spoiled", "/run/spoiled",

@@ -180,6 +180,8 @@ async def make_set_id(arena: Arena, level: Isolation) -> dict[str, str]:
     found = await arena.attack(sandbox, shipped(_mark) + "\nrun(_mark)\n")
     await sandbox.kill()
     marked = [path for path in source.rglob("*") if path.lstat().st_mode & 0o6000 or os.listxattr(path)]
+    if level is Isolation.GVISOR:  # its kernel says that it did what the host refused
+        found = {name: "pretended" if answer == ESCAPED else answer for name, answer in found.items()}
     return found | {"what is there": ESCAPED if marked else "EPERM"}
 
 

@@ -123,6 +123,21 @@ bool group_freeze(bool on)
 	return false;
 }
 
+uint32_t memory_kills(void)
+{
+	static uint64_t told;
+	size_t size;
+	/* Of the group's limit and of the machine's own memory alike. */
+	char *counters = read_all("/proc/vmstat", &size);
+	char *line = counters == NULL ? NULL : strstr(counters, "\noom_kill ");
+	uint64_t now = line == NULL ? told : strtoull(line + sizeof "\noom_kill", NULL, 10);
+	uint64_t since = now > told ? now - told : 0;
+
+	told = now;
+	free(counters);
+	return since < UINT32_MAX ? (uint32_t)since : UINT32_MAX;
+}
+
 /* By the kernel's own calls: the library's would speak to threads that there are none of, in memory that is lent. */
 bool become_program(const struct agent_config *config)
 {

@@ -18,6 +18,8 @@ void group_make(void);
 bool group_limit(uint32_t tasks, uint64_t memory);
 /* Stand all programs still, or let them go on. True once all of them do. */
 bool group_freeze(bool on);
+/* How many processes the kernel killed for want of memory since this was last asked. */
+uint32_t memory_kills(void);
 /* In a new process: go into that group, become the sandbox's user, for good. False with errno. */
 bool become_program(const struct agent_config *config);
 /* Act as the sandbox's user, whose files the host asks for, or, where only root may do it, as root again. */

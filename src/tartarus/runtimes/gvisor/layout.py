@@ -18,6 +18,7 @@ from pathlib import Path
 from tartarus.guest.program import Fd, Program
 from tartarus.model.sandbox import Mount
 from tartarus.runtimes.base import RootFs
+from tartarus.runtimes.confine import seccomp
 from tartarus.runtimes.container.layout import (
     AT_FDCWD,
     ATTR_NOEXEC,
@@ -204,4 +205,6 @@ def _become(program: Program, argv: Sequence[str]) -> None:
     for index, word in enumerate(words):
         program.reloc(word, into=pointers, at=8 * index)
     environment = program.blob(bytes(8))
+    # A guest's root may set any mode there, and what its kernel allows runsc does on the host, as the mounts' owner.
+    seccomp.add_filter(program, seccomp.set_id_filter())
     program.syscall("execve", "/runsc", pointers, environment, step="start runsc")
