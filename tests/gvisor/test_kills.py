@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -99,3 +100,14 @@ def test_other_processes_are_not_taken_for_those_of_guests() -> None:
     finally:
         os.waitpid(child, 0)
     assert not is_stub(child)
+
+
+def test_a_program_that_just_begins_is_not_taken_for_one() -> None:
+    # A large one has no words for a while.
+    runsc = shutil.which("runsc")
+    assert runsc is not None
+    silent = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
+    for _ in range(20):
+        child = os.posix_spawn(runsc, ["runsc", "--version"], {}, file_actions=silent)
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            assert not is_stub(child)

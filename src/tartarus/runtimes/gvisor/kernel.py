@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import base64
 import os
 import socket
 from collections.abc import Sequence
@@ -23,6 +24,15 @@ _CALL_TIMEOUT_S = 20.0
 _MOST_REPLY = 64 * 1024
 _MOST_SAID = 1000
 _CAP_SYS_ADMIN = 1 << 21
+_LOOPBACK = {
+    "Name": "lo",
+    "Addresses": [{"Address": "127.0.0.1", "PrefixLen": 8}, {"Address": "::1", "PrefixLen": 128}],
+    "Routes": [
+        {"Destination": {"IP": "127.0.0.0", "Mask": base64.b64encode(bytes([255, 0, 0, 0])).decode()}, "Gateway": ""},
+        {"Destination": {"IP": "::1", "Mask": base64.b64encode(bytes([255] * 16)).decode()}, "Gateway": ""},
+    ],
+}
+"""The one network link of a guest, as runsc's commands make it."""
 
 
 class _Reply(msgspec.Struct):
@@ -37,6 +47,11 @@ class Kernel:
     def __init__(self, state: str, name: str) -> None:
         self._path = f"{state}/runsc-{name}.sock"
         self._name = name
+
+    async def add_loopback(self) -> None:
+        """Make its network, which is not saved: before a guest is restored into it. Raises GuestFailed."""
+        options = {"LoopbackLinks": [_LOOPBACK]}
+        await self._call("CreateLinksAndRoutes", options, "runsc did not start", manager="Network")
 
     async def pause(self) -> None:
         """Stop every program in it. Raises GuestFailed."""
@@ -82,11 +97,18 @@ class Kernel:
             log.close()
 
     async def _call(
-        self, method: str, argument: Any, what: str, fds: Sequence[int] = (), timeout_s: float = _CALL_TIMEOUT_S
+        self,
+        method: str,
+        argument: Any,
+        what: str,
+        fds: Sequence[int] = (),
+        timeout_s: float = _CALL_TIMEOUT_S,
+        *,
+        manager: str = "containerManager",
     ) -> Any:
         try:
             async with asyncio.timeout(timeout_s):
-                reply = await self._ask(method, argument, fds)
+                reply = await self._ask(f"{manager}.{method}", argument, fds)
         except TimeoutError:
             raise GuestFailed(what, why=f"runsc did not answer within {timeout_s:g} s") from None
         except OSError as error:
@@ -99,7 +121,7 @@ class Kernel:
 
     async def _ask(self, method: str, argument: Any, fds: Sequence[int]) -> _Reply:
         loop = asyncio.get_running_loop()
-        question = msgspec.json.encode({"method": f"containerManager.{method}", "arg": argument})
+        question = msgspec.json.encode({"method": method, "arg": argument})
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asked:
             asked.setblocking(False)

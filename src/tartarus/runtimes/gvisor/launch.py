@@ -124,11 +124,12 @@ class Launcher:
             kernel = open_kernel(parts.cgroup.pids())
             if kernel is None:
                 raise GuestFailed("runsc did not start", why=parts.log.text(), fix="tartarus doctor")
+            ready.parts = parts._replace(born=kernel)
+            os.close(parts.born.pidfd)
+            await Kernel(parts.state, parts.name).add_loopback()
         except BaseException:
             await asyncio.shield(ready.discard())
             raise
-        os.close(parts.born.pidfd)
-        ready.parts = parts._replace(born=kernel)
         return ready
 
     async def restore(self, ready: ReadyRunsc, images: Sequence[int]) -> Started:

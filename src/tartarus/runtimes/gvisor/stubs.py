@@ -10,8 +10,8 @@ from pathlib import Path
 from tartarus.runtimes.nursery import Clone
 
 _KERNEL = b"runsc-sandbox\0"
-_PARENT, _ARG_START = 4 - 3, 48 - 3
-"""Where /proc/PID/stat has a process' parent, and the address of its words, counted from its state (proc(5))."""
+_PARENT, _ARG_START, _ARG_END = 4 - 3, 48 - 3, 49 - 3
+"""Where /proc/PID/stat has a process' parent, and the addresses of its words, counted from its state (proc(5))."""
 
 
 def has_kernel(pids: Sequence[int]) -> bool:
@@ -28,7 +28,8 @@ def open_kernel(pids: Sequence[int]) -> Clone | None:
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(pid)
             # Looked at last: the number may have been another's before.
-            if has_kernel([pid]) and int(_field(pid, _PARENT)) not in pids:
+            fields = _fields(pid)
+            if has_kernel([pid]) and fields and int(fields[_PARENT]) not in pids:
                 return Clone(pidfd)
             os.close(pidfd)
     return None
@@ -37,9 +38,12 @@ def open_kernel(pids: Sequence[int]) -> Clone | None:
 def is_stub(pid: int) -> bool:
     """Whether it runs a guest's programs on systrap: a fork of the kernel that let go of its memory, words included.
 
-    What just ends, or begins another program, has no words for a moment either; but then it has no place for them.
+    What just ends, or begins another program, has no words for a moment either; but no room for any by then.
     """
-    return not _words(pid) and _field(pid, _ARG_START) != b"0" and not _words(pid)
+    if _words(pid):
+        return False
+    fields = _fields(pid)
+    return len(fields) > _ARG_END and int(fields[_ARG_START]) < int(fields[_ARG_END]) and not _words(pid)
 
 
 def _words(pid: int) -> bytes:
@@ -50,8 +54,8 @@ def _words(pid: int) -> bytes:
         return b""
 
 
-def _field(pid: int, which: int) -> bytes:
+def _fields(pid: int) -> list[bytes]:
     try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[which]
-    except (OSError, IndexError):
-        return b"0"
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return []
