@@ -97,4 +97,4 @@ class Connections:
         fresh.write_bytes(content)
         fresh.chmod(0o644)
         fresh.rename(path)
-        return Mount(source=str(path), target=target, read_only=True)
+        return Mount(source=os.path.realpath(path), target=target, read_only=True)
