@@ -126,8 +126,9 @@ class Kernel:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asked:
             asked.setblocking(False)
             await loop.sock_connect(asked, self._path)
-            sent = asked.sendmsg([question], rights)
-            await loop.sock_sendall(asked, question[sent:])
+            # At once, and nothing behind it: what is answered may be hung up on.
+            if asked.sendmsg([question], rights) < len(question):
+                raise EOFError
             answer = b""
             while len(answer) < _MOST_REPLY:
                 # Plain recv: descriptors that somebody sends along are not taken.
