@@ -168,6 +168,18 @@ async def test_many_are_restored_from_one(place: Place) -> None:
     assert await _run(guest.channel, "ls /work") == b"count\n"
 
 
+async def test_one_that_wrote_nothing_goes_on_in_a_runsc_that_waits(place: Place) -> None:
+    guest = await place.guest()
+    saved, _ = await place.save(guest, "one", go_on=True)
+    while place.snapshot._ready is None:
+        await asyncio.sleep(0.01)
+    waiting = place.snapshot._ready.parts
+    child = await place.restore(saved)
+    assert child.pid == waiting.born.pid
+    assert (await _run(child.channel, "echo own > /work/own; cat /work/own")) == b"own\n"
+    assert await _run(child.channel, "hostname") != await _run(guest.channel, "hostname")
+
+
 async def test_what_it_wrote_is_there_again(place: Place) -> None:
     guest = await place.guest()
     made = (

@@ -240,13 +240,10 @@ class GvisorRuntime:
         kept = await asyncio.to_thread(saving.SavedGuest, saved)
         try:
             kept.check(request)
-            storage = self._launcher.storage_for(request)
-            try:
-                await kept.write_files(self._trees, storage, self._id_map, request.resources)
-            except BaseException:
-                os.close(storage)
-                raise
-            ready = await self._launcher.ahead(snapshot.nursery, snapshot.rootfs, request, storage)
+            # One that waits has its root mounted: what was written would have to be there before.
+            ready = None if kept.facts.files else snapshot.take_ready(request)
+            if ready is None:
+                ready = await self._ahead_with_files(snapshot, kept, request)
             parts = await self._into(ready, request, kept.take_images)
         finally:
             kept.close()
@@ -254,6 +251,18 @@ class GvisorRuntime:
         if kept.facts.hostname != request.hostname:
             await guest.channel.renew(fixup_payload(0, b"", "", secrets.token_hex(16)))
         return guest
+
+    async def _ahead_with_files(
+        self, snapshot: GvisorSnapshot, kept: saving.SavedGuest, request: GuestRequest
+    ) -> ReadyRunsc:
+        assert self._trees is not None  # as asked before
+        storage = self._launcher.storage_for(request)
+        try:
+            await kept.write_files(self._trees, storage, self._id_map, request.resources)
+        except BaseException:
+            os.close(storage)
+            raise
+        return await self._launcher.ahead(snapshot.nursery, snapshot.rootfs, request, storage)
 
     async def close(self) -> None:
         """End every nursery."""
