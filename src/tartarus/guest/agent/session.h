@@ -130,6 +130,7 @@ struct launch {
 	int fds[3];
 	bool die_with_parent;
 	const struct agent_config *machine; /* set in a virtual machine, whose agent is root */
+	bool in_group; /* the new process was born in its control group */
 	int error;        /* set when it failed: errno, and what it concerns */
 	const char *what;
 };

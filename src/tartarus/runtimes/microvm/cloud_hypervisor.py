@@ -111,6 +111,7 @@ class CloudHypervisor:
     name = versions.CLOUD_HYPERVISOR.name
     modules: tuple[str, ...] = kernel.VSOCK_BOOT
     loads_packed_kernels = False
+    stands_ready = False
 
     def __init__(self, start: Start, program: str | None = None, *, on_demand: bool = False) -> None:
         self._start = start

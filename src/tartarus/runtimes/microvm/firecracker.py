@@ -90,6 +90,7 @@ class Firecracker:
     name = versions.FIRECRACKER.name
     modules: tuple[str, ...] = kernel.VSOCK_BOOT
     loads_packed_kernels = False
+    stands_ready = False
 
     def __init__(self, start: Start, program: str | None = None) -> None:
         self._start = start

@@ -11,7 +11,7 @@ import msgspec
 
 from tartarus.guest.channel import GuestChannel, GuestExec
 from tartarus.model.errors import GuestFailed, IsolationUnavailable, TartarusError, TemplateFailed, Unsupported
-from tartarus.model.sandbox import Isolation
+from tartarus.model.sandbox import Isolation, Resources
 from tartarus.model.settings import MicrovmMonitor
 from tartarus.model.template import Template
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
@@ -23,11 +23,15 @@ from tartarus.runtimes.microvm.guest import MachineGuest, Origin, renewal, with_
 from tartarus.runtimes.microvm.images import Packer
 from tartarus.runtimes.microvm.machinery import Machinery, last_words, reach_agent
 from tartarus.runtimes.microvm.packing import packing_tool
-from tartarus.runtimes.microvm.snapshot import Frozen, MachineSnapshot, Size
+from tartarus.runtimes.microvm.ready import Begun, ReadyMachines
+from tartarus.runtimes.microvm.snapshot import KERNEL_MEMORY, Frozen, MachineSnapshot, Size, hardware_for
 from tartarus.runtimes.nursery import WARM_UP_TIMEOUT_S, warm_command
 
 _RUNNER_FD = 3
 _LOADED_KEPT_S = 30.0
+_REHEARSED = (("/bin/sh", "-c", ":"), ("true",), ("python3", "-c", "pass"))
+_SETTLE_S = 0.5
+"""How long a machine that has rehearsed goes on until it is saved: its kernel tidies up after programs that ended."""
 
 
 class MicrovmRuntime:
@@ -68,6 +72,7 @@ class MicrovmRuntime:
         self._snapshots: set[MachineSnapshot] = set()
         self._loaded: dict[tuple[int, int, int], Frozen] = {}
         self._loading = asyncio.Lock()
+        self._ready = ReadyMachines(self._begin_ahead)
         self._count = 0
 
     def capabilities(self) -> Capabilities:
@@ -108,7 +113,9 @@ class MicrovmRuntime:
         _refuse_what_it_lacks(request)
         frozen = await snapshot.frozen(request.resources, warm=warm)
         try:
-            guest = await self._restore(snapshot, frozen, request)
+            guest = await self._restore(snapshot, frozen, request, self._ready.take(frozen))
+            if self._machinery is not None and self._machinery.driver.stands_ready:
+                self._ready.prepare(frozen)
         finally:
             frozen.close()
         return guest
@@ -139,6 +146,7 @@ class MicrovmRuntime:
 
     async def close(self) -> None:
         """End every machine."""
+        await self._ready.close()
         for snapshot in list(self._snapshots):
             await snapshot.close()
         self._snapshots.clear()
@@ -195,7 +203,7 @@ class MicrovmRuntime:
                     raise TemplateFailed(
                         f"warming template {snapshot.rootfs.template.id} failed", why=await last_words(machine)
                     )
-                await _rehearse(channel)
+                await _rehearse(channel, size, snapshot.rootfs.template.resources)
                 return await _save_booted(machine, parts, channel, warm=size.warm)
         finally:
             if cgroup is not None:
@@ -221,41 +229,55 @@ class MicrovmRuntime:
         if found is not None:
             found.close()
 
-    async def _restore(self, snapshot: MachineSnapshot, frozen: Frozen, request: GuestRequest) -> MachineGuest:
-        machinery = await self._open()
+    async def _restore(
+        self, snapshot: MachineSnapshot, frozen: Frozen, request: GuestRequest, begun: Begun | None = None
+    ) -> MachineGuest:
+        """The guest. `begun`: its machine, which stands ready and becomes this method's."""
         hardware = frozen.parts.hardware
-        origin = Origin(os.dup(frozen.parts.memory), hardware, frozen.warm, self.needs(snapshot))
-        held = [origin.memory]
-        cgroup: Cgroup | None = None
-        machine: Machine | None = None
+        if begun is None:
+            begun = await self._begin(frozen, request)
+        elif begun.cgroup is not None:
+            begun.cgroup.limit(with_monitor(request.resources, hardware.memory_bytes))
         try:
-            scratch = os.open(self.place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            held.append(scratch)
+            origin = Origin(os.dup(frozen.parts.memory), hardware, frozen.warm, self.needs(snapshot))
+        except BaseException:
+            await asyncio.shield(begun.discard())
+            raise
+        guest = MachineGuest(begun.machine, begun.cgroup, request.resources, begun.scratch, request.hostname, origin)
+        try:
+            await guest.open(request.session)
+            await begun.machine.resume()
+        except BaseException:
+            await guest.destroy()
+            raise
+        snapshot.hold(guest)
+        return guest
+
+    async def _begin(self, frozen: Frozen, request: GuestRequest) -> Begun:
+        """A machine where the saved one stood still, with a scratch disk and a cgroup of its own."""
+        machinery = await self._open()
+        cgroup: Cgroup | None = None
+        scratch = os.open(self.place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
             await asyncio.to_thread(memory.copy_data, frozen.parts.scratch, scratch)
-            cgroup = self._group(request, hardware.memory_bytes)
+            cgroup = self._group(request, frozen.parts.hardware.memory_bytes)
             state = os.open(f"/proc/self/fd/{frozen.device_state}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 parts = msgspec.structs.replace(frozen.parts, scratch=scratch)
                 machine = await machinery.driver.restore(parts, state, cgroup)
             finally:
                 os.close(state)
-            guest = MachineGuest(machine, cgroup, request.resources, scratch, request.hostname, origin)
         except BaseException:
-            if machine is not None:
-                machine.kill()
             if cgroup is not None:
                 await remove_soon(cgroup)
-            for fd in held:
-                os.close(fd)
+            os.close(scratch)
             raise
-        try:
-            await guest.open(request.session)
-            await machine.resume()
-        except BaseException:
-            await guest.destroy()
-            raise
-        snapshot.hold(guest)
-        return guest
+        return Begun(machine, scratch, cgroup)
+
+    async def _begin_ahead(self, frozen: Frozen) -> Begun:
+        self._count += 1
+        name = f"ready-{os.getpid()}-{self._count}"
+        return await self._begin(frozen, GuestRequest(name, name, Resources()))
 
 
 def sandbox_files(template: Template, binds: tuple[str, ...], *, warm: bool) -> dict[str, bytes]:
@@ -283,12 +305,15 @@ def _refuse_what_it_lacks(request: GuestRequest) -> None:
         raise Unsupported("templates are not built at the microVM level", fix="build at the container level")
 
 
-async def _rehearse(channel: GuestChannel) -> None:
+async def _rehearse(channel: GuestChannel, size: Size, usual: Resources) -> None:
     """Do once what every clone does first, so that clones find what it takes in their memory, not on their disk."""
-    await channel.renew(renewal("localhost"))
-    process = channel.exec(GuestExec(argv=("/bin/sh", "-c", ":"), env={}))
-    with contextlib.suppress(TartarusError):  # a template without a shell
-        await process.wait()
+    if hardware_for(usual) != size.hardware:
+        usual = msgspec.structs.replace(usual, memory_bytes=size.hardware.memory_bytes - KERNEL_MEMORY)
+    await channel.renew(renewal("localhost", usual))
+    for argv in _REHEARSED:
+        with contextlib.suppress(TartarusError):  # a template without that program
+            await channel.exec(GuestExec(argv=argv, env={})).wait()
+    await asyncio.sleep(_SETTLE_S)
 
 
 async def _save_booted(machine: Machine, parts: Parts, channel: GuestChannel, *, warm: bool) -> Frozen:
