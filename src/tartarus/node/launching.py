@@ -10,7 +10,7 @@ import structlog
 
 from tartarus.model.errors import GuestFailed, TimeLimit
 from tartarus.model.sandbox import Isolation, SandboxRecord
-from tartarus.model.states import State
+from tartarus.node.enrolment import Enrolment
 from tartarus.node.memory import Memory, Source, attached
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
@@ -45,8 +45,10 @@ class Launcher:
         self._adopt = adopt
         self._on_end = on_end
 
-    async def start(self, record: SandboxRecord, offer: Offer, begun: Spare | Source | None, clock: float) -> Sandbox:
-        """A sandbox that runs, with its command started. When this raises, its guest is gone.
+    async def start(
+        self, record: SandboxRecord, enrolment: Enrolment, offer: Offer, begun: Spare | Source | None, clock: float
+    ) -> Sandbox:
+        """A sandbox that runs, with its command started, and that is written down. When this raises, its guest is gone.
 
         `begun`: what it is made of, if not a fresh guest. `clock`: when it was asked for (time.perf_counter).
         """
@@ -76,14 +78,7 @@ class Launcher:
             raise
         start_ms = round((time.perf_counter() - clock) * 1e3, 3)
         try:
-            sandbox.record = await self._store.transition(
-                record.id,
-                {State.STARTING},
-                State.RUNNING,
-                started_at=time.time(),
-                start_ms=start_ms,
-                warm=warm and ready,
-            )
+            sandbox.record = await enrolment.running(started_at=time.time(), start_ms=start_ms, warm=warm and ready)
         except BaseException:
             await asyncio.shield(guest.destroy())
             raise

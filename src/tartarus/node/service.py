@@ -27,6 +27,7 @@ from tartarus.model.states import State
 from tartarus.model.template import Template
 from tartarus.node import reconcile, selection
 from tartarus.node.checkpoints import Checkpoints
+from tartarus.node.enrolment import Enrolment, may_wait
 from tartarus.node.forking import Forker
 from tartarus.node.hibernation import SleepManager
 from tartarus.node.launching import Launcher
@@ -172,22 +173,27 @@ class Node:
             id=spare.id if spare is not None else new_id("sbx"), tenant=tenant, name=spec.name, template=template.id,
             isolation=isolation, isolation_reason=why, state=State.PENDING, spec=spec, created_at=began,
         )  # fmt: skip
+        enrolment = Enrolment(self._store, record)
         self._starting.add(record.id)
         try:
-            record = await self._store.insert(record, State.SCHEDULED, State.STARTING)
-            return await self._launcher.start(record, offer, spare or source, clock)
+            if source is None and may_wait(spec, isolation):
+                enrolment.soon()
+                record = msgspec.structs.replace(record, state=State.STARTING)
+            else:
+                record = await enrolment.first()
+            return await self._launcher.start(record, enrolment, offer, spare or source, clock)
         except asyncio.CancelledError:
             why, reason = ("the caller went away", Reason.USER_REQUEST)
             if self._stopping or self.terminator.draining:
                 why, reason = ("the daemon stopped" if self._stopping else "the node is drained", Reason.NODE_DRAIN)
-            await asyncio.shield(self._start_failed(record, why, reason, State.KILLED))
+            await asyncio.shield(self._start_failed(enrolment, record, why, reason, State.KILLED))
             raise
         except Exception as error:
             failure = as_failure(error)
             if record.state is State.STARTING and isinstance(failure, TimeLimit):
-                await self._start_failed(record, str(failure), Reason.TIMEOUT, State.TIMED_OUT)
+                await self._start_failed(enrolment, record, str(failure), Reason.TIMEOUT, State.TIMED_OUT)
             elif record.state is State.STARTING:
-                await self._start_failed(record, str(failure), Reason.START_FAILED, State.FAILED)
+                await self._start_failed(enrolment, record, str(failure), Reason.START_FAILED, State.FAILED)
             raise failure from error
         finally:
             if spare is not None and not spare.given:
@@ -210,13 +216,11 @@ class Node:
             else:
                 self._levels.proved.add(isolation)
 
-    async def _start_failed(self, record: SandboxRecord, message: str, reason: Reason, state: State) -> None:
-        # Whoever is cancelled while a change is written does not learn that it was.
-        begun = {State.STARTING, State.RUNNING}
+    async def _start_failed(
+        self, enrolment: Enrolment, record: SandboxRecord, message: str, reason: Reason, state: State
+    ) -> None:
         try:
-            await self._store.transition(
-                record.id, begun, State.STOPPING, state, ended_at=time.time(), reason=reason, message=message
-            )
+            await enrolment.failed(state, ended_at=time.time(), reason=reason, message=message)
         except TartarusError as error:
             _log.error("failure_not_stored", sandbox=record.id, error=str(error))
 

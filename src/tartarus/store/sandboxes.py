@@ -62,14 +62,15 @@ class SandboxStore:
         self._engine.dispose()
         self._reading.dispose()
 
-    async def insert(self, record: SandboxRecord, *path: State) -> SandboxRecord:
+    async def insert(self, record: SandboxRecord, *path: State, **changes: Any) -> SandboxRecord:
         """Add a record and return it as stored.
 
         With `path`, the record then makes those moves in the same transaction (each checked against the
-        table), which saves the launch path a commit per move. Raises NameTaken when a live sandbox of
-        the tenant has the name.
+        table), which saves the launch path a commit per move. `changes` are as in `transition`. Raises NameTaken when
+        a live sandbox of the tenant has the name.
         """
-        record = _moved(record, path, {})
+        _check_changeable(changes)
+        record = _moved(record, path, changes)
 
         def job(connection: Any) -> SandboxRecord:
             if record.name and queries.live_name_taken(connection, record.tenant, record.name):
@@ -91,9 +92,7 @@ class SandboxStore:
         and it was not given. Returns the new record. Raises InvalidState, naming both states, when the
         current state is another one or the table does not have a move, and SandboxNotFound.
         """
-        unknown = changes.keys() - CHANGEABLE
-        if unknown:
-            raise TypeError(f"not changeable fields of a record: {', '.join(sorted(unknown))}")
+        _check_changeable(changes)
 
         def job(connection: Any) -> SandboxRecord:
             current = queries.by_id(connection, sandbox_id)
@@ -159,6 +158,12 @@ def _prepare(path: Path) -> None:
             engine.dispose()
     except (SQLAlchemyError, OSError) as error:
         raise storage_error(error, path) from error
+
+
+def _check_changeable(changes: Mapping[str, Any]) -> None:
+    unknown = changes.keys() - CHANGEABLE
+    if unknown:
+        raise TypeError(f"not changeable fields of a record: {', '.join(sorted(unknown))}")
 
 
 def _moved(record: SandboxRecord, path: tuple[State, ...], changes: Mapping[str, Any]) -> SandboxRecord:
