@@ -35,6 +35,7 @@ COMMANDS = {
     "init": ("init", "Create something of your own: a template."),
     "template": ("templates", "Make and manage what sandboxes are made from."),
     "snapshot": ("snapshots", "Keep sandboxes' files, or all of them as they run."),
+    "module": ("modules", "Keep WebAssembly modules compiled."),
     "kernel": ("kernel", "Install and choose the kernels of microVMs."),
     "migrate": ("migrate", "Turn containers of other engines into templates."),
     "legacy": ("legacy", "Run through another engine, which then holds what runs."),

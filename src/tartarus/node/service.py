@@ -72,7 +72,9 @@ class Node:
             settings, store, self._levels, self._pool, self._offers, self._spares, self.memory, self.live
         )
         self._forker = Forker(self.memory, self.library.snapshots, self._live.values, self.create)
-        self.modules = Modules(settings, self._levels, self._pool, self._offers, self.library.uploads)
+        self.modules = Modules(
+            settings, self._levels, self._pool, self._offers, self.library.uploads, self._spares.relieve
+        )
         self._launcher = Launcher(
             store, self._metrics, self._levels.runtimes, self._pool, self.memory,
             rootfs=self._rootfs_of, log=self._open_log, adopt=self._adopt, on_end=self._ended,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tartarus.sdk.async_sandbox import AsyncSandbox
     from tartarus.sdk.async_snapshots import AsyncSnapshot
     from tartarus.sdk.async_templates import AsyncTemplate
+    from tartarus.sdk.async_wasm_modules import AsyncModule
     from tartarus.sdk.client import Client
     from tartarus.sdk.contexts import CodeContext
     from tartarus.sdk.files import Files
@@ -37,11 +38,13 @@ if TYPE_CHECKING:
     from tartarus.sdk.sandbox import Sandbox
     from tartarus.sdk.snapshots import Snapshot
     from tartarus.sdk.templates import Template
+    from tartarus.sdk.wasm_modules import Module
 
 __all__ = [
     "AsyncClient",
     "AsyncCodeContext",
     "AsyncFiles",
+    "AsyncModule",
     "AsyncProcess",
     "AsyncSandbox",
     "AsyncSnapshot",
@@ -59,6 +62,7 @@ __all__ = [
     "Forks",
     "LevelReport",
     "LogEntry",
+    "Module",
     "OutputChunk",
     "Process",
     "Sandbox",
@@ -70,6 +74,7 @@ _MODULES = {
     "AsyncClient": "async_client",
     "AsyncCodeContext": "async_contexts",
     "AsyncFiles": "async_files",
+    "AsyncModule": "async_wasm_modules",
     "AsyncProcess": "async_process",
     "AsyncSandbox": "async_sandbox",
     "AsyncSnapshot": "async_snapshots",
@@ -78,6 +83,7 @@ _MODULES = {
     "CodeContext": "contexts",
     "Files": "files",
     "Forks": "forks",
+    "Module": "wasm_modules",
     "Process": "process",
     "Sandbox": "sandbox",
     "Snapshot": "snapshots",
