@@ -340,11 +340,11 @@ class Sandbox(Resting, Stopping):
         self._on_end(self)
 
     async def _store_end(self, state: State, changes: dict[str, Any]) -> SandboxRecord | None:
-        path = (state,) if state is State.LOST else (State.STOPPING, state)
+        is_stopping = self.record.state is State.STOPPING
+        path: tuple[State, ...] = (state,) if is_stopping or state is State.LOST else (State.STOPPING, state)
+        expected = _STOPPING if is_stopping else _STARTED
         try:
-            if self.record.state is State.STOPPING:
-                return await self._store.transition(self.record.id, _STOPPING, state, **changes)
-            return await self._store.transition(self.record.id, _STARTED, *path, **changes)
+            return await self._store.transition(self.record.id, expected, *path, known=self.record, **changes)
         except (InvalidState, SandboxNotFound) as error:
             _log.error("ended_already", sandbox=self.record.id, error=str(error))
             return self.record

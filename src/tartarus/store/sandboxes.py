@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import time
@@ -84,17 +85,29 @@ class SandboxStore:
         return await self._writer.run(job)
 
     async def transition(
-        self, sandbox_id: str, expected: Collection[State], target: State, *then: State, **changes: Any
+        self,
+        sandbox_id: str,
+        expected: Collection[State],
+        target: State,
+        *then: State,
+        known: SandboxRecord | None = None,
+        **changes: Any,
     ) -> SandboxRecord:
         """Move to `target` (and on through `then`) if the state is one of `expected`; compare-and-set.
 
         `changes` are record fields to set with it. `ended_at` is set to now when the last state is terminal
-        and it was not given. Returns the new record. Raises InvalidState, naming both states, when the
-        current state is another one or the table does not have a move, and SandboxNotFound.
+        and it was not given. `known`: the record as the caller has it, which is not read anew if it is still that.
+        Returns the new record. Raises InvalidState, naming both states, when the current state is another one or the
+        table does not have a move, and SandboxNotFound.
         """
         _check_changeable(changes)
 
         def job(connection: Any) -> SandboxRecord:
+            if known is not None and known.state in expected:
+                with contextlib.suppress(InvalidState):  # what is stored may have that move
+                    moved = _moved(known, (target, *then), changes)
+                    if queries.update(connection, known, moved):
+                        return moved
             current = queries.by_id(connection, sandbox_id)
             if current is None:
                 raise _not_found(sandbox_id)
@@ -104,7 +117,8 @@ class SandboxStore:
                     f"sandbox {sandbox_id} is {current.state.value}; becoming {target.value} needs it {wanted}"
                 )
             moved = _moved(current, (target, *then), changes)
-            queries.update(connection, current, moved)
+            if not queries.update(connection, current, moved):
+                raise InvalidState(f"sandbox {sandbox_id} was changed by someone else at the same moment")
             return moved
 
         return await self._writer.run(job)
