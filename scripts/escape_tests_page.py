@@ -25,13 +25,13 @@ _NOTICE = "<!-- Written by scripts/escape_tests_page.py; change tests/escape ins
 _HEAD = """\
 # Escape tests
 
-`tests/escape/` attacks real sandboxes: {container} attacks at the container level, {process} at the process level
-and {gvisor} at the gVisor level, beside another tenant's sandbox, on a host that is full of bait (files, sockets,
-ports, shared memory, keys and a process of the sandbox's own user, all open to everybody). An attack names the one
-answer that means it was held. An attack that fails by itself does not count as held. After each one the host is looked
-at: settings, mounts, devices, templates, bait and the neighbour must be what they were, and nothing may be left over;
-the guest agent must still serve. Each has a sandbox of its own; at the gVisor level most programs of a door run in
-one, one after another.
+`tests/escape/` attacks real sandboxes: {container} attacks at the container level, {process} at the process level,
+{gvisor} at the gVisor level and {microvm} at the microVM level, beside another tenant's sandbox, on a host that is full
+of bait (files, sockets, ports, shared memory, keys and a process of the sandbox's own user, all open to everybody). An
+attack names the one answer that means it was held. An attack that fails by itself does not count as held. After each
+one the host is looked at: settings, mounts, devices, templates, bait and the neighbour must be what they were, and
+nothing may be left over; the guest agent must still serve. Each has a sandbox of its own; at the gVisor and microVM
+levels most programs of a door run in one, one after another.
 
 The tables say what is tried and the answer that each level must give: an error that the kernel returns, or a word.
 Several answers stand beside each other where one is as good as another, or where kernels differ. The answers are those
@@ -45,10 +45,10 @@ held as in a container, and can start nothing.
 
 Run them with `make test PYTEST_ARGS=tests/escape`; as root all of them, as another user those that need no privilege.
 
-gVisor has a kernel of its own: what such a kernel gives from its own means (namespaces, its own
+gVisor and machines have kernels of their own: what such a kernel gives from its own means (namespaces, its own
 network's sockets, its own settings) says nothing about the host. Where "as it likes" stands, the attack is made all the
 same, and held when nothing outside was changed; "does not apply" stands for attacks that are not made. The reasons are
-below each table. `tests/escape/test_machine.py` has attacks on virtual machines.
+below each table. `tests/escape/test_machine.py` has more attacks on machines, their disks and devices.
 """
 _DOORS = {
     "clones": "What clones of one warmed interpreter share",

@@ -37,7 +37,7 @@ WARM = "escape-warm"
 _DRAWING = ("random", "uuid", "secrets", "tempfile", "ssl", "hashlib", "multiprocessing.process", "json")
 _ATTACK_TIMEOUT_S = 60.0
 _DOOR_TIMEOUT_S = 180.0
-HURRY_S = {Isolation.GVISOR: 3.0, Isolation.MICROVM: 3.0}
+HURRY_S = {Isolation.GVISOR: 3.0, Isolation.MICROVM: 8.0}
 """What sandboxes that are to outlive a short time limit need to start at all, where that takes longer."""
 SHARED = frozenset(OWN_KERNELS)
 """Levels whose sandboxes are dear: most attacks share one."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from tests.escape import kit
 from tests.escape.own_kernel import GVISOR, OwnKernel
+from tests.escape.own_machine import MICROVM
 
 from tartarus.model.sandbox import Isolation
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 Answers = str | dict[str, str]
 Inside = Callable[[], Answers]
 Staged = Callable[["Arena", Isolation], Awaitable[Answers]]
-LEVELS = (Isolation.CONTAINER, Isolation.PROCESS, Isolation.GVISOR)
-OWN_KERNELS: dict[Isolation, OwnKernel] = {Isolation.GVISOR: GVISOR}
+LEVELS = (Isolation.CONTAINER, Isolation.PROCESS, Isolation.GVISOR, Isolation.MICROVM)
+OWN_KERNELS: dict[Isolation, OwnKernel] = {Isolation.GVISOR: GVISOR, Isolation.MICROVM: MICROVM}
 
 
 class Attack(msgspec.Struct, frozen=True):
