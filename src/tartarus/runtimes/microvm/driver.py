@@ -119,6 +119,11 @@ class Driver(Protocol):
         """Start a machine from its kernel."""
         ...
 
-    async def restore(self, parts: Parts, device_state: int, cgroup: Cgroup | None) -> Machine:
-        """Start a machine where another was saved, stopped until `resume`."""
+    async def restore(
+        self, parts: Parts, device_state: int, cgroup: Cgroup | None, filled: asyncio.Task[None] | None = None
+    ) -> Machine:
+        """Start a machine where another was saved, stopped until `resume`.
+
+        `filled`: done when the memory is there, which a monitor that only starts need not wait for.
+        """
         ...

@@ -158,10 +158,14 @@ class Qemu:
         """Start a machine from its kernel."""
         return await self._start(parts, cgroup, incoming=False)
 
-    async def restore(self, parts: Parts, device_state: int, cgroup: Cgroup | None) -> Machine:
+    async def restore(
+        self, parts: Parts, device_state: int, cgroup: Cgroup | None, filled: asyncio.Task[None] | None = None
+    ) -> Machine:
         """Start a machine where another was saved."""
         machine = await self._start(parts, cgroup, incoming=True)
         try:
+            if filled is not None:
+                await asyncio.shield(filled)
             await machine.load(device_state)
         except BaseException:
             await end(machine)

@@ -70,7 +70,7 @@ class MicrovmRuntime:
         self._machinery: Machinery | None = None
         self._lock = asyncio.Lock()
         self._snapshots: set[MachineSnapshot] = set()
-        self._loaded: dict[tuple[int, int, int], Frozen] = {}
+        self._loaded: dict[tuple[int, int, int], tuple[Frozen, asyncio.Task[None]]] = {}
         self._loading = asyncio.Lock()
         self._ready = ReadyMachines(self._begin_ahead)
         self._count = 0
@@ -113,7 +113,12 @@ class MicrovmRuntime:
         _refuse_what_it_lacks(request)
         frozen = await snapshot.frozen(request.resources, warm=warm)
         try:
-            guest = await self._restore(snapshot, frozen, request, self._ready.take(frozen))
+            begun = self._ready.take(frozen)
+            if begun is None:
+                begun = await self._begin(frozen, request)
+            elif begun.cgroup is not None:
+                begun.cgroup.limit(with_monitor(request.resources, frozen.parts.hardware.memory_bytes))
+            guest = await self._restore(snapshot, frozen, request, begun)
             if self._machinery is not None and self._machinery.driver.stands_ready:
                 self._ready.prepare(frozen)
         finally:
@@ -138,9 +143,9 @@ class MicrovmRuntime:
         """A new machine that goes on where one was saved; all that are made of the same files share their memory."""
         assert isinstance(snapshot, MachineSnapshot)
         _refuse_what_it_lacks(request)
-        frozen = await self._load(snapshot, saved)
+        frozen, filled = await self._load(snapshot, saved)
         try:
-            return await self._restore(snapshot, frozen, request)
+            return await self._restore(snapshot, frozen, request, await self._begin(frozen, request, filled))
         finally:
             frozen.close()
 
@@ -150,9 +155,10 @@ class MicrovmRuntime:
         for snapshot in list(self._snapshots):
             await snapshot.close()
         self._snapshots.clear()
-        for loaded in self._loaded.values():
-            loaded.close()
-        self._loaded.clear()
+        while self._loaded:
+            _, (frozen, filled) = self._loaded.popitem()
+            await asyncio.wait([filled])  # it writes to that
+            frozen.close()
         if self._machinery is not None:
             await self._machinery.close()
             self._machinery = None
@@ -209,8 +215,11 @@ class MicrovmRuntime:
             if cgroup is not None:
                 await remove_soon(cgroup)
 
-    async def _load(self, snapshot: MachineSnapshot, saved: Path) -> Frozen:
-        """Saved files as a machine to clone. Kept for a while, so that the many children of a fork share one."""
+    async def _load(self, snapshot: MachineSnapshot, saved: Path) -> tuple[Frozen, asyncio.Task[None]]:
+        """Saved files as a machine to clone, whose memory is there when the task is done.
+
+        Kept for a while, so that the many children of a fork share one.
+        """
         try:
             status = (saved / saving.MEMORY).stat()
         except OSError as error:
@@ -219,25 +228,25 @@ class MicrovmRuntime:
         async with self._loading:
             found = self._loaded.get(key)
             if found is None:
-                found = await asyncio.to_thread(kept.read, saved, snapshot.images)
-                self._loaded[key] = found
-                asyncio.get_running_loop().call_later(_LOADED_KEPT_S, self._forget, key)
-            return found.borrow()
+                frozen, fill = await asyncio.to_thread(kept.begin_to_read, saved, snapshot.images)
+                filled = asyncio.create_task(asyncio.to_thread(fill))
+                found = self._loaded[key] = frozen, filled
+                filled.add_done_callback(lambda done: self._loaded_whole(key, done))
+            return found[0].borrow(), found[1]
 
-    def _forget(self, key: tuple[int, int, int]) -> None:
-        found = self._loaded.pop(key, None)
-        if found is not None:
-            found.close()
+    def _loaded_whole(self, key: tuple[int, int, int], filled: asyncio.Task[None]) -> None:
+        kept_s = 0.0 if filled.cancelled() or filled.exception() is not None else _LOADED_KEPT_S
+        asyncio.get_running_loop().call_later(kept_s, self._forget, key, filled)
+
+    def _forget(self, key: tuple[int, int, int], filled: asyncio.Task[None]) -> None:
+        if key in self._loaded and self._loaded[key][1] is filled:
+            self._loaded.pop(key)[0].close()
 
     async def _restore(
-        self, snapshot: MachineSnapshot, frozen: Frozen, request: GuestRequest, begun: Begun | None = None
+        self, snapshot: MachineSnapshot, frozen: Frozen, request: GuestRequest, begun: Begun
     ) -> MachineGuest:
-        """The guest. `begun`: its machine, which stands ready and becomes this method's."""
+        """The guest that `begun` becomes, which is this method's."""
         hardware = frozen.parts.hardware
-        if begun is None:
-            begun = await self._begin(frozen, request)
-        elif begun.cgroup is not None:
-            begun.cgroup.limit(with_monitor(request.resources, hardware.memory_bytes))
         try:
             origin = Origin(os.dup(frozen.parts.memory), hardware, frozen.warm, self.needs(snapshot))
         except BaseException:
@@ -253,8 +262,11 @@ class MicrovmRuntime:
         snapshot.hold(guest)
         return guest
 
-    async def _begin(self, frozen: Frozen, request: GuestRequest) -> Begun:
-        """A machine where the saved one stood still, with a scratch disk and a cgroup of its own."""
+    async def _begin(self, frozen: Frozen, request: GuestRequest, filled: asyncio.Task[None] | None = None) -> Begun:
+        """A machine where the saved one stood still, with a scratch disk and a cgroup of its own.
+
+        `filled`: done when the memory is there.
+        """
         machinery = await self._open()
         cgroup: Cgroup | None = None
         scratch = os.open(self.place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -264,7 +276,7 @@ class MicrovmRuntime:
             state = os.open(f"/proc/self/fd/{frozen.device_state}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 parts = msgspec.structs.replace(frozen.parts, scratch=scratch)
-                machine = await machinery.driver.restore(parts, state, cgroup)
+                machine = await machinery.driver.restore(parts, state, cgroup, filled)
             finally:
                 os.close(state)
         except BaseException:
