@@ -240,6 +240,15 @@ static int open_stream(struct session *session, const struct frame *frame, const
 	return services[frame->type](session, frame->stream, payload);
 }
 
+/* A host that goes on without a greeting is the one before: its monitor broke the connection, and it never noticed. */
+static void hear_host(struct session *session)
+{
+	if (!session->awaited || !session->greeted)
+		return;
+	session->awaited = false;
+	session->out.blocked = false;
+}
+
 static int on_control(void *context, const struct frame *frame, const uint8_t *bytes)
 {
 	struct session *session = context;
@@ -249,6 +258,7 @@ static int on_control(void *context, const struct frame *frame, const uint8_t *b
 		return on_hello(session, &payload);
 	if (!session->greeted)
 		return -EPROTO;
+	hear_host(session);
 	if (frame->stream == 0)
 		return session_frame(session, frame, bytes, &payload);
 	if (session->quiet && frame->type != F_FIXUP)
@@ -273,6 +283,7 @@ static int on_data(void *context, const struct frame *frame, const uint8_t *byte
 
 	if (session->quiet)
 		return -EPROTO;
+	hear_host(session);
 	if (stream == NULL)
 		return session->greeted && frame->stream <= session->last_stream ? 0 : -EPROTO;
 	return stream->kind->data == NULL ? -EPROTO : stream->kind->data(session, stream, frame->type, bytes, size);
