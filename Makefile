@@ -10,6 +10,8 @@ DOCS := $(VENV)/.docs-done
 AGENT := src/tartarus/guest/bin/tartarus-guest
 AGENT_SOURCES := $(wildcard src/tartarus/guest/agent/*.c src/tartarus/guest/agent/*.h src/tartarus/guest/agent/Makefile)
 PYTEST_ARGS ?=
+# Files of tests side by side; what is in one file stays together, and slow files begin first (tests/conftest.py).
+PYTEST_WORKERS ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BENCH_ARGS ?=
 
 .PHONY: help setup hello test lint format bench docs docs-serve clean agent
@@ -38,7 +40,7 @@ hello: setup
 	@$(BIN)/python examples/hello.py
 
 test: setup
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

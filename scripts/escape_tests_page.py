@@ -7,6 +7,7 @@ python3 scripts/escape_tests_page.py --check  exit with 1 when it is out of date
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +25,13 @@ _NOTICE = "<!-- Written by scripts/escape_tests_page.py; change tests/escape ins
 _HEAD = """\
 # Escape tests
 
-`tests/escape/` attacks real sandboxes: {container} attacks at the container level, {process} at the process level
-and {gvisor} at the gVisor level, each in a sandbox of its own beside another tenant's, on a host that is full of
-bait (files, sockets, ports, shared memory, keys and a process of the sandbox's own user, all open to everybody). An
-attack names the one answer that means it was held. An attack that fails by itself does not count as held. After
-each one the host is looked at: settings, mounts, devices, templates, bait and the neighbour must be what they were,
-and nothing may be left over; the guest agent must still serve.
+`tests/escape/` attacks real sandboxes: {container} attacks at the container level, {process} at the process level,
+{gvisor} at the gVisor level and {microvm} at the microVM level, beside another tenant's sandbox, on a host that is full
+of bait (files, sockets, ports, shared memory, keys and a process of the sandbox's own user, all open to everybody). An
+attack names the one answer that means it was held. An attack that fails by itself does not count as held. After each
+one the host is looked at: settings, mounts, devices, templates, bait and the neighbour must be what they were, and
+nothing may be left over; the guest agent must still serve. Each has a sandbox of its own; at the gVisor and microVM
+levels most programs of a door run in one, one after another.
 
 The tables say what is tried and the answer that each level must give: an error that the kernel returns, or a word.
 Several answers stand beside each other where one is as good as another, or where kernels differ. The answers are those
@@ -43,9 +45,10 @@ held as in a container, and can start nothing.
 
 Run them with `make test PYTEST_ARGS=tests/escape`; as root all of them, as another user those that need no privilege.
 
-gVisor's kernel is not the host's: what it gives from its own means (namespaces, its own network's sockets, its own
-settings) says nothing about the host, and "does not apply" stands there. So it does for attacks on a guest's agent by
-its own root, who may look at it and end it there: the host believes no agent.
+gVisor and machines have kernels of their own: what such a kernel gives from its own means (namespaces, its own
+network's sockets, its own settings) says nothing about the host. Where "as it likes" stands, the attack is made all the
+same, and held when nothing outside was changed; "does not apply" stands for attacks that are not made. The reasons are
+below each table. `tests/escape/test_machine.py` has more attacks on machines, their disks and devices.
 """
 _DOORS = {
     "clones": "What clones of one warmed interpreter share",
@@ -75,7 +78,7 @@ def page() -> str:
     from tests.escape.attack import LEVELS, every
 
     attacks = list(every().values())
-    counts = {level.value: sum(level in attack.expected for attack in attacks) for level in LEVELS}
+    counts = {level.value: sum(attack.made_at(level) for attack in attacks) for level in LEVELS}
     sections = [_section(door, list(found)) for door, found in groupby(attacks, key=lambda attack: attack.door)]
     return _NOTICE + _HEAD.format(**counts) + "".join(sections)
 
@@ -90,11 +93,33 @@ def _section(door: str, attacks: list[Attack]) -> str:
     notes = [f"- `{attack.id}`: {attack.note}" for attack in attacks if attack.note]
     for attack in attacks:
         notes += [f"- `{attack.id}`, {level.value}: **open**, {why}." for level, why in attack.holes.items()]
-    table = "| attack | tries to | container | process | gvisor |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    notes += list(_reasons(attacks))
+    head = f"| attack | tries to | {' | '.join(level.value for level in LEVELS)} |\n|---|---{'|---' * len(LEVELS)}|\n"
+    table = head + "\n".join(rows) + "\n"
     return f"\n## {_DOORS[door]}\n\n{table}" + ("\n" + "\n".join(notes) + "\n" if notes else "")
 
 
+def _reasons(attacks: list[Attack]) -> Iterator[str]:
+    """Why attacks are not judged by their answers where kernels are the guests' own."""
+    from tests.escape.attack import OWN_KERNELS
+
+    for level in OWN_KERNELS:
+        for words, given in (
+            ("as it likes", [a.own for a in attacks]),
+            ("does not apply", [a.absent for a in attacks]),
+        ):
+            found: dict[str, list[str]] = {}
+            for attack, reasons in zip(attacks, given, strict=True):
+                if level in reasons:
+                    found.setdefault(reasons[level], []).append(f"`{attack.id}`")
+            for why, names in found.items():
+                whose = "" if len(names) == len(attacks) else f" ({', '.join(names)})"
+                yield f"- {level.value}, {words}: {why}{whose}."
+
+
 def _answer(attack: Attack, level: Isolation) -> str:
+    if level in attack.own:
+        return "as it likes"
     if level not in attack.expected:
         return "does not apply"
     answers = " or ".join(sorted(attack.expected[level]))

@@ -42,6 +42,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(f"{_DECLARED}{need}: {lack}")
 
 
+# What takes longest goes first, so that no process is left with it alone at the end.
+_SLOW = (
+    "tests/shipped/", "tests/faults/test_soak.py", "tests/escape/test_escape.py", "tests/faults/", "tests/node/",
+    "tests/escape/", "tests/microvm/", "tests/gvisor/", "tests/project/", "tests/compat/", "tests/cli/",
+)  # fmt: skip
+
+
+def _slowness(item: pytest.Item) -> int:
+    place = item.nodeid
+    return next((number for number, prefix in enumerate(_SLOW) if place.startswith(prefix)), len(_SLOW))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow ones."""
+    items.sort(key=_slowness)
+
+
 def _refuse_undeclared(report: pytest.TestReport | pytest.CollectReport) -> None:
     if not (IN_CI and report.skipped) or hasattr(report, "wasxfail"):
         return

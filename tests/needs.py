@@ -6,6 +6,7 @@ scripts/setup-system.sh installs, or that root has by right, must be met: its ab
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import shutil
@@ -121,6 +122,15 @@ def kernel_package() -> Path | None:
     pattern = "linux-image-[0-9]*-cloud-*.deb"
     if not any(KERNEL_PACKAGES.glob(pattern)) and shutil.which("apt-get"):
         KERNEL_PACKAGES.mkdir(parents=True, exist_ok=True)
+        _download(pattern)
+    return next(iter(sorted(KERNEL_PACKAGES.glob(pattern))), None)
+
+
+def _download(pattern: str) -> None:
+    with (KERNEL_PACKAGES / ".downloading").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if any(KERNEL_PACKAGES.glob(pattern)):  # another test process has done it meanwhile
+            return
         shown = subprocess.run(
             ["apt-cache", "depends", "linux-image-cloud-amd64"], capture_output=True, text=True, check=False
         ).stdout
@@ -129,7 +139,6 @@ def kernel_package() -> Path | None:
             subprocess.run(
                 ["apt-get", "download", names[0]], cwd=KERNEL_PACKAGES, capture_output=True, timeout=120, check=False
             )
-    return next(iter(sorted(KERNEL_PACKAGES.glob(pattern))), None)
 
 
 def _microvm() -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from tests.compat.engine import rootfs
 
-from tartarus.compat.docker import DockerRuntime, collect
+from tartarus.compat.docker import DockerRuntime
 from tartarus.compat.docker_nouns import VersionAnswer
-from tartarus.compat.engines import LegacyRequest
+from tartarus.compat.engines import LegacyRequest, collect
 from tartarus.compat.transfer import Export
 from tartarus.compat.wire import EngineSlow, EngineSocket, check_socket, demultiplexed
 from tartarus.model.errors import (

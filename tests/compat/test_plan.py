@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,31 @@ def test_a_request_comes_back_as_it_was_saved(tmp_path: Path, name: str) -> None
 def test_files_that_are_no_requests(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "r").write_bytes(content)
     with pytest.raises(InvalidRequest):
+        over(str(tmp_path / "r"), values(request="r"), [])
+
+
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{c}: &{c} [*{b}, *{b}, *{b}, *{b}]\n" for b, c in itertools.pairwise("abcdefghijklm")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (LAUGHS, r"r, line 1: aliases and anchors"),
+        ("template: host\nenv: {A: 'b'}\nlabels: &l {A: b}\n", r"r, line 3: aliases and anchors"),
+        ("command: " + "[" * 100_000, r"r, line 1: nested too deeply"),
+        ("template: host\n---\ntemplate: host\n", r"r, line 2: a second document"),
+        ("# " + "x" * 300_000, r"r is 300002 bytes long"),
+        ("envv: {}\n", r"r, line 1: unknown key 'envv' \(did you mean 'env'"),
+        ("env:\n  A: 1\n", r"r, line 2: env.A: Expected `str`, got `int` \(put it in quotes"),
+        ("env: {A: '1', A: '2'}\n", r"r, line 1: env.A is there twice"),
+        ("template: !!python/name:os.system ''\n", r"r, line 1: template: a .* is not taken"),
+    ],
+)
+def test_hostile_requests_are_refused_with_their_line(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "r").write_text(content)
+    with pytest.raises(InvalidRequest, match=says):
         over(str(tmp_path / "r"), values(request="r"), [])
 
 

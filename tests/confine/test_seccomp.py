@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import pty
@@ -25,7 +26,13 @@ from tests.confine.child import call, error_of, in_child
 from tartarus.guest.syscalls import machine, number, table
 from tartarus.model.sandbox import Isolation
 from tartarus.runtimes.confine import calls
-from tartarus.runtimes.confine.seccomp import add_seccomp, add_zygote_seccomp, rules_by_name
+from tartarus.runtimes.confine.seccomp import (
+    add_filter,
+    add_seccomp,
+    add_zygote_seccomp,
+    rules_by_name,
+    set_id_filter,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +80,31 @@ def test_a_warm_interpreter_can_enter_user_namespaces_alone() -> None:
     attempts = [*kinds.values(), 0, user | kinds["net"], user]
     found = in_child(lambda: [error_of("setns", -1, kind) for kind in attempts], setup=setup)
     assert found == [errno.EPERM] * (len(attempts) - 1) + [errno.EBADF]
+
+
+def _errors_of(wanted: list[tuple[Any, ...]]) -> list[int]:
+    return [error_of(*one) for one in wanted]
+
+
+def test_a_runtime_with_a_filter_of_its_own_can_make_no_set_id_files(tmp_path: Path) -> None:
+    def setup(program: Program) -> None:
+        program.syscall("prctl", 38, 1, 0, 0, 0, step="set no_new_privs")
+        add_filter(program, set_id_filter())
+
+    (file := tmp_path / "file").touch()
+    place = os.fsencode(tmp_path)
+    for mode in (0o4755, 0o2755, 0o6777, 0o755):
+        wanted: list[tuple[Any, ...]] = [
+            ("fchmodat", AT_FDCWD, os.fsencode(file), mode),
+            ("mkdirat", AT_FDCWD, b"%s/directory%d" % (place, mode), mode),
+            ("mknodat", AT_FDCWD, b"%s/node%d" % (place, mode), mode, 0),
+            ("openat", AT_FDCWD, b"%s/made%d" % (place, mode), os.O_CREAT | os.O_WRONLY, mode),
+            ("openat", AT_FDCWD, place, os.O_TMPFILE | os.O_WRONLY, mode),
+        ]
+        found = in_child(functools.partial(_errors_of, wanted), setup=setup)
+        assert found == [errno.EPERM if mode & 0o6000 else 0] * len(wanted)
+    # Without a file to make the mode is no argument.
+    assert in_child(lambda: error_of("openat", AT_FDCWD, os.fsencode(file), os.O_RDONLY, 0o4755), setup=setup) == 0
 
 
 @pytest.mark.parametrize("level", BOTH)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
+import structlog
 
 from .test_requests import problem
 from .test_sandboxes import create, sh
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    import httpx
 
     from .conftest import Service
 
@@ -117,3 +118,27 @@ async def test_a_watch_ends_with_its_sandbox(client: httpx.AsyncClient) -> None:
         await client.delete(f"/v1/sandboxes/{made['id']}")
         lines = [json.loads(line) async for line in answer.aiter_lines()]
     assert all(line.get("type") == "problem" for line in lines)
+
+
+async def test_a_file_that_is_cut_off_is_no_whole_file(
+    client: httpx.AsyncClient, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its sandbox is killed midway: the client sees a broken answer, the log has one line, the daemon goes on."""
+    made = await create(client, {})
+    files = f"/v1/sandboxes/{made['id']}/files"
+    answer = await client.post(f"/v1/sandboxes/{made['id']}/files/mkdir", json={"path": "/tmp/d"})
+    assert answer.status_code == 204
+    await client.put(files, params={"path": "/tmp/d/large"}, content=bytes(64 * 1024 * 1024))
+    with structlog.testing.capture_logs() as said:
+        async with client.stream("GET", files, params={"path": "/tmp/d/large"}) as answer:
+            assert answer.status_code == 200
+            parts = answer.aiter_raw()
+            await anext(parts)
+            assert (await client.delete(f"/v1/sandboxes/{made['id']}")).status_code == 204
+            with pytest.raises(httpx.TransportError):
+                [part async for part in parts]
+    (line,) = [line for line in said if line["log_level"] != "info"]
+    assert (line["event"], line["log_level"]) == ("answer_cut_off", "warning")
+    assert "exc_info" not in line
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert (await client.get("/readyz")).status_code == 200

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from tests.escape import kit, own_kernel
+from tests.escape import kit
+from tests.escape.own_kernel import GVISOR, OwnKernel
+from tests.escape.own_machine import MICROVM
 
 from tartarus.model.sandbox import Isolation
 
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
 Answers = str | dict[str, str]
 Inside = Callable[[], Answers]
 Staged = Callable[["Arena", Isolation], Awaitable[Answers]]
-LEVELS = (Isolation.CONTAINER, Isolation.PROCESS, Isolation.GVISOR)
+LEVELS = (Isolation.CONTAINER, Isolation.PROCESS, Isolation.GVISOR, Isolation.MICROVM)
+OWN_KERNELS: dict[Isolation, OwnKernel] = {Isolation.GVISOR: GVISOR, Isolation.MICROVM: MICROVM}
 
 
 class Attack(msgspec.Struct, frozen=True):
     """One attack. `expected`: for each level it applies to, the answers that mean it was held.
 
+    `own`: for levels where it is made and any answer is right, because a kernel of the guest's own gives it: why.
+    `absent`: for levels with such a kernel where it is not made: why.
     `note`: what to know about the answer, such as a limit that the level is documented to have. `holes`: for a
     level where the answer is not yet the expected one, why. `twin`: it needs a process outside, of the sandbox's
     own user.
@@ -42,6 +47,8 @@ class Attack(msgspec.Struct, frozen=True):
     id: str
     tries: str
     expected: dict[Isolation, frozenset[str]]
+    own: dict[Isolation, str] = {}
+    absent: dict[Isolation, str] = {}
     program: str | None = None
     stage: Any = None
     note: str = ""
@@ -55,6 +62,10 @@ class Attack(msgspec.Struct, frozen=True):
         """The kind of thing attacked."""
         return self.id.split("/", maxsplit=1)[0]
 
+    def made_at(self, level: Isolation) -> bool:
+        """Whether it is made there."""
+        return level in self.expected or level in self.own
+
 
 CATALOGUE: dict[str, Attack] = {}
 
@@ -65,10 +76,15 @@ def _register(attack: Attack) -> None:
     CATALOGUE[attack.id] = attack
 
 
-def _expected(name: str, container: str, process: str) -> dict[Isolation, frozenset[str]]:
-    gvisor = container if name in own_kernel.ALIKE else own_kernel.ANSWERS.get(name, "")
-    given = {Isolation.CONTAINER: container, Isolation.PROCESS: process, Isolation.GVISOR: gvisor}
-    return {level: frozenset(answers.split("|")) for level, answers in given.items() if answers}
+def _judged(name: str, container: str, process: str) -> dict[str, Any]:
+    """What makes an attack held, level for level."""
+    given = {Isolation.CONTAINER: container, Isolation.PROCESS: process}
+    given |= {level: kernel.expected(name, container) for level, kernel in OWN_KERNELS.items()}
+    return {
+        "expected": {level: frozenset(answers.split("|")) for level, answers in given.items() if answers},
+        "own": {level: why for level, kernel in OWN_KERNELS.items() if (why := kernel.why(kernel.own, name))},
+        "absent": {level: why for level, kernel in OWN_KERNELS.items() if (why := kernel.why(kernel.absent, name))},
+    }
 
 
 def inside(id: str, *, tries: str, container: str = "", process: str = "", **more: Any) -> Callable[[Inside], Inside]:  # noqa: A002
@@ -76,7 +92,7 @@ def inside(id: str, *, tries: str, container: str = "", process: str = "", **mor
 
     def register(function: Inside) -> Inside:
         program = _program(function)
-        _register(Attack(id=id, tries=tries, expected=_expected(id, container, process), program=program, **more))
+        _register(Attack(id=id, tries=tries, program=program, **_judged(id, container, process), **more))
         return function
 
     return register
@@ -86,7 +102,7 @@ def staged(id: str, *, tries: str, container: str = "", process: str = "", **mor
     """An attack that a function on the host directs."""
 
     def register(function: Staged) -> Staged:
-        _register(Attack(id=id, tries=tries, expected=_expected(id, container, process), stage=function, **more))
+        _register(Attack(id=id, tries=tries, stage=function, **_judged(id, container, process), **more))
         return function
 
     return register

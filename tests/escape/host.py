@@ -57,7 +57,9 @@ class Host:
     def _templates(self) -> list[tuple[Any, ...]]:
         """The small files of every prepared template, with all that an attack could change."""
         found = []
-        for path in sorted(self._state_dir.glob("cache/*")) + sorted(self._state_dir.glob("cache/**/opt/tartarus/*")):
+        # Tenants' own snapshots come and go, of which forks of files are made.
+        shared = [path for path in self._state_dir.glob("cache/*") if path.name != "tenants"]
+        for path in sorted(shared) + sorted(self._state_dir.glob("cache/**/opt/tartarus/*")):
             status = path.lstat()
             found.append((str(path), status.st_mode, status.st_uid, status.st_size, status.st_mtime_ns, status.st_ino))
         return found

@@ -55,8 +55,6 @@ class Soak:
         self.levels = tuple(levels)
         self.say = say
         self.calm = calm
-        self.spared: tuple[str, ...] = ()
-        """Kinds of helpers that are not killed."""
         self.began = time.monotonic()
         self.done: collections.Counter[str] = collections.Counter()
         self.errors: collections.Counter[str] = collections.Counter()
@@ -109,8 +107,7 @@ class Soak:
             kinds: dict[str, list[int]] = {}
             for pid in self.home.processes():
                 kinds.setdefault(helper_of(pid), []).append(pid)
-            for spared in ("", *self.spared):
-                kinds.pop(spared, None)
+            kinds.pop("", None)
             if kinds:
                 kind = chance.choice(sorted(kinds))
                 pid = chance.choice(sorted(kinds[kind]))

@@ -110,6 +110,7 @@ EXITED = EXIT.pack(0, 0, 0, 0, 0)
         raw(ToHost.STARTED, 1, STARTED) + raw(ToHost.EXIT, 1, EXIT.pack(256, 0, 0, 0, 0)),
         raw(ToHost.STARTED, 1, STARTED) + raw(ToHost.EXIT, 1, EXIT.pack(1, 9, 0, 0, 0)),
         raw(ToHost.STARTED, 1, STARTED) + raw(ToHost.EXIT, 1, EXIT.pack(0, 65, 0, 0, 0)),
+        raw(ToHost.STARTED, 1, STARTED) + raw(ToHost.EXIT, 1, EXITED + b"two"),
         raw(ToHost.STDIN_CREDIT, 1, struct.pack("<I", 1)),
         raw(ToHost.FILE_DATA, 1, b"x"),
         raw(ToHost.RESULT, 1),
@@ -123,6 +124,15 @@ async def test_lies_about_a_process(liar: Liar, lie: bytes) -> None:
     with pytest.raises(GuestFailed, match="broke its protocol"):
         await process.wait()
     assert liar.channel.closed.done()
+
+
+async def test_kills_for_memory_are_counted(liar: Liar) -> None:
+    """However many a guest speaks of, it is a number, and that of its own sandbox."""
+    process = liar.channel.exec(command("x"))
+    killed = EXIT.pack(0, 9, 0, 0, 0) + struct.pack("<I", 0xFFFF_FFFF)
+    liar.say(raw(ToHost.STARTED, 1, STARTED) + raw(ToHost.EXIT, 1, killed))
+    assert (await process.wait()).signal == 9
+    assert liar.channel.memory_kills == 0xFFFF_FFFF
 
 
 @pytest.mark.parametrize(

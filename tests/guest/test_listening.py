@@ -77,6 +77,26 @@ async def test_a_host_that_breaks_off_in_the_middle_of_frames(place: str) -> Non
     second.close()
 
 
+async def test_a_host_that_has_not_greeted_is_sent_nothing(place: str) -> None:
+    """However long it takes: the output of what an earlier one began would be of streams it never opened."""
+    first = await connect(place)
+    flood = first.exec(GuestExec(argv=("/usr/bin/yes",), env={}))
+    await flood.read()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(place)
+        await asyncio.wait_for(asyncio.shield(first.closed), 10)
+        sock.setblocking(False)
+        await asyncio.sleep(0.2)
+        with pytest.raises(BlockingIOError):
+            sock.recv(1)
+        sock.setblocking(True)
+        channel = GuestChannel(sock.dup())
+    await channel.open()
+    await channel.ready()
+    assert await said(channel, "/bin/echo", "clean") == b"clean\n"
+    channel.close()
+
+
 async def test_the_newest_host_counts(place: str) -> None:
     """As when a monitor broke the connection, and the machine has not noticed yet."""
     first = await connect(place)

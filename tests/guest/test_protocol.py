@@ -80,7 +80,7 @@ def test_frames_with_one_byte_changed(wire: list[bytes], at: int, value: int, cu
         raw(0xFF, 1),
         raw(ToHost.STDOUT, 0, b"x"),
         raw(ToHost.READY, 1, READY.pack(1, 1, 0)),
-        raw(ToHost.EXIT, 1, EXIT.pack(0, 0, 0, 0, 0) + b"x"),
+        raw(ToHost.EXIT, 1, EXIT.pack(0, 0, 0, 0, 0) + b"kills"),
         raw(ToHost.STARTED, 1, b"short"),
         raw(ToHost.ERROR, 1),
         raw(ToHost.STDOUT, 1, b"x", flags=1),

@@ -139,6 +139,16 @@ async def test_clones_share_the_saved_memory(runtime: MicrovmRuntime, snapshot: 
     await asyncio.gather(*(guest.destroy() for guest in guests))
 
 
+async def test_what_the_machines_kernel_kills_is_told(runtime: MicrovmRuntime, snapshot: MachineSnapshot) -> None:
+    """And what anybody else kills is not counted."""
+    guest = await start(runtime, snapshot, "machine-memory")
+    for script, kills in (("exec dd if=/dev/zero of=/dev/null bs=140M", 1), ("kill -9 $$", 1)):
+        process = guest.channel.exec(GuestExec(argv=("/bin/sh", "-c", script), env={"PATH": "/bin"}))
+        assert (await process.wait()).signal == 9
+        assert guest.stats().oom_kills == kills
+    await guest.destroy()
+
+
 async def test_a_killed_monitor_ends_its_guest(runtime: MicrovmRuntime, snapshot: MachineSnapshot) -> None:
     """Whatever waited fails, and nothing of it is left."""
     guest = await start(runtime, snapshot, "machine-killed")

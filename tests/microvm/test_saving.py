@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -15,10 +15,11 @@ import pytest
 from tartarus.guest.channel import GuestExec, GuestProcess
 from tartarus.model.errors import GuestFailed, NoSpace
 from tartarus.runtimes.base import GuestRequest
-from tartarus.runtimes.microvm import saving
+from tartarus.runtimes.microvm import kept, saving
 from tartarus.runtimes.microvm.guest import MachineGuest
+from tartarus.runtimes.microvm.images import Images
 from tartarus.runtimes.microvm.runtime import MicrovmRuntime
-from tartarus.runtimes.microvm.snapshot import MachineSnapshot
+from tartarus.runtimes.microvm.snapshot import Frozen, MachineSnapshot
 
 from .conftest import RESOURCES, sh, start
 
@@ -210,3 +211,32 @@ async def test_copies_share_what_was_saved(runtime: MicrovmRuntime, snapshot: Ma
         assert shared_kib > 30 * 1024
         assert int(rollup.split("Pss_Shmem:")[1].split()[0]) < 0.4 * shared_kib
     await asyncio.gather(*(guest.destroy() for guest in copies))
+
+
+async def test_memory_that_can_not_be_read_to_its_end(
+    runtime: MicrovmRuntime, snapshot: MachineSnapshot, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The monitor that was started meanwhile ends, nothing is kept of it, and the next attempt reads anew."""
+    guest = await start(runtime, snapshot, "machine-unread")
+    await guest.save(place, go_on=False)
+    await guest.destroy()
+    begin_to_read = kept.begin_to_read
+
+    def breaking(directory: Path, images: Images) -> tuple[Frozen, Callable[[], None]]:
+        def fill() -> None:
+            raise GuestFailed("a saved machine can't be read", why="its disk broke")
+
+        return begin_to_read(directory, images)[0], fill
+
+    monkeypatch.setattr(kept, "begin_to_read", breaking)
+    with pytest.raises(GuestFailed, match="disk broke"):
+        await restored(runtime, snapshot, place, "machine-unread-copy")
+    monkeypatch.undo()
+    async with asyncio.timeout(60):
+        while runtime._loaded:
+            await asyncio.sleep(0.01)
+    if runtime._hierarchy is not None:
+        assert "machine-unread-copy" not in runtime._hierarchy.existing()
+    copy = await restored(runtime, snapshot, place, "machine-unread-copy")
+    assert await sh(copy, "hostname") == "machine-unread-copy\n"
+    await copy.destroy()

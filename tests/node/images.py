@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.needs import KERNEL_PACKAGES, kernel_package, missing
 
-from tartarus.runtimes.microvm import kernel
+from tartarus.runtimes.idmap import host_id_map
+from tartarus.runtimes.microvm import images, kernel
 
-_HOST_IMAGES = "host-*.erofs"
+_USR = Path("/usr")
 
 
 @contextlib.contextmanager
 def guest_images(state_dir: Path) -> Iterator[None]:
-    """Install a kernel, and lend the image of the host's /usr, which is named by what it holds, and take it back."""
+    """Install a kernel, and lend the image of the host's /usr."""
     if os.geteuid() != 0 or missing("microvm"):
         yield
         return
@@ -25,19 +29,22 @@ def guest_images(state_dir: Path) -> Iterator[None]:
     kernel.install(package, state_dir / "kernels")
     machines = state_dir / "machines"
     machines.mkdir(mode=0o700, exist_ok=True)
-    for image in KERNEL_PACKAGES.glob(_HOST_IMAGES):
-        _link(image, machines / image.name)
+    image = packed_usr()
+    with contextlib.suppress(OSError):  # on another file system: then it is packed anew
+        os.link(image, machines / image.name)
     yield
-    for image in machines.glob(_HOST_IMAGES):
-        if _link(image, KERNEL_PACKAGES / image.name):
-            for old in KERNEL_PACKAGES.glob(image.name.rpartition("-")[0] + "-*"):
-                if old.name != image.name:
-                    old.unlink(missing_ok=True)
 
 
-def _link(source: Path, target: Path) -> bool:
-    try:
-        os.link(source, target)
-    except OSError:  # there already, taken away meanwhile, or on another file system
-        return False
-    return True
+def packed_usr() -> Path:
+    """The image of the host's /usr as it is now, packed if need be, by one test process for all."""
+    KERNEL_PACKAGES.mkdir(parents=True, exist_ok=True)
+    with (KERNEL_PACKAGES / ".packing").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        found = {image.name for image in KERNEL_PACKAGES.glob("host-*.erofs")}
+        stamp = images.survey(_USR).stamp
+        if not any(stamp in name for name in found):
+            with tempfile.TemporaryDirectory(prefix="tartarus-packing-", dir="/var/tmp") as stage:
+                packer = images.Packer(KERNEL_PACKAGES, Path(stage), host_id_map())
+                # The daemon's own way there, without a daemon.
+                os.close(asyncio.run(packer._bind(_USR))[0])
+        return next(image for image in KERNEL_PACKAGES.glob("host-*.erofs") if stamp in image.name)

@@ -66,6 +66,9 @@ def test_auto_does_not_fall_to_a_level_that_lacks_what_is_needed() -> None:
         (Reason.USER_REQUEST, None, 0, State.KILLED, Reason.USER_REQUEST),
         (Reason.NODE_DRAIN, None, 0, State.KILLED, Reason.NODE_DRAIN),
         (None, None, 0, State.LOST, Reason.LOST),
+        (None, None, 1, State.FAILED, Reason.RESOURCE_LIMIT),
+        (Reason.TIMEOUT, None, 1, State.TIMED_OUT, Reason.TIMEOUT),
+        (Reason.COMPLETED, ExitStatus(1), 1, State.FAILED, Reason.COMPLETED),
     ],
 )
 def test_outcome(
@@ -73,3 +76,16 @@ def test_outcome(
 ) -> None:
     found, changes = outcome(ending, status, oom_kills)
     assert (found, changes["reason"]) == (state, reason)
+
+
+@pytest.mark.parametrize(
+    ("status", "oom_kills", "reason"),
+    [
+        (ExitStatus(1), 1, Reason.RESOURCE_LIMIT),
+        (ExitStatus(1), 0, Reason.COMPLETED),
+        (ExitStatus(0), 1, Reason.COMPLETED),
+    ],
+)
+def test_outcome_where_kills_have_no_name(status: ExitStatus, oom_kills: int, reason: Reason) -> None:
+    """Of a program whose process on the host was killed, gVisor's kernel says only that it failed."""
+    assert outcome(Reason.COMPLETED, status, oom_kills, kills_unnamed=True)[1]["reason"] is reason

@@ -390,6 +390,15 @@ class TestLife:
             assert sandbox.files.read("/shown/f") == b"shown"
             assert not sandbox.run(["touch", "/shown/g"]).ok
 
+    def test_a_mount_by_a_link(self, tmp_path):
+        """What is kept is where the link led when it was asked for."""
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to("real")
+        with Sandbox.create(mounts=[f"{tmp_path}/link:/shown"], isolation="container") as sandbox:
+            assert sandbox.run(["touch", "/shown/f"]).ok
+            assert [mount.source for mount in sandbox.info.spec.mounts] == [str(tmp_path / "real")]
+        assert (tmp_path / "real" / "f").exists()
+
     def test_every_level(self, levels):
         for level in [level for level in levels if level != "wasm"]:  # which runs modules, and has tests of its own
             with Sandbox.create(isolation=level) as sandbox:

@@ -140,3 +140,23 @@ async def test_a_closed_store_says_so(path: Path) -> None:
     await store.close()
     with pytest.raises(DaemonUnavailable):
         await store.insert(a_record())
+
+
+async def test_a_record_that_is_known_is_not_read_anew(store: SandboxStore) -> None:
+    record = await store.insert(a_record(), State.SCHEDULED, State.STARTING)
+    running = await store.transition(record.id, {State.STARTING}, State.RUNNING, known=record)
+    assert (running.state, running.version) == (State.RUNNING, record.version + 1)
+    assert await store.get(running.tenant, running.id) == running
+
+
+async def test_what_is_known_wrongly_changes_nothing(store: SandboxStore) -> None:
+    record = await store.insert(a_record(), State.SCHEDULED, State.STARTING)
+    running = await store.transition(record.id, {State.STARTING}, State.RUNNING, message="as it is")
+    # Old, and so the stored one decides.
+    paused = await store.transition(record.id, {State.STARTING, State.RUNNING}, State.PAUSED, known=record)
+    assert (paused.message, paused.version) == ("as it is", running.version + 1)
+    with pytest.raises(InvalidState, match="is paused"):
+        await store.transition(record.id, {State.RUNNING}, State.PAUSED, known=running)
+    with pytest.raises(InvalidState, match="is paused"):
+        await store.transition(record.id, {State.STARTING}, State.HIBERNATED, known=record)
+    assert await store.get(record.tenant, record.id) == paused

@@ -35,6 +35,7 @@ COMMANDS = {
     "init": ("init", "Create something of your own: a template."),
     "template": ("templates", "Make and manage what sandboxes are made from."),
     "snapshot": ("snapshots", "Keep sandboxes' files, or all of them as they run."),
+    "module": ("modules", "Keep WebAssembly modules compiled."),
     "policy": ("policy", "Say what sandboxes of this host may ask for."),
     "audit": ("audit", "Look at the audit log, verify it, prove an entry."),
     "secret": ("secret", "Keep secrets in a vault, and renew those of sandboxes."),

@@ -36,6 +36,17 @@ def snapshots(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> 
     return [CompletionItem(word, help=template) for word, template in words if word and word.startswith(incomplete)]
 
 
+def modules(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Digests of modules."""
+    from tartarus.sdk import Client, Module
+
+    try:
+        found = Module.list(client=Client(start=False))
+    except TartarusError:
+        return []
+    return [CompletionItem(kept.digest, help=kept.info.kind) for kept in found if kept.digest.startswith(incomplete)]
+
+
 def templates(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of templates."""
     from tartarus.sdk import Client

@@ -50,9 +50,12 @@ def _read(path: str) -> SandboxSpec:
     from tartarus.sdk.wholefile import read_whole
 
     content = read_whole(path, _MAX_BYTES)
+    if not content.lstrip().startswith(b"{"):
+        from tartarus.model.structured_yaml import StructReader
+
+        see = "tartarus migrate writes such files; see docs/migrate.md"
+        return StructReader(path, SandboxSpec, see=see, holds="one request").read(content)
     try:
-        if content.lstrip().startswith(b"{"):
-            return msgspec.json.decode(content, type=SandboxSpec)
-        return msgspec.yaml.decode(content, type=SandboxSpec)
+        return msgspec.json.decode(content, type=SandboxSpec)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"{path} is no request", why=str(error).splitlines()[0][:200]) from None

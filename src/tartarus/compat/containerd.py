@@ -17,8 +17,8 @@ import msgspec
 
 from tartarus.compat import children
 from tartarus.compat.containerd_nouns import ContainerAnswer, state, summary
-from tartarus.compat.docker import EXPORT_S, collect
 from tartarus.compat.engines import (
+    EXPORT_S,
     CommandOutcome,
     ContainerState,
     ContainerSummary,
@@ -26,6 +26,7 @@ from tartarus.compat.engines import (
     LegacyRequest,
     Usage,
     check_container,
+    collect,
     is_ours,
     shown,
 )

@@ -18,8 +18,8 @@ from tartarus.compat.docker_nouns import (
     summary,
 )
 from tartarus.compat.engines import (
+    EXPORT_S,
     LABEL,
-    STDERR,
     STDOUT,
     CommandOutcome,
     ContainerState,
@@ -28,13 +28,13 @@ from tartarus.compat.engines import (
     LegacyRequest,
     Usage,
     check_container,
+    collect,
     is_ours,
     shown,
 )
 from tartarus.compat.wire import EngineSlow, EngineSocket, demultiplexed
 from tartarus.model.errors import ContainerNotFound, EngineFailed, TimeLimit
 
-EXPORT_S = 4 * 3600.0
 LOGS_S = 600.0
 _WAIT_S = 366 * 86400.0
 MAX_LISTED = 10_000
@@ -222,17 +222,6 @@ class DockerRuntime:
     @staticmethod
     def _at(container: str, what: str) -> str:
         return f"/containers/{check_container(container)}/{what}"
-
-
-def collect(output: Iterator[tuple[int, bytes]], most_bytes: int) -> tuple[bytes, bytes, bool]:
-    """Both streams' beginnings, `most_bytes` of each, and whether there was more; the rest is read and dropped."""
-    kept = {STDOUT: bytearray(), STDERR: bytearray()}
-    truncated = False
-    for number, piece in output:
-        room = most_bytes - len(kept[number])
-        kept[number] += piece[:room]
-        truncated = truncated or len(piece) > room
-    return bytes(kept[STDOUT]), bytes(kept[STDERR]), truncated
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ LABEL = "tartarus.legacy"
 # What all three engines allow for names and ids, and nothing that a command line or a path could take for more.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}", re.ASCII)
 MAX_TEXT = 4096
+EXPORT_S = 4 * 3600.0
+"""How long the files of one container may take to copy."""
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,3 +226,14 @@ def shown(text: str, most: int = 200) -> str:
     """Foreign text as one short line: terminals obey control characters."""
     flat = "".join(letter if letter.isprintable() else "?" for letter in text[: most + 1])
     return flat if len(flat) <= most else flat[: most - 1] + "…"
+
+
+def collect(output: Iterator[tuple[int, bytes]], most_bytes: int) -> tuple[bytes, bytes, bool]:
+    """Both streams' beginnings, `most_bytes` of each, and whether there was more; the rest is read and dropped."""
+    kept = {STDOUT: bytearray(), STDERR: bytearray()}
+    truncated = False
+    for number, piece in output:
+        room = most_bytes - len(kept[number])
+        kept[number] += piece[:room]
+        truncated = truncated or len(piece) > room
+    return bytes(kept[STDOUT]), bytes(kept[STDERR]), truncated

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from tartarus.compat import children, copying, guardian, request_file
-from tartarus.compat.docker import EXPORT_S
-from tartarus.compat.engines import ContainerState, LegacyRuntime, shown
+from tartarus.compat.engines import EXPORT_S, ContainerState, LegacyRuntime, shown
 from tartarus.compat.plan import MigrationPlan, Wishes, make_plan
 from tartarus.compat.proving import Proof, check_provable, prove
 from tartarus.compat.transfer import Export

@@ -9,8 +9,7 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from tartarus.compat.docker import collect
-from tartarus.compat.engines import CommandOutcome, ContainerState, LegacyRuntime, shown
+from tartarus.compat.engines import CommandOutcome, ContainerState, LegacyRuntime, collect, shown
 from tartarus.compat.plan import MigrationPlan
 from tartarus.model.errors import CommandNotFound, InvalidRequest, NotExecutable, TartarusError, TimeLimit
 from tartarus.model.sandbox import Mount, SandboxSpec

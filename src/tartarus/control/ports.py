@@ -12,7 +12,6 @@ from tartarus.model.forking import ForkRequest, ForkResult
 from tartarus.model.library import (
     CreateSnapshot,
     CreateTemplate,
-    ModuleInfo,
     Progress,
     PushRequest,
     ScanRequest,
@@ -21,6 +20,7 @@ from tartarus.model.library import (
     Upload,
 )
 from tartarus.model.lifecycle import CheckpointRequest, DrainReport, DrainRequest, Stopped, StopRequest
+from tartarus.model.modules import ModuleInfo
 from tartarus.model.policies import DryRun, DryRunReport, PolicyVersion, PutPolicy, Rollback
 from tartarus.model.sandbox import ExecSpec, ExitStatus, FileEvent, FileInfo, Reason, SandboxRecord, SandboxSpec, Stats
 from tartarus.model.snapshots import ImportSnapshot
@@ -94,6 +94,12 @@ class Modules(Protocol):
 
     async def find(self, tenant: str, digest: str) -> ModuleInfo:
         """One that is compiled. Raises ModuleNotFound."""
+
+    async def list(self, tenant: str) -> builtins.list[ModuleInfo]:
+        """All that are kept, the one that was used last first."""
+
+    async def remove(self, tenant: str, word: str) -> None:
+        """Forget one, by the beginning of its digest. Raises ModuleNotFound, InvalidRequest."""
 
 
 class Files(Protocol):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from tartarus import __version__
+from tartarus.control.cutting import CuttableProtocol
 from tartarus.control.framing import StreamProtocol
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=CuttableProtocol,
                 ws=StreamProtocol,
                 ws_max_size=MAX_MESSAGE_BYTES,
                 ws_per_message_deflate=False,

@@ -101,7 +101,8 @@ class Signal:
 class Connection:
     """Owns one connected stream socket. `closed` completes at its end, with the error that caused it.
 
-    `traffic`: how many bytes were ever said, by either end.
+    `traffic`: how many bytes were ever said, by either end. `memory_kills`: how many processes the guest's own kernel
+    killed for want of memory, as its agent says.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -112,6 +113,7 @@ class Connection:
         self._streams: dict[int, Stream] = {}
         self._last_stream = 0
         self.traffic = 0
+        self.memory_kills = 0
         self._unsent = bytearray()
         self._broken = False
         self._draining: list[asyncio.Future[None]] = []

@@ -299,9 +299,13 @@ class GuestProcess(Stream):
             self._more.wake()
 
     def _on_exit(self, payload: bytes) -> None:
-        code, signal, user_us, system_us, peak = EXIT.unpack(payload)
+        reader = Reader(payload)
+        code, signal, user_us, system_us, peak = reader.take(EXIT)
+        kills = 0 if reader.at_end else reader.take(U32)[0]
+        reader.done()
         if not self._started.done() or code > 255 or signal > 64 or (code and signal):
             raise BadFrame("an exit that can't be")
+        self.connection.memory_kills += kills
         status = ExitStatus(code, signal, user_us / 1000, system_us / 1000, peak)
         self.connection.forget(self)
         settle(self._exit, status)

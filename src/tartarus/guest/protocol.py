@@ -116,7 +116,7 @@ _LENGTHS: dict[int, tuple[int, int]] = {
     ToHost.STARTED: (8, 8),
     ToHost.STDOUT: (0, MAX_DATA),
     ToHost.STDERR: (0, MAX_DATA),
-    ToHost.EXIT: (32, 32),
+    ToHost.EXIT: (32, 36),
     ToHost.STDIN_CREDIT: (4, 4),
     ToHost.FILE_DATA: (0, MAX_DATA),
     ToHost.RESULT: (0, MAX_CONTROL),

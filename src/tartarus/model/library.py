@@ -300,21 +300,6 @@ class Upload(msgspec.Struct, frozen=True):
     expires_at: float
 
 
-class AddModule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A WebAssembly module or component that was uploaded, to be compiled and kept for its sandboxes."""
-
-    upload: str
-
-
-class ModuleInfo(msgspec.Struct, frozen=True):
-    """A module that sandboxes can be made of, by its sha256. `kind`: module or component."""
-
-    digest: str
-    size_bytes: int
-    kind: str
-    compile_ms: float
-
-
 class CreateSnapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A snapshot of a live sandbox, by the sandbox's id or name."""
 

@@ -12,7 +12,7 @@ import structlog
 from tartarus.model.contract import Contract
 from tartarus.model.errors import GuestFailed, TimeLimit
 from tartarus.model.sandbox import Isolation, SandboxRecord
-from tartarus.model.states import State
+from tartarus.node.enrolment import Enrolment
 from tartarus.node.memory import Memory, Source, attached
 from tartarus.node.networking import STARTS_JOINED, Line, Networking
 from tartarus.node.offers import Offer
@@ -53,10 +53,10 @@ class Launcher:
         self._networking = networking
 
     async def start(
-        self, record: SandboxRecord, offer: Offer, begun: Spare | Source | None, clock: float,
+        self, record: SandboxRecord, enrolment: Enrolment, offer: Offer, begun: Spare | Source | None, clock: float,
         contract: Contract | None = None,
     ) -> Sandbox:  # fmt: skip
-        """A sandbox that runs, with its command started. When this raises, its guest is gone.
+        """A sandbox that runs, with its command started, and that is written down. When this raises, its guest is gone.
 
         `begun`: what it is made of, if not a fresh guest. `clock`: when it was asked for (time.perf_counter).
         `contract`: what it may reach, of the network that it gets before anything in it runs.
@@ -66,7 +66,7 @@ class Launcher:
         try:
             if contract is not None:
                 line = await self._networking.line(record, contract)
-            return await self._start(record, offer, begun, clock, line, held)
+            return await self._start(record, enrolment, offer, begun, clock, line, held)
         except BaseException:
             held.close()
             if line is not None:
@@ -76,6 +76,7 @@ class Launcher:
     async def _start(
         self,
         record: SandboxRecord,
+        enrolment: Enrolment,
         offer: Offer,
         begun: Spare | Source | None,
         clock: float,
@@ -119,14 +120,7 @@ class Launcher:
             raise
         start_ms = round((time.perf_counter() - clock) * 1e3, 3)
         try:
-            sandbox.record = await self._store.transition(
-                record.id,
-                {State.STARTING},
-                State.RUNNING,
-                started_at=time.time(),
-                start_ms=start_ms,
-                warm=warm and ready,
-            )
+            sandbox.record = await enrolment.running(started_at=time.time(), start_ms=start_ms, warm=warm and ready)
         except BaseException:
             await asyncio.shield(guest.destroy())
             raise

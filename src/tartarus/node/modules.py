@@ -8,12 +8,14 @@ that its code depends on. Guests see the file through a read-only layer.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import hashlib
 import importlib.metadata
 import os
 import platform
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,13 @@ from tartarus.images.interpreter import find_interpreter
 from tartarus.images.paths import RUNNER
 from tartarus.images.store import LayerStore
 from tartarus.model.errors import ModuleNotFound, ModuleRefused, Unsupported
-from tartarus.model.library import ModuleInfo
+from tartarus.model.modules import ModuleInfo
 from tartarus.model.sandbox import Isolation, Wasm
 from tartarus.model.settings import Settings
 from tartarus.model.template import WarmUp
 from tartarus.node.compiling import compile_to
 from tartarus.node.levels import Levels
+from tartarus.node.modulestore import ModuleStore, name_of
 from tartarus.node.offers import IMAGE, Offers
 from tartarus.node.pool import SnapshotPool
 from tartarus.node.uploads import Uploads
@@ -41,7 +44,6 @@ from tartarus.runtimes.wasm.runtime import engine_package
 _log = structlog.get_logger("tartarus.node.modules")
 FORMAT = 1
 """Raise it when the same module is to be compiled otherwise, or the layers look different."""
-MOST_TENANT_BYTES = 4 * 1024**3
 _COMPILERS = 2
 _MOST_READY = 1024
 _NOTED_EVERY_S = 3600.0
@@ -50,16 +52,19 @@ _GUEST = Path(__file__).parents[1] / "guest"
 
 
 class Modules:
-    """One daemon's modules."""
+    """One daemon's modules. `relieve` drops the sandboxes made ahead that nothing may be made of any more."""
 
     def __init__(
-        self, settings: Settings, levels: Levels, pool: SnapshotPool, offers: Offers, uploads: Uploads
-    ) -> None:
+        self, settings: Settings, levels: Levels, pool: SnapshotPool, offers: Offers, uploads: Uploads,
+        relieve: Callable[[], None],
+    ) -> None:  # fmt: skip
         self._settings = settings
         self._levels = levels
         self._pool = pool
         self._offers = offers
         self._uploads = uploads
+        self._relieve = relieve
+        self._stores: dict[str, ModuleStore] = {}
         self._compiling = asyncio.Semaphore(_COMPILERS)
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._verified: set[tuple[str, str]] = set()
@@ -71,9 +76,10 @@ class Modules:
         await asyncio.to_thread(self._open)
 
     def _open(self) -> None:
-        for place in [*(self._settings.cache_dir / "tenants").glob("*/modules"), self._settings.cache_dir / "wasm"]:
-            if place.is_dir():
-                LayerStore(place)
+        for place in self._places():
+            ModuleStore(place).remove_set_aside(())
+        if (self._settings.cache_dir / "wasm").is_dir():
+            LayerStore(self._settings.cache_dir / "wasm")
 
     async def add(self, tenant: str, upload: str) -> ModuleInfo:
         """Compile what the tenant sent, unless it is compiled already.
@@ -92,11 +98,14 @@ class Modules:
         is_component = _form(data)
         digest = hashlib.sha256(data).hexdigest()
         began = time.perf_counter()
-        await self._layer(tenant, digest, metered=False, data=data)
-        await asyncio.to_thread(self._thin, tenant)
+        store = await self._store(tenant)
+        await asyncio.to_thread(store.check_room, self._in_use())
+        layer = await self._layer(tenant, digest, metered=False, data=data)
+        await asyncio.to_thread(store.thin, self._in_use())
         return ModuleInfo(
             digest=digest, size_bytes=len(data), kind="component" if is_component else "module",
             compile_ms=round((time.perf_counter() - began) * 1e3, 3),
+            disk_bytes=int(store.manifest(layer.parent.name)["bytes"]), used_at=time.time(), ready=True,
         )  # fmt: skip
 
     async def find(self, tenant: str, digest: str) -> ModuleInfo:
@@ -104,8 +113,32 @@ class Modules:
         Wasm(module=digest)
         layer = await self._layer(tenant, digest, metered=False)
         home = layer / HOME.lstrip("/")
-        kind = "component" if (home / "component.cwasm").exists() else "module"
-        return ModuleInfo(digest=digest, size_bytes=(home / "source.wasm").stat().st_size, kind=kind, compile_ms=0.0)
+        return ModuleInfo(
+            digest=digest, size_bytes=(home / "source.wasm").stat().st_size,
+            kind="component" if (home / "component.cwasm").exists() else "module", compile_ms=0.0,
+            disk_bytes=int((await self._store(tenant)).manifest(layer.parent.name)["bytes"]), used_at=time.time(),
+            ready=True,
+        )  # fmt: skip
+
+    async def list(self, tenant: str) -> builtins.list[ModuleInfo]:
+        """The tenant's modules, the one that was used last first."""
+        key, _ = await self._engine_layer()
+        return await asyncio.to_thread((await self._store(tenant)).listing, key)
+
+    async def remove(self, tenant: str, word: str) -> None:
+        """Forget a module, by its digest or the unique beginning of it; sandboxes that were made of it go on.
+
+        Raises ModuleNotFound, InvalidRequest.
+        """
+        store = await self._store(tenant)
+        names = await asyncio.to_thread(lambda: store.set_aside(store.resolve(word)))
+        self._verified.difference_update((tenant, name) for name in names)
+        place = self._place(tenant)
+        for rootfs in list(self._pool.rootfs_in_use()):
+            if any(layer.parent.parent == place and layer.parent.name in names for layer in rootfs.layers):
+                self._pool.retire(rootfs.digest)
+        self._relieve()
+        await asyncio.to_thread(store.remove_set_aside, self._in_use())
 
     async def rootfs(self, tenant: str, base: RootFs, wasm: Wasm | None) -> RootFs:
         """A root file system that runs modules, made of another. Raises ModuleNotFound, Unsupported, TemplateFailed."""
@@ -141,10 +174,10 @@ class Modules:
 
     async def _layer(self, tenant: str, digest: str, *, metered: bool, data: bytes | None = None) -> Path:
         """The layer that holds a module's code; compiled now if `data`, or the store, has the module itself."""
-        store = await asyncio.to_thread(self._store, tenant)
+        store = await self._store(tenant)
         key, _ = await self._engine_layer()
-        plain = f"module-{key}-{digest}"
-        name = f"{plain}-metered" if metered else plain
+        plain = name_of(key, digest, metered=False)
+        name = name_of(key, digest, metered=metered)
         found = store.find(name)
         if found is None:
             source = store.find(plain)
@@ -207,32 +240,32 @@ class Modules:
     def _place(self, tenant: str) -> Path:
         return self._settings.cache_dir / "tenants" / tenant / "modules"
 
-    def _store(self, tenant: str) -> LayerStore:
+    def _places(self) -> builtins.list[Path]:
+        return [place for place in (self._settings.cache_dir / "tenants").glob("*/modules") if place.is_dir()]
+
+    async def _store(self, tenant: str) -> ModuleStore:
         place = self._place(tenant)
+        if tenant not in self._stores or not place.is_dir():
+            self._stores[tenant] = await asyncio.to_thread(self._open_store, place)
+        return self._stores[tenant]
+
+    @staticmethod
+    def _open_store(place: Path) -> ModuleStore:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return LayerStore(place)
+        return ModuleStore(place)
 
     def _in_use(self) -> set[str]:
         return {layer.parent.name for rootfs in self._pool.rootfs_in_use() for layer in rootfs.layers}
-
-    def _thin(self, tenant: str) -> None:
-        """Keep a tenant's modules below what a tenant may have; the longest unused go first."""
-        place, store = self._place(tenant), self._store(tenant)
-        names = sorted(store.names(), key=lambda name: (place / name).stat().st_mtime, reverse=True)
-        total, keep = 0, self._in_use()
-        for name in names:
-            total += int(store.manifest(name).get("bytes", 0))
-            if total <= MOST_TENANT_BYTES:
-                keep.add(name)
-        store.remove_unused(keep, 0.0)
 
     def sweep(self) -> None:
         """Remove modules that nobody used for long; blocks, for a thread."""
         keep = self._in_use()
         if self._engine is not None:
             keep.add(self._engine[1].parent.name)
-        for place in (self._settings.cache_dir / "tenants").glob("*/modules"):
-            LayerStore(place).remove_unused(keep, _KEPT_S)
+        for place in self._places():
+            store = ModuleStore(place)
+            store.remove_unused(keep, _KEPT_S)
+            store.remove_set_aside(keep)
         if (self._settings.cache_dir / "wasm").is_dir():
             LayerStore(self._settings.cache_dir / "wasm").remove_unused(keep, _KEPT_S)
 

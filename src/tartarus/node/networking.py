@@ -225,7 +225,7 @@ class Networking:
             fresh.write_bytes(content)
             fresh.chmod(0o644)
             fresh.rename(path)
-        return Mount(source=str(path), target=target, read_only=True)
+        return Mount(source=os.path.realpath(path), target=target, read_only=True)
 
     # What enforcement and quarantine need, by a sandbox's id; nothing happens for one that has no network.
 

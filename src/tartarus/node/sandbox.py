@@ -304,7 +304,10 @@ class Sandbox(Detained, Contexts, Resting, Stopping):
             self._on_end(self)
             return
         oom_kills, why = self.guest.stats().oom_kills, getattr(self.guest, "why_ended", "")
-        state, changes = outcome(self._ending, self._exit, oom_kills, asked=self._grace is not None, why_lost=why)
+        state, changes = outcome(
+            self._ending, self._exit, oom_kills, asked=self._grace is not None, why_lost=why,
+            kills_unnamed=self.record.isolation is Isolation.GVISOR,
+        )  # fmt: skip
         changes["ended_at"] = time.time()
         if state is State.KILLED and self.violation is not None and self._ending is not Reason.USER_REQUEST:
             changes["message"] = self.violation.message
@@ -328,11 +331,11 @@ class Sandbox(Detained, Contexts, Resting, Stopping):
         self._on_end(self)
 
     async def _store_end(self, state: State, changes: dict[str, Any]) -> SandboxRecord | None:
-        path = (state,) if state is State.LOST else (State.STOPPING, state)
+        is_stopping = self.record.state is State.STOPPING
+        path: tuple[State, ...] = (state,) if is_stopping or state is State.LOST else (State.STOPPING, state)
+        expected = _STOPPING if is_stopping else _STARTED
         try:
-            if self.record.state is State.STOPPING:
-                return await self._store.transition(self.record.id, _STOPPING, state, **changes)
-            return await self._store.transition(self.record.id, _STARTED, *path, **changes)
+            return await self._store.transition(self.record.id, expected, *path, known=self.record, **changes)
         except (InvalidState, SandboxNotFound) as error:
             _log.error("ended_already", sandbox=self.record.id, error=str(error))
             return self.record

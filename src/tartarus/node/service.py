@@ -30,6 +30,7 @@ from tartarus.node.admission import Admission, Place
 from tartarus.node.auditing import EXEMPT, Auditor
 from tartarus.node.checkpoints import Checkpoints
 from tartarus.node.contracting import Contracts
+from tartarus.node.enrolment import Enrolment, may_wait
 from tartarus.node.forking import Forker
 from tartarus.node.furies import Furies
 from tartarus.node.hibernation import SleepManager
@@ -94,7 +95,9 @@ class Node:
             self.networking,
         )  # fmt: skip
         self._forker = Forker(self.memory, self.library.snapshots, self._live.values, self.create)
-        self.modules = Modules(settings, self._levels, self._pool, self._offers, self.library.uploads)
+        self.modules = Modules(
+            settings, self._levels, self._pool, self._offers, self.library.uploads, self._spares.relieve
+        )
         self._launcher = Launcher(
             store, self._metrics, self._levels.runtimes, self._pool, self.memory, self.secrecy,
             rootfs=self._rootfs_of, log=self._open_log, adopt=self._adopt, on_end=self._ended,
@@ -253,25 +256,30 @@ class Node:
             id=spare.id if spare is not None else new_id("sbx"), tenant=tenant, name=spec.name, template=template.id,
             isolation=isolation, isolation_reason=why, state=State.PENDING, spec=spec, created_at=began,
         )  # fmt: skip
+        enrolment = Enrolment(self._store, record)
         self._starting.add(record.id)
         try:
-            record = await self._store.insert(record, State.SCHEDULED, State.STARTING)
-            self.audit.created(record, place)
             contract = contract_of(spec, place.asked.limits.network)
-            return await self._launcher.start(record, offer, spare or source, clock, contract)
+            if source is None and contract is None and may_wait(spec, isolation):
+                enrolment.soon()
+                record = msgspec.structs.replace(record, state=State.STARTING)
+            else:
+                record = await enrolment.first()
+            self.audit.created(record, place)
+            return await self._launcher.start(record, enrolment, offer, spare or source, clock, contract)
         except asyncio.CancelledError:
             why, reason = ("the caller went away", Reason.USER_REQUEST)
             if self._stopping or self.terminator.draining:
                 why, reason = ("the daemon stopped" if self._stopping else "the node is drained", Reason.NODE_DRAIN)
-            await asyncio.shield(self._start_failed(record, why, reason, State.KILLED))
+            await asyncio.shield(self._start_failed(enrolment, record, why, reason, State.KILLED))
             raise
         except Exception as error:
             failure = as_failure(error)
             failure.sandbox_id = record.id
             if record.state is State.STARTING and isinstance(failure, TimeLimit):
-                await self._start_failed(record, str(failure), Reason.TIMEOUT, State.TIMED_OUT)
+                await self._start_failed(enrolment, record, str(failure), Reason.TIMEOUT, State.TIMED_OUT)
             elif record.state is State.STARTING:
-                await self._start_failed(record, str(failure), Reason.START_FAILED, State.FAILED)
+                await self._start_failed(enrolment, record, str(failure), Reason.START_FAILED, State.FAILED)
             raise failure from error
         finally:
             if spare is not None and not spare.given:
@@ -294,13 +302,11 @@ class Node:
             else:
                 self._levels.proved.add(isolation)
 
-    async def _start_failed(self, record: SandboxRecord, message: str, reason: Reason, state: State) -> None:
-        # Whoever is cancelled while a change is written does not learn that it was.
-        begun = {State.STARTING, State.RUNNING}
+    async def _start_failed(
+        self, enrolment: Enrolment, record: SandboxRecord, message: str, reason: Reason, state: State
+    ) -> None:
         try:
-            await self._store.transition(
-                record.id, begun, State.STOPPING, state, ended_at=time.time(), reason=reason, message=message
-            )
+            await enrolment.failed(state, ended_at=time.time(), reason=reason, message=message)
         except TartarusError as error:
             _log.error("failure_not_stored", sandbox=record.id, error=str(error))
 

@@ -118,27 +118,34 @@ class Grace:
 
 
 def outcome(
-    ending: Reason | None, status: ExitStatus | None, oom_kills: int, *, asked: bool = False, why_lost: str = ""
+    ending: Reason | None,
+    status: ExitStatus | None,
+    oom_kills: int,
+    *,
+    asked: bool = False,
+    why_lost: str = "",
+    kills_unnamed: bool = False,
 ) -> tuple[State, dict[str, Any]]:
     """The final state and record fields, from why it ended, how its command exited, and out-of-memory kills.
 
     `asked`: it was given time to end by itself; a command that did has succeeded or failed, as its status says.
-    `why_lost`: what its runtime knows of an end that nobody asked for.
+    `why_lost`: what its runtime knows of an end that nobody asked for. `kills_unnamed`: of a program that the
+    host's kernel killed, its own says no more than that it failed.
     """
     changes: dict[str, Any] = {"reason": ending or Reason.LOST}
     if status is not None:
         changes |= {"exit_code": status.shell_status, "exit_signal": status.signal or None}
     if ending is Reason.TIMEOUT:
         return State.TIMED_OUT, changes | {"message": "the time limit passed"}
+    out_of_memory = {"reason": Reason.RESOURCE_LIMIT, "message": "killed: the memory limit was reached"}
     if ending is Reason.COMPLETED and status is not None:
-        if status.signal == signals.SIGKILL and oom_kills:
-            return State.FAILED, changes | {
-                "reason": Reason.RESOURCE_LIMIT,
-                "message": "killed: the memory limit was reached",
-            }
+        if oom_kills and (status.signal == signals.SIGKILL or (kills_unnamed and status.shell_status)):
+            return State.FAILED, changes | out_of_memory
         return (State.SUCCEEDED if status.shell_status == 0 else State.FAILED), changes
     if asked and ending is not None and status is not None and not status.signal:
         return (State.SUCCEEDED if status.code == 0 else State.FAILED), changes
+    if ending is None and oom_kills:
+        return State.FAILED, changes | out_of_memory
     if ending is None:
         return State.LOST, changes | {"message": why_lost or "its guest agent ended"}
     return State.KILLED, changes

@@ -8,7 +8,7 @@ import msgspec
 
 from tartarus.guest.wasm import PROBE
 from tartarus.model.errors import GuestFailed
-from tartarus.model.library import ModuleInfo
+from tartarus.model.modules import ModuleInfo
 from tartarus.model.sandbox import ExecSpec, Isolation, SandboxSpec, Wasm
 from tartarus.node.auditing import EXEMPT
 from tartarus.node.sandbox import Sandbox

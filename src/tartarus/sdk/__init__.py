@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tartarus.sdk.async_secrets import AsyncSecrets
     from tartarus.sdk.async_snapshots import AsyncSnapshot
     from tartarus.sdk.async_templates import AsyncTemplate
+    from tartarus.sdk.async_wasm_modules import AsyncModule
     from tartarus.sdk.audit import Audit
     from tartarus.sdk.client import Client
     from tartarus.sdk.contexts import CodeContext
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from tartarus.sdk.secrets import Secrets
     from tartarus.sdk.snapshots import Snapshot
     from tartarus.sdk.templates import Template
+    from tartarus.sdk.wasm_modules import Module
 
 __all__ = [
     "AsyncAudit",
@@ -54,6 +56,7 @@ __all__ = [
     "AsyncCodeContext",
     "AsyncFiles",
     "AsyncLamentations",
+    "AsyncModule",
     "AsyncPolicies",
     "AsyncProcess",
     "AsyncQuarantine",
@@ -76,6 +79,7 @@ __all__ = [
     "Lamentations",
     "LevelReport",
     "LogEntry",
+    "Module",
     "OutputChunk",
     "Policies",
     "Process",
@@ -93,6 +97,7 @@ _MODULES = {
     "AsyncCodeContext": "async_contexts",
     "AsyncFiles": "async_files",
     "AsyncLamentations": "async_lamentations",
+    "AsyncModule": "async_wasm_modules",
     "AsyncProcess": "async_process",
     "AsyncPolicies": "async_policies",
     "AsyncSecrets": "async_secrets",
@@ -107,6 +112,7 @@ _MODULES = {
     "Policies": "policies",
     "Secrets": "secrets",
     "Forks": "forks",
+    "Module": "wasm_modules",
     "Process": "process",
     "Quarantine": "quarantine",
     "Sandbox": "sandbox",

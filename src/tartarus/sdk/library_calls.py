@@ -11,12 +11,10 @@ import msgspec
 from tartarus.model.errors import DaemonUnavailable, InvalidRequest
 from tartarus.model.forking import ForkRequest, ForkResult
 from tartarus.model.library import (
-    AddModule,
     BuildOutput,
     CreateSnapshot,
     CreateTemplate,
     Done,
-    ModuleInfo,
     Progress,
     Pushed,
     PushRequest,
@@ -26,6 +24,7 @@ from tartarus.model.library import (
     TemplateInfo,
     Upload,
 )
+from tartarus.model.modules import AddModule, ModuleInfo
 from tartarus.model.snapshots import ImportSnapshot
 from tartarus.sdk.calls import encode
 from tartarus.sdk.decoding import LineDecoder
@@ -119,6 +118,16 @@ def add_module(upload_id: str) -> Call[ModuleInfo]:
 def module(digest: str) -> Call[ModuleInfo]:
     """A module that the daemon has compiled."""
     return Call("GET", _one("modules", digest), _reads(ModuleInfo))
+
+
+def modules() -> Call[builtins.list[ModuleInfo]]:
+    """The caller's modules."""
+    return Call("GET", target("modules"), _reads(list[ModuleInfo]))
+
+
+def remove_module(digest: str) -> Call[None]:
+    """Forget one."""
+    return Call("DELETE", _one("modules", digest), _nothing)
 
 
 def create_snapshot(request: CreateSnapshot) -> Call[SnapshotInfo]:

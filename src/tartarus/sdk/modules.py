@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 
 from tartarus.model.errors import FileFailed, ModuleNotFound
-from tartarus.model.library import ModuleInfo
+from tartarus.model.modules import ModuleInfo
 from tartarus.sdk import library_calls
 from tartarus.sdk.async_transport import AsyncTransport
 from tartarus.sdk.transport import Transport

@@ -14,7 +14,7 @@ from sqlalchemy import and_, bindparam, delete, exists, literal, or_, select
 from sqlalchemy import insert as insert_into
 from sqlalchemy import update as update_of
 
-from tartarus.model.errors import InvalidRequest, InvalidState
+from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import Isolation, Reason, SandboxRecord, SandboxSpec
 from tartarus.model.states import State
 from tartarus.store.schema import sandbox_labels, sandboxes
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # A prefix shorter than this would fit many sandboxes by chance.
 MIN_PREFIX = len("sbx-") + 4
 _FIELDS = SandboxRecord.__struct_fields__
+_CHANGING = [name for name in _FIELDS if name not in {"id", "tenant", "spec", "created_at"}]
 _columns = [sandboxes.c[name] for name in _FIELDS]
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(SandboxSpec).decode
@@ -60,7 +61,7 @@ _by_prefix = (
 _update = (
     update_of(sandboxes)
     .where(sandboxes.c.id == bindparam("id_"), sandboxes.c.version == bindparam("version_"))
-    .values({name: bindparam(name) for name in _FIELDS if name not in {"id", "tenant", "spec", "created_at"}})
+    .values({name: bindparam(name) for name in _CHANGING})
 )
 
 
@@ -81,14 +82,10 @@ def insert(connection: Connection, record: SandboxRecord) -> None:
         connection.execute(_insert_label, rows)
 
 
-def update(connection: Connection, current: SandboxRecord, moved: SandboxRecord) -> None:
-    """Replace `current` by `moved`; the version guards against another writer of the same file."""
-    row = _row(moved)
-    for fixed in ("id", "tenant", "spec", "created_at"):
-        del row[fixed]
-    changed = connection.execute(_update, {**row, "id_": current.id, "version_": current.version})
-    if changed.rowcount != 1:
-        raise InvalidState(f"sandbox {current.id} was changed by someone else at the same moment")
+def update(connection: Connection, current: SandboxRecord, moved: SandboxRecord) -> bool:
+    """Replace `current` by `moved`, if it is still the current one: each change raises the version."""
+    row = {name: getattr(moved, name) for name in _CHANGING} | _words(moved)
+    return connection.execute(_update, {**row, "id_": current.id, "version_": current.version}).rowcount == 1
 
 
 def by_id(connection: Connection, sandbox_id: str) -> SandboxRecord | None:
@@ -157,12 +154,15 @@ def prune(connection: Connection, ended_before: float) -> int:
 
 
 def _row(record: SandboxRecord) -> dict[str, Any]:
-    row = msgspec.structs.asdict(record)
-    row["isolation"] = record.isolation.value
-    row["state"] = record.state.value
-    row["reason"] = None if record.reason is None else record.reason.value
-    row["spec"] = _encode(record.spec)
-    return row
+    return msgspec.structs.asdict(record) | _words(record) | {"spec": _encode(record.spec)}
+
+
+def _words(record: SandboxRecord) -> dict[str, str | None]:
+    return {
+        "isolation": record.isolation.value,
+        "state": record.state.value,
+        "reason": None if record.reason is None else record.reason.value,
+    }
 
 
 def _record(row: Row[Any] | None) -> SandboxRecord | None:

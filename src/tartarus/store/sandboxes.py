@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import time
@@ -66,14 +67,15 @@ class SandboxStore:
         self._engine.dispose()
         self._reading.dispose()
 
-    async def insert(self, record: SandboxRecord, *path: State) -> SandboxRecord:
+    async def insert(self, record: SandboxRecord, *path: State, **changes: Any) -> SandboxRecord:
         """Add a record and return it as stored.
 
         With `path`, the record then makes those moves in the same transaction (each checked against the
-        table), which saves the launch path a commit per move. Raises NameTaken when a live sandbox of
-        the tenant has the name.
+        table), which saves the launch path a commit per move. `changes` are as in `transition`. Raises NameTaken when
+        a live sandbox of the tenant has the name.
         """
-        record = _moved(record, path, {})
+        _check_changeable(changes)
+        record = _moved(record, path, changes)
 
         def job(connection: Any) -> SandboxRecord:
             if record.name and queries.live_name_taken(connection, record.tenant, record.name):
@@ -87,19 +89,29 @@ class SandboxStore:
         return await self._writer.run(job)
 
     async def transition(
-        self, sandbox_id: str, expected: Collection[State], target: State, *then: State, **changes: Any
+        self,
+        sandbox_id: str,
+        expected: Collection[State],
+        target: State,
+        *then: State,
+        known: SandboxRecord | None = None,
+        **changes: Any,
     ) -> SandboxRecord:
         """Move to `target` (and on through `then`) if the state is one of `expected`; compare-and-set.
 
         `changes` are record fields to set with it. `ended_at` is set to now when the last state is terminal
-        and it was not given. Returns the new record. Raises InvalidState, naming both states, when the
-        current state is another one or the table does not have a move, and SandboxNotFound.
+        and it was not given. `known`: the record as the caller has it, which is not read anew if it is still that.
+        Returns the new record. Raises InvalidState, naming both states, when the current state is another one or the
+        table does not have a move, and SandboxNotFound.
         """
-        unknown = changes.keys() - CHANGEABLE
-        if unknown:
-            raise TypeError(f"not changeable fields of a record: {', '.join(sorted(unknown))}")
+        _check_changeable(changes)
 
         def job(connection: Any) -> SandboxRecord:
+            if known is not None and known.state in expected:
+                with contextlib.suppress(InvalidState):  # what is stored may have that move
+                    moved = _moved(known, (target, *then), changes)
+                    if queries.update(connection, known, moved):
+                        return moved
             current = queries.by_id(connection, sandbox_id)
             if current is None:
                 raise _not_found(sandbox_id)
@@ -109,7 +121,8 @@ class SandboxStore:
                     f"sandbox {sandbox_id} is {current.state.value}; becoming {target.value} needs it {wanted}"
                 )
             moved = _moved(current, (target, *then), changes)
-            queries.update(connection, current, moved)
+            if not queries.update(connection, current, moved):
+                raise InvalidState(f"sandbox {sandbox_id} was changed by someone else at the same moment")
             return moved
 
         return await self._writer.run(job)
@@ -167,6 +180,12 @@ def _prepare(path: Path) -> None:
             engine.dispose()
     except (SQLAlchemyError, OSError) as error:
         raise storage_error(error, path) from error
+
+
+def _check_changeable(changes: Mapping[str, Any]) -> None:
+    unknown = changes.keys() - CHANGEABLE
+    if unknown:
+        raise TypeError(f"not changeable fields of a record: {', '.join(sorted(unknown))}")
 
 
 def _moved(record: SandboxRecord, path: tuple[State, ...], changes: Mapping[str, Any]) -> SandboxRecord:

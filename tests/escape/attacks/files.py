@@ -95,7 +95,7 @@ def metadata() -> dict[str, str]:
 )  # fmt: skip
 def metadata_by_descriptor() -> dict[str, str]:
     prefix = WORLD["layer"] if WORLD["level"] == "process" else ""
-    copies = WORLD["level"] == "container"
+    copies = WORLD["level"] != "process"
     found = {}
     for path in (prefix + "/opt/tartarus/runner.py", "/etc/passwd", os.path.realpath("/bin/sh")):
         fd = os.open(path, os.O_RDONLY)

@@ -163,7 +163,9 @@ async def special_files(arena: Arena, level: Isolation) -> dict[str, str]:
     for name in ("fifo", "loop", "dir", "tofifo"):
         found[f"append {name}"] = await _failure(sandbox.files.write(f"{home}/{name}", b"x", append=True))
     for path in ("/dev/zero", "/dev/tty", "/dev/ptmx", "/proc/kmsg", "/dev/random"):
-        found[f"read {path}"] = await _failure(_read(sandbox, path))
+        answer = await _failure(_read(sandbox, path))
+        # A machine has a log of its own.
+        found[f"read {path}"] = "own" if level is Isolation.MICROVM and path == "/proc/kmsg" else answer
     # Whatever it met, the agent must still serve.
     said = await finish(await sandbox.exec(ExecSpec(argv=("/bin/sh", "-c", "echo alive"))))
     found["afterwards"] = "refused" if said.out == b"alive\n" else ESCAPED

@@ -134,8 +134,8 @@ def agent_channel() -> dict[str, str]:
     note="A container changes its own copies; clones/files shows that nobody else sees it.",
 )  # fmt: skip
 def own_files() -> dict[str, str]:
-    own = "own" if WORLD["level"] == "container" else ESCAPED
-    prefix = "" if WORLD["level"] == "container" else WORLD["layer"]
+    own = "own" if WORLD["level"] != "process" else ESCAPED
+    prefix = "" if WORLD["level"] != "process" else WORLD["layer"]
     found = {}
     for path in ("/opt/tartarus/runner.py", "/etc/passwd", "/etc/ld.so.cache"):
         found[path] = opened(prefix + path, os.O_WRONLY | os.O_APPEND, own)

@@ -7,19 +7,22 @@ its place, in a real sandbox, so that everything behind the agent is tried as if
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import re
 import struct
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.escape.arena import Arena
-from tests.escape.attack import staged
-from tests.escape.kit import ESCAPED
+from tests.escape.arena import Arena, line_of
+from tests.escape.attack import shipped, staged
+from tests.escape.kit import ESCAPED, WORLD, call
 
 from tartarus.guest.protocol import ToHost
 from tartarus.model.errors import TartarusError
@@ -214,6 +217,61 @@ async def lies(arena: Arena, level: Isolation) -> dict[str, str]:
             except TartarusError:
                 found[name] = "ended"
             await asyncio.wait_for(sandbox.kill(), 20)
+    return found
+
+
+def _speak() -> None:
+    """As root of its own machine: take the agent's channel from it, and say what the host wants to hear said."""
+    agent = call("pidfd_open", 1, 0)
+    channel = -1
+    for number in range(3, 32):
+        with contextlib.suppress(OSError):
+            fd = call("pidfd_getfd", agent, number, 0)
+            if "vport" in os.readlink(f"/proc/self/fd/{fd}"):
+                channel = fd
+    os.write(1, b"taken\n" if channel >= 0 else b"nothing to take\n")
+    sys.stdin.readline()
+    said, rounds = bytes.fromhex(WORLD["said"]), WORLD["rounds"]
+    while rounds:
+        rest = said
+        while rest:
+            try:
+                rest = rest[os.write(channel, rest) :]
+            except BlockingIOError:
+                time.sleep(0.001)
+        rounds -= 1
+    time.sleep(20)
+
+
+@staged(
+    "hostile-agent/from-inside", tries="as root of its machine take the agent's channel (pidfd_getfd) and speak in its stead",
+)  # fmt: skip
+async def from_inside(arena: Arena, level: Isolation) -> dict[str, str]:
+    said = {
+        "rubbish": (bytes(range(256)) * 4, 1),
+        "a length of 4 GiB": (_frame(ToHost.RESULT, 1, b"", length=0xFFFF_FFFF), 1),
+        "a second greeting": (_HELLO, 1),
+        "an end of everybody": (b"".join(_frame(ToHost.EXIT, number, _EXIT) for number in range(1, 9)), 1),
+        "output without end": (_frame(ToHost.STDOUT, 2, b"x" * 65536), 1 << 20),
+        "kills without number": (_frame(ToHost.EXIT, 2, _EXIT + struct.pack("<I", 0xFFFF_FFFF)), 1 << 20),
+    }
+    start = "\nWORLD.update(json.loads(sys.stdin.readline()))\n_speak()\n"
+    found = {}
+    for name, (bytes_, rounds) in said.items():
+        sandbox = await arena.sandbox(level)
+        world = await arena.world(sandbox) | {"said": bytes_.hex(), "rounds": rounds}
+        process = await arena.start(sandbox, shipped(_speak) + start, world=world)
+        assert await line_of(process) == b"taken"
+        before = _resident()
+        # Of a program in its own machine a guest may say what it likes; all else ends it.
+        believed = name in {"an end of everybody", "kills without number"}
+        try:
+            await process.write_stdin(b"\n")
+            await asyncio.wait_for(process.wait(), 30)
+        except TartarusError:
+            believed = True
+        found[name] = "held" if believed and _resident() - before < 48 * _MIB else ESCAPED
+        await sandbox.kill()
     return found
 
 

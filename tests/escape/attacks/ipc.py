@@ -94,7 +94,7 @@ def shared_files() -> dict[str, str]:
 )  # fmt: skip
 def temporary_files() -> dict[str, str]:
     name = "left-by-tartarus-sandbox"
-    own = "own" if WORLD["level"] == "container" else ESCAPED
+    own = "own" if WORLD["level"] != "process" else ESCAPED
     return {
         place: opened(f"{place}/{name}", os.O_CREAT | os.O_WRONLY, own) for place in ("/tmp", "/var/tmp", "/dev/shm")
     }

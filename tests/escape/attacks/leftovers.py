@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.escape.arena import Arena, finish, line_of
+from tests.escape.arena import HURRY_S, Arena, finish, line_of
 from tests.escape.attack import shipped, staged
 from tests.escape.bait import Twin
 from tests.escape.host import changes
@@ -155,7 +155,7 @@ def _kill() -> None:
 
 async def _hurt(arena: Arena, level: Isolation, number: int, target: int | None = None) -> str:
     """Hurt the agent, with detached processes around and a twin outside that must not be hurt."""
-    sandbox = await arena.sandbox(level, timeout_s=1.0)
+    sandbox = await arena.sandbox(level, timeout_s=HURRY_S.get(level, 1.0))
     twin = Twin(Path(f"/proc/{sandbox.guest.pid}").stat().st_uid, arena.bait.secret)
     try:
         before = twin.state()

@@ -10,6 +10,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
 
 from tartarus.control.api import ApiRequest
+from tartarus.control.cutting import whole_or_cut
 from tartarus.control.decode import Strict
 from tartarus.control.streaming import ndjson, primed
 from tartarus.model.checks import no_nul, require
@@ -52,9 +53,10 @@ class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @get(_ROOT, audit="sandbox.file.read")
 async def read(request: ApiRequest, sandbox_id: FromPath[str], path: FromQuery[str]) -> Stream:
-    """A file's bytes."""
+    """A file's bytes. If they can't all be read, the connection is cut before the answer's end."""
     sandbox = await request.live(sandbox_id)
-    return Stream(await primed(sandbox.files.read(_checked(path))), media_type="application/octet-stream")
+    pieces = await primed(sandbox.files.read(_checked(path)))
+    return Stream(whole_or_cut(request, pieces), media_type="application/octet-stream")
 
 
 @put(_ROOT, status_code=204, request_max_body_size=None, audit="sandbox.file.write")

@@ -10,6 +10,7 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 
 from tartarus.control.api import ApiRequest
+from tartarus.control.cutting import whole_or_cut
 from tartarus.control.ports import LogEntry
 
 MEDIA_TYPE = "application/vnd.tartarus.log"
@@ -30,7 +31,7 @@ async def logs(request: ApiRequest, sandbox_id: FromPath[str], follow: FromQuery
     """
     record, sandbox = await request.api.find(request.peer.tenant, sandbox_id)
     log = request.api.node.log(record) if sandbox is None else sandbox.log
-    return Stream(_frames(log.read(follow=follow)), media_type=MEDIA_TYPE)
+    return Stream(whole_or_cut(request, _frames(log.read(follow=follow))), media_type=MEDIA_TYPE)
 
 
 ROUTES = [logs]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from litestar import Response, get, post
+from litestar import Response, delete, get, post
 from litestar.params import FromPath, JSONBody
 
 from tartarus.control.api import ApiRequest
 from tartarus.control.decode import Strict
-from tartarus.model.library import AddModule, ModuleInfo
+from tartarus.model.modules import AddModule, ModuleInfo
 
 
 @post("/v1/modules", dto=Strict[AddModule], return_dto=None, audit="module.add")
@@ -23,4 +23,16 @@ async def show(request: ApiRequest, module_id: FromPath[str]) -> ModuleInfo:
     return await request.api.modules.find(request.peer.tenant, module_id)
 
 
-ROUTES = [add, show]
+@get("/v1/modules")
+async def listing(request: ApiRequest) -> list[ModuleInfo]:
+    """The caller's modules, the one that was used last first."""
+    return await request.api.modules.list(request.peer.tenant)
+
+
+@delete("/v1/modules/{module_id:str}")
+async def remove(request: ApiRequest, module_id: FromPath[str]) -> None:
+    """Forget a module, by its sha256 or the unique beginning of it; sandboxes that were made of it go on."""
+    await request.api.modules.remove(request.peer.tenant, module_id)
+
+
+ROUTES = [add, listing, show, remove]

@@ -12,6 +12,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from tartarus.control.api import ApiRequest
 from tartarus.control.decode import Strict, nearest
+from tartarus.control.mounting import with_links_followed
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import Reason, SandboxRecord, SandboxSpec, Stats
 from tartarus.model.states import State
@@ -39,7 +40,7 @@ class SignalRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @post("/v1/sandboxes", dto=Strict[SandboxSpec], return_dto=None)
 async def create(request: ApiRequest, data: JSONBody[SandboxSpec]) -> Response[SandboxRecord]:
     """Make a sandbox and start its command, if it has one."""
-    sandbox = await request.api.node.create(request.peer.tenant, data)
+    sandbox = await request.api.node.create(request.peer.tenant, await with_links_followed(data))
     sandbox.detach()
     record = sandbox.record
     return Response(record, status_code=201, headers={"location": f"/v1/sandboxes/{record.id}"})

@@ -7,6 +7,7 @@ from litestar.params import FromPath, JSONBody
 from litestar.response import Stream
 
 from tartarus.control.api import ApiRequest
+from tartarus.control.cutting import whole_or_cut
 from tartarus.control.decode import Strict
 from tartarus.control.streaming import primed
 from tartarus.model.library import CreateSnapshot, SnapshotInfo
@@ -41,7 +42,7 @@ async def show(request: ApiRequest, snapshot_id: FromPath[str]) -> SnapshotInfo:
 async def export(request: ApiRequest, snapshot_id: FromPath[str]) -> Stream:
     """A snapshot of memory as one sealed file."""
     pieces = await primed(request.api.snapshots.export(request.peer.tenant, snapshot_id))
-    return Stream(pieces, media_type="application/octet-stream")
+    return Stream(whole_or_cut(request, pieces), media_type="application/octet-stream")
 
 
 @delete("/v1/snapshots/{snapshot_id:str}", audit="snapshot.delete")

@@ -14,6 +14,7 @@ from litestar.params import FromPath
 from tartarus.control.api import ApiSocket
 from tartarus.control.auditing import REFUSED, entry_of
 from tartarus.control.link import Link
+from tartarus.control.mounting import with_links_followed
 from tartarus.model.errors import GuestFailed, InvalidRequest, InvalidState, SandboxLost, TartarusError
 from tartarus.model.sandbox import ExecSpec, ExitStatus, Reason, SandboxSpec
 from tartarus.store.audit.entries import digest_of
@@ -42,7 +43,7 @@ async def run(socket: ApiSocket) -> None:
         request = await link.open(RunRequest)
         if request.spec.command is None and not request.spec.snapshot:  # a snapshot of memory has one of its own
             raise InvalidRequest("the spec has no command", fix="give one, or use POST /v1/sandboxes")
-        sandbox = await socket.api.node.create(socket.peer.tenant, request.spec)
+        sandbox = await socket.api.node.create(socket.peer.tenant, await with_links_followed(request.spec))
         carried = False
         try:
             main = _main_of(sandbox)

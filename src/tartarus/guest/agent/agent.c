@@ -128,6 +128,7 @@ static int on_hello(struct session *session, struct cursor *payload)
 		int status = quiet_resume(session, last_stream);
 
 		if (status == 0) {
+			session->awaited = false;
 			say_ready(session);
 			quiet_report(session, 0);
 		}
@@ -142,6 +143,10 @@ static int on_hello(struct session *session, struct cursor *payload)
 		session->deadline_ms = session->stop_ms = session->n_stops = 0;
 		session->out.head = session->out.tail = 0;
 		session->quiet = false;
+	}
+	if (session->awaited) {
+		session->awaited = false;
+		session->out.blocked = false;
 	}
 	session->greeted = true;
 	session->last_stream = 0;
@@ -235,6 +240,15 @@ static int open_stream(struct session *session, const struct frame *frame, const
 	return services[frame->type](session, frame->stream, payload);
 }
 
+/* A host that goes on without a greeting is the one before: its monitor broke the connection, and it never noticed. */
+static void hear_host(struct session *session)
+{
+	if (!session->awaited || !session->greeted)
+		return;
+	session->awaited = false;
+	session->out.blocked = false;
+}
+
 static int on_control(void *context, const struct frame *frame, const uint8_t *bytes)
 {
 	struct session *session = context;
@@ -244,6 +258,7 @@ static int on_control(void *context, const struct frame *frame, const uint8_t *b
 		return on_hello(session, &payload);
 	if (!session->greeted)
 		return -EPROTO;
+	hear_host(session);
 	if (frame->stream == 0)
 		return session_frame(session, frame, bytes, &payload);
 	if (session->quiet && frame->type != F_FIXUP)
@@ -268,6 +283,7 @@ static int on_data(void *context, const struct frame *frame, const uint8_t *byte
 
 	if (session->quiet)
 		return -EPROTO;
+	hear_host(session);
 	if (stream == NULL)
 		return session->greeted && frame->stream <= session->last_stream ? 0 : -EPROTO;
 	return stream->kind->data == NULL ? -EPROTO : stream->kind->data(session, stream, frame->type, bytes, size);
@@ -302,7 +318,7 @@ static void channel_ready(struct session *session, struct source *source, uint32
 	(void)source;
 	if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0)
 		session->channel_readable = true;
-	if ((events & EPOLLOUT) != 0)
+	if ((events & EPOLLOUT) != 0 && !session->awaited)
 		session->out.blocked = false;
 }
 
@@ -393,7 +409,7 @@ static void serve(struct session *session)
 				reap(session);
 		}
 		bool was_busy = out_busy(session);
-		more = !session->quiet && pump_streams(session);
+		more = !session->quiet && !session->awaited && pump_streams(session);
 		was_busy |= out_busy(session);
 		/* Before the answers leave: what a stream held is given back when the host learns of its end. */
 		sweep_streams(session, false);

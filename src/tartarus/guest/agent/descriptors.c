@@ -24,7 +24,7 @@ static void close_range_of(unsigned first, unsigned last)
 
 void close_others(const struct agent_config *config)
 {
-	const int keep[] = {config->channel_fd, config->runner_fd, config->listen_fd};
+	const int keep[] = {config->channel_fd, config->runner_fd, config->listen_fd, config->group_fd};
 	unsigned first = 3;
 
 	for (;;) {

@@ -2,6 +2,7 @@
 #include "exec.h"
 
 #include "kill.h"
+#include "machine.h"
 #include "runner.h"
 
 #include <errno.h>
@@ -304,7 +305,7 @@ static bool exec_pump(struct session *session, struct stream *stream)
 	more |= pump_output(session, exec, &exec->err);
 	if (exec->exited && exec->out.fd < 0 && exec->err.fd < 0) {
 		if (!exec->stream.let_go)
-			out_frame(session, F_EXIT, stream->id, exec->exit_payload, sizeof exec->exit_payload);
+			out_frame(session, F_EXIT, stream->id, exec->exit_payload, exec->exit_size);
 		stream_end(stream);
 		return false;
 	}
@@ -380,6 +381,12 @@ static void exec_exited(struct session *session, struct exec *exec, int status, 
 	put_u64(payload + 8, usage == NULL ? 0 : microseconds(usage->ru_utime));
 	put_u64(payload + 16, usage == NULL ? 0 : microseconds(usage->ru_stime));
 	put_u64(payload + 24, usage == NULL ? 0 : (uint64_t)usage->ru_maxrss * 1024);
+	exec->exit_size = 32;
+	/* The host sees how often a shared kernel did this by itself; a machine's has to be asked, from inside. */
+	if (session->config.machine && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) {
+		put_u32(payload + exec->exit_size, memory_kills());
+		exec->exit_size = sizeof exec->exit_payload;
+	}
 	output_drain(session, &exec->out);
 	output_drain(session, &exec->err);
 }

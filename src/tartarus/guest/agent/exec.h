@@ -16,7 +16,8 @@ struct exec {
 	pid_t pid; /* 0: not started yet */
 	bool warm;
 	bool exited;
-	uint8_t exit_payload[32];
+	uint8_t exit_payload[36];
+	uint32_t exit_size;
 	/* Kept until it has started. */
 	int child_fds[3];
 	uint8_t *request; /* the EXEC payload, for the runner and for falling back */

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -53,17 +54,22 @@ static uint32_t set_hostname(struct span name)
 
 static uint32_t set_machine_id(struct span machine_id)
 {
+	char line[MACHINE_ID_SIZE + 1] = {[MACHINE_ID_SIZE] = '\n'};
+	struct stat status;
 	uint32_t done = 0;
 
 	if (machine_id.size != MACHINE_ID_SIZE)
 		return 0;
-	int fd = open("/etc/machine-id", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0444);
+	int fd = open("/etc/machine-id", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0444);
 	/* Nobody may write to it, not even its owner, unless that is a privileged one. */
 	if (fd < 0 && errno == EACCES && unlink("/etc/machine-id") == 0)
 		fd = open("/etc/machine-id", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0444);
 	if (fd < 0)
 		return 0;
-	if (write(fd, machine_id.bytes, machine_id.size) == (ssize_t)machine_id.size && write(fd, "\n", 1) == 1)
+	/* In place: to shorten a file first takes a file system much longer. */
+	memcpy(line, machine_id.bytes, machine_id.size);
+	if (fstat(fd, &status) == 0 && (status.st_size <= (off_t)sizeof line || ftruncate(fd, 0) == 0) &&
+	    pwrite(fd, line, sizeof line, 0) == (ssize_t)sizeof line)
 		done = MACHINE_ID_SET;
 	close(fd);
 	return done;

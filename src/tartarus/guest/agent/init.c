@@ -167,7 +167,8 @@ static void make_root(void)
 	must_mount(scratch, "/scratch", "ext4", MS_NODEV | MS_NOATIME, "noinit_itable,nodiscard");
 	(void)mkdir("/scratch/upper", 0755);
 	(void)mkdir("/scratch/work", 0700);
-	must_mount("overlay", "/root", "overlay", MS_NODEV, "lowerdir=/lower,upperdir=/scratch/upper,workdir=/scratch/work");
+	must_mount("overlay", "/root", "overlay", MS_NODEV | MS_NOATIME,
+		   "lowerdir=/lower,upperdir=/scratch/upper,workdir=/scratch/work");
 }
 
 /* Images beside the root's own: lines of a disk's serial number and where it belongs. */
@@ -224,6 +225,23 @@ static void enter_root(void)
 {
 	if (chdir("/root") != 0 || mount(".", "/", NULL, MS_MOVE, NULL) != 0 || chroot(".") != 0 || chdir("/") != 0)
 		fail("the new root");
+}
+
+/*
+ * The name of the machine lies in memory: each clone is given another one before its first program runs, and to write
+ * that to the disk would take longer than all else which makes a clone another machine.
+ */
+static void machine_id_in_memory(void)
+{
+	int fd = open("/run/machine-id", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0444);
+	int place = open("/etc/machine-id", O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0444);
+
+	if (fd >= 0)
+		close(fd);
+	if (place >= 0)
+		close(place);
+	if (fd >= 0 && (place < 0 || mount("/run/machine-id", "/etc/machine-id", NULL, MS_BIND, NULL) != 0))
+		(void)unlink("/run/machine-id");
 }
 
 static void loopback_up(void)
@@ -289,7 +307,7 @@ static void open_channel(struct agent_config *config)
 int init_main(void)
 {
 	struct agent_config config = {
-		.channel_fd = -1, .listen_fd = -1, .runner_fd = -1, .own_pid_namespace = true, .machine = true};
+		.channel_fd = -1, .listen_fd = -1, .runner_fd = -1, .group_fd = -1, .own_pid_namespace = true, .machine = true};
 	char off[NAME_SIZE];
 
 	(void)mkdir("/proc", 0755);
@@ -308,12 +326,15 @@ int init_main(void)
 	companion_read();
 	furnish_root(&config);
 	enter_root();
-	group_make();
+	machine_id_in_memory();
+	group_make(&config);
 	loopback_up();
 	write_back_soon();
 	open_channel(&config);
 	companion_start(&config);
 	attach_null();
+	/* Or each clone would begin by writing to its disk what is left of this. */
+	sync();
 	(void)agent_main(&config);
 	switch_off();
 	return 0;

@@ -61,13 +61,17 @@ static void drop_channel(struct session *session)
 	session->out.blocked = true;
 }
 
-/* Whoever comes next greets first: what was on its way to or from the one before is nobody's. */
+/*
+ * Whoever comes next greets first: what was on its way to or from the one before is nobody's, and what the streams of
+ * that one go on producing stays here until the greeting says what becomes of them.
+ */
 static void begin_anew(struct session *session)
 {
+	session->awaited = true;
 	session->out.head = session->out.tail = 0;
 	session->out.header_left = 0;
 	session->out.splice_left = 0;
-	session->out.blocked = false;
+	session->out.blocked = true;
 	decoder_free(&session->decoder);
 	session->decoder = (struct decoder){0};
 }

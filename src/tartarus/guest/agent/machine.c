@@ -32,6 +32,7 @@ enum { FREEZE_STEPS = 2000, FREEZE_STEP_NS = 100000 };
 enum { FILES_SOFT = 1024, FILES_HARD = 65536 };
 
 static const uid_t same = (uid_t)-1;
+static bool frozen;
 
 char *read_all(const char *path, size_t *size)
 {
@@ -85,23 +86,32 @@ static bool write_file(const char *path, const char *text)
 	return done;
 }
 
-void group_make(void)
+void group_make(struct agent_config *config)
 {
 	if (mount("cgroup2", GROUPS_AT, "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0)
 		return;
 	(void)write_file(GROUPS_AT "/cgroup.subtree_control", "+pids");
 	(void)write_file(GROUPS_AT "/cgroup.subtree_control", "+memory");
 	(void)mkdir(GROUP, 0755);
+	config->group_fd = open(GROUP, O_PATH | O_DIRECTORY | O_CLOEXEC);
 }
 
 bool group_limit(uint32_t tasks, uint64_t memory)
 {
+	static uint32_t held_tasks;
+	static uint64_t held_memory;
 	char text[32];
 
+	/* Most clones get the limits that the machine they are clones of was given before it was saved. */
+	if (tasks == held_tasks && memory == held_memory)
+		return true;
 	snprintf(text, sizeof text, "%u", tasks);
 	bool done = write_file(GROUP "/pids.max", text);
 	snprintf(text, sizeof text, "%llu", (unsigned long long)memory);
-	return write_file(GROUP "/memory.max", text) && done;
+	done = write_file(GROUP "/memory.max", text) && done;
+	held_tasks = done ? tasks : 0;
+	held_memory = memory;
+	return done;
 }
 
 bool group_freeze(bool on)
@@ -109,8 +119,12 @@ bool group_freeze(bool on)
 	const struct timespec step = {0, FREEZE_STEP_NS};
 	size_t size;
 
+	/* Every clone is told to let its programs go on, and most were never stopped. */
+	if (!on && !frozen)
+		return true;
 	if (!write_file(GROUP "/cgroup.freeze", on ? "1" : "0"))
 		return false;
+	frozen = on;
 	for (int i = 0; i < FREEZE_STEPS; i++) {
 		char *events = read_all(GROUP "/cgroup.events", &size);
 		bool done = events != NULL && strstr(events, on ? "frozen 1" : "frozen 0") != NULL;
@@ -123,14 +137,31 @@ bool group_freeze(bool on)
 	return false;
 }
 
+uint32_t memory_kills(void)
+{
+	static uint64_t told;
+	size_t size;
+	/* Of the group's limit and of the machine's own memory alike. */
+	char *counters = read_all("/proc/vmstat", &size);
+	char *line = counters == NULL ? NULL : strstr(counters, "\noom_kill ");
+	uint64_t now = line == NULL ? told : strtoull(line + sizeof "\noom_kill", NULL, 10);
+	uint64_t since = now > told ? now - told : 0;
+
+	told = now;
+	free(counters);
+	return since < UINT32_MAX ? (uint32_t)since : UINT32_MAX;
+}
+
 /* By the kernel's own calls: the library's would speak to threads that there are none of, in memory that is lent. */
-bool become_program(const struct agent_config *config)
+bool become_program(const struct agent_config *config, bool in_group)
 {
 	struct rlimit files = {FILES_SOFT, FILES_HARD};
 
-	if (syscall(SYS_setresuid, same, 0, same) != 0)
-		return false;
-	(void)write_file(GROUP "/cgroup.procs", "0");
+	if (!in_group) {
+		if (syscall(SYS_setresuid, same, 0, same) != 0)
+			return false;
+		(void)write_file(GROUP "/cgroup.procs", "0");
+	}
 	(void)syscall(SYS_prlimit64, 0, RLIMIT_NOFILE, &files, NULL);
 	if (syscall(SYS_setgroups, config->n_groups, config->groups) != 0 ||
 	    syscall(SYS_setresgid, config->gid, config->gid, config->gid) != 0 ||
@@ -142,8 +173,16 @@ bool become_program(const struct agent_config *config)
 
 void act_as_user(const struct agent_config *config)
 {
+	static bool settled;
+
 	if (!config->machine)
 		return;
+	if (settled) {
+		if (config->uid != 0 && syscall(SYS_setresuid, same, config->uid, same) != 0)
+			_exit(1);
+		return;
+	}
+	settled = true;
 	if (syscall(SYS_setgroups, config->n_groups, config->groups) != 0 ||
 	    syscall(SYS_setresgid, same, config->gid, same) != 0 || syscall(SYS_setresuid, same, config->uid, same) != 0)
 		_exit(1);
@@ -152,7 +191,7 @@ void act_as_user(const struct agent_config *config)
 
 void act_as_root(const struct agent_config *config)
 {
-	if (config->machine)
+	if (config->machine && config->uid != 0)
 		(void)syscall(SYS_setresuid, same, 0, same);
 }
 
@@ -180,7 +219,7 @@ static void become_companion(const struct agent_config *config, int link)
 {
 	char **argv = companion_argv;
 
-	if (dup2(link, LINK_FD) == LINK_FD && chdir("/") == 0 && become_program(config))
+	if (dup2(link, LINK_FD) == LINK_FD && chdir("/") == 0 && become_program(config, false))
 		execve(argv[0], argv, companion_env);
 	dprintf(2, "tartarus-guest init: %s: %s\n", argv[0], strerror(errno));
 	_exit(127);

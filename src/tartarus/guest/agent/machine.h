@@ -13,13 +13,16 @@ char *read_all(const char *path, size_t *size);
 /* The user, from the initramfs; root where nothing is said. False when it can't be understood. */
 bool user_read(struct agent_config *config);
 /* Make the group that all programs are in. Without it there are no limits to set, which `group_limit` then says. */
-void group_make(void);
+void group_make(struct agent_config *config);
 /* Limit it: most tasks, and bytes of memory. */
 bool group_limit(uint32_t tasks, uint64_t memory);
 /* Stand all programs still, or let them go on. True once all of them do. */
 bool group_freeze(bool on);
-/* In a new process: go into that group, become the sandbox's user, for good. False with errno. */
-bool become_program(const struct agent_config *config);
+/* How many processes the kernel killed for want of memory since this was last asked. */
+uint32_t memory_kills(void);
+/* In a new process: go into that group, unless root bore it there, and become the sandbox's user, for good. False with
+   errno. */
+bool become_program(const struct agent_config *config, bool in_group);
 /* Act as the sandbox's user, whose files the host asks for, or, where only root may do it, as root again. */
 void act_as_user(const struct agent_config *config);
 void act_as_root(const struct agent_config *config);

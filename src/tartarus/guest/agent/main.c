@@ -48,7 +48,8 @@ static bool number_option(const char *argument, const char *name, int *out)
 
 static int run_agent(int argc, char **argv)
 {
-	struct agent_config config = {.channel_fd = -1, .listen_fd = -1, .runner_fd = -1, .own_pid_namespace = true};
+	struct agent_config config = {.channel_fd = -1, .listen_fd = -1, .runner_fd = -1, .group_fd = -1,
+				      .own_pid_namespace = true};
 	int runner_pid = 0;
 
 	for (int i = 2; i < argc; i++) {

@@ -118,7 +118,8 @@ static _Noreturn void become_guest(struct request *request, unsigned char *progr
 	munmap(request->bytes, PACKET_MAX);
 	sys_close_range(FIRST_PASSED_FD + 1, ~0U);
 	struct agent_config config = {
-		.channel_fd = FIRST_PASSED_FD, .listen_fd = -1, .runner_fd = -1, .own_pid_namespace = own_pids};
+		.channel_fd = FIRST_PASSED_FD, .listen_fd = -1, .runner_fd = -1, .group_fd = -1,
+		.own_pid_namespace = own_pids};
 	_exit(agent_main(&config));
 }
 

@@ -77,6 +77,7 @@ struct session {
 	bool child_ended;
 	bool childless;
 	bool greeted;
+	bool awaited; /* a host has come in, and has not greeted: what is under way is not for it */
 	bool quiet; /* nothing is taken from programs and nothing is sent, but answers on stream 0 and to FIXUP */
 	bool over;
 	struct decoder decoder;
@@ -129,6 +130,7 @@ struct launch {
 	int fds[3];
 	bool die_with_parent;
 	const struct agent_config *machine; /* set in a virtual machine, whose agent is root */
+	bool in_group; /* the new process was born in its control group */
 	int error;        /* set when it failed: errno, and what it concerns */
 	const char *what;
 };

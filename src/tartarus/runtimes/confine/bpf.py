@@ -83,15 +83,15 @@ def evaluate(rule: Rule, args: tuple[int, ...]) -> Verdict:
     return rule
 
 
-def assemble(arch: str, rules: dict[int, Rule], default: Rule) -> bytes:
+def assemble(arch: str, rules: dict[int, Rule], default: Rule, *, foreign: Verdict = KILL) -> bytes:
     """The filter for `arch` as an array of struct sock_filter; numbers without a rule get `default`.
 
-    Calls through another architecture's entry (32-bit code) kill the process; x32 numbers get `default`.
+    Calls through another architecture's entry (32-bit code) get `foreign`; x32 numbers get `default`.
     """
     code: _Code = [
         (_LD_W_ABS, 0, 0, _AT_ARCH),
         (_JEQ_K, 1, 0, AUDIT_ARCH[arch]),
-        (_RET_K, 0, 0, KILL.action),
+        (_RET_K, 0, 0, foreign.action),
         (_LD_W_ABS, 0, 0, _AT_NUMBER),
     ]
     code += _search(_ranges({nr: rule for nr, rule in rules.items() if nr < X32_BIT}, default))

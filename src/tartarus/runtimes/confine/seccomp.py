@@ -40,6 +40,7 @@ NEW_NAMESPACES: Final = 0x7E02_0000
 _CLONE_NEWUSER = 0x1000_0000
 _SET_ID_BITS: Final = 0o6000
 _O_CREAT, _O_TRUNC, _O_TMPFILE, _O_ACCMODE = 0o100, 0o1000, 0o20000000, 3
+_MODES = ("chmod", "fchmod", "fchmodat", "fchmodat2", "mkdir", "mkdirat", "creat")
 _ATTRIBUTES = ("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr")
 _S_IFMT, _S_IFIFO, _S_IFREG, _S_IFSOCK = 0o170000, 0o010000, 0o100000, 0o140000
 _TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
@@ -196,8 +197,7 @@ def _by_broker(rule: Rule) -> Rule:
 
 def _build() -> dict[str, Rule]:
     """A build step unpacks packages, whose programs may carry set-id bits; no mount of ours ever honours them."""
-    modes = ("chmod", "fchmod", "fchmodat", "fchmodat2", "mkdir", "mkdirat", "creat")
-    return {**_container(), **dict.fromkeys(modes, ALLOW), "mknod": _typed_node(1), "mknodat": _typed_node(2)}
+    return {**_container(), **dict.fromkeys(_MODES, ALLOW), "mknod": _typed_node(1), "mknodat": _typed_node(2)}
 
 
 def _typed_node(mode_arg: int) -> Rule:
@@ -288,6 +288,20 @@ def zygote_filter(arch: str | None = None) -> bytes:
     numbers = table(arch)
     rules: dict[int, Rule] = {numbers[name]: rule for name, rule in named.items() if name in numbers}
     return assemble(arch or machine(), rules, ENOSYS)
+
+
+@cache
+def set_id_filter(arch: str | None = None) -> bytes:
+    """Refuses to make set-id files, and allows all else: for a runtime that has a filter of its own, such as runsc.
+
+    What its guest's kernel lets its root do to modes, it does for it on the host, also in directories that are mounted.
+    """
+    everywhere = _everywhere()
+    named = {name: everywhere[name] for name in (*_MODES, "open", "openat", "mknod", "mknodat")} | {"openat2": ENOSYS}
+    numbers = table(arch)
+    rules: dict[int, Rule] = {numbers[name]: rule for name, rule in named.items() if name in numbers}
+    # Its guests' 32-bit entries meet its own filter; killed by this one, they would start the host's core dump helper.
+    return assemble(arch or machine(), rules, ALLOW, foreign=ALLOW)
 
 
 def add_filter(program: Program, code: bytes) -> None:

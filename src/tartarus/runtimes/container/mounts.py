@@ -24,6 +24,7 @@ from tartarus.runtimes.nursery import Nursery
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_IDMAP = 1, 2, 4, 0x100000
+_RESOLVE_NO_SYMLINKS = 4
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -41,12 +42,7 @@ def prepare(mounts: Sequence[Mount], user_namespace: int) -> list[int]:
 
 
 def _detached(mount: Mount, user_namespace: int) -> int:
-    try:
-        source = os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
-    except OSError as error:
-        raise InvalidRequest(
-            f"mount source {mount.source!r} can't be used", why=error.strerror or "", fix="check the path"
-        ) from error
+    source = _open(mount)
     try:
         tree = _libc.syscall(number("open_tree"), source, b"", _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH)
         if tree < 0:
@@ -60,6 +56,19 @@ def _detached(mount: Mount, user_namespace: int) -> int:
         os.close(tree)
         raise _refused(mount, reason)
     return int(tree)
+
+
+def _open(mount: Mount) -> int:
+    """Its source, by a path without links: one may be the work of a sandbox that the mount was given to."""
+    how = struct.pack("<QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)
+    fd = _libc.syscall(number("openat2"), _AT_FDCWD, os.fsencode(mount.source), how, len(how))
+    if fd >= 0:
+        return int(fd)
+    reason = ctypes.get_errno()
+    why = os.strerror(reason)
+    if reason == errno.ELOOP:
+        why = "it leads through a symbolic link, which was not there when the mount was asked for"
+    raise InvalidRequest(f"mount source {mount.source!r} can't be used", why=why, fix="check the path")
 
 
 def _refused(mount: Mount, error: int) -> InvalidRequest | IsolationUnavailable:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import stat
 import struct
 from enum import Enum
 from pathlib import Path
@@ -80,27 +79,6 @@ def directory(path: Path) -> int:
             raise
     except OSError as error:
         raise _explained(error) from error
-    return tree
-
-
-def read_only_file(parent: int, name: str) -> int:
-    """A regular file of an open host directory as a detached mount, which keeps it whatever becomes of its name.
-
-    Raises OSError.
-    """
-    source = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
-        if not stat.S_ISREG(os.fstat(source).st_mode):
-            raise OSError(errno.EINVAL, "no regular file", name)
-        tree = _call("open_tree", source, b"", _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH)
-    finally:
-        os.close(source)
-    request = struct.pack("<QQQQ", _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV, 0, 0, 0)
-    try:
-        _call("mount_setattr", tree, b"", _AT_EMPTY_PATH, request, len(request))
-    except BaseException:
-        os.close(tree)
-        raise
     return tree
 
 

@@ -1,4 +1,4 @@
-"""How runsc processes are started below a template's nursery: guests, and commands that act on them."""
+"""How runsc processes are started below a template's nursery, and saved guests restored into them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 
 from tartarus.guest.channel import channel_pair
 from tartarus.guest.program import Program
@@ -18,22 +18,26 @@ from tartarus.runtimes.cgroups import Cgroup, Hierarchy, remove_soon
 from tartarus.runtimes.container import mounts
 from tartarus.runtimes.container.storage import directory, inodes_for, tmpfs
 from tartarus.runtimes.gvisor import layout, spec
+from tartarus.runtimes.gvisor.kernel import Kernel
 from tartarus.runtimes.gvisor.limits import with_overhead
 from tartarus.runtimes.gvisor.log import RunscLog
 from tartarus.runtimes.gvisor.platforms import Platforms
 from tartarus.runtimes.gvisor.ready import ReadyRunsc, Started
+from tartarus.runtimes.gvisor.stubs import open_kernel
+from tartarus.runtimes.gvisor.watch import Watch
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.nursery import Clone, Nursery, exhausted_or_failed
 
 READY_TIMEOUT_S = 20.0
-_TELL_TIMEOUT_S = 20.0
-_AFTER_END_S = 5.0
+RESTORE_TIMEOUT_S = 60.0
+SLOWEST_DISK = 20 * 1024**2
+"""Bytes a second, at least, when a guest is written or read."""
 AGENT_COMMAND = (spec.AGENT, "agent", "--channel=0")
 _COMMON = ("/runsc", "--ignore-cgroups", "--overlay2=none", "--file-access=exclusive")
 
 
 class Launcher:
-    """Starts them. With groups, all are in their nursery's pid namespace, and runscs can act on each other's guests.
+    """Starts them. With groups, all are in their nursery's pid namespace.
 
     Without groups each is process 1 of a pid namespace of its own, by which it can be ended.
     """
@@ -73,12 +77,11 @@ class Launcher:
         *,
         shared: bool,
         storage: int | None = None,
-        images: Sequence[int] = (),
     ) -> Started:
         """A runsc that does `how` with a new guest of this request, whose first process is `process`.
 
-        `shared`: other runscs will act on it. `storage`: as by `storage_for`, taken over; a new one if None.
-        `images`: a saved guest's open files (`layout.IMAGE_FILES`). Raises GuestFailed or NoSpace; nothing stays then.
+        `shared`: it is ended by its group. `storage`: as by `storage_for`, taken over; a new one if None.
+        Raises GuestFailed or NoSpace; nothing stays then.
         """
         config = spec.bundle(
             process, env or {},
@@ -91,17 +94,16 @@ class Launcher:
                           network="sandbox" if request.network >= 0 else "none")  # fmt: skip
         program = layout.guest_program(
             rootfs, request.mounts, config, argv,
-            n_entries=self._n_entries, owner=self.id_map.base, own_pids=not shared, n_images=len(images),
-            network=request.network >= 0,
+            n_entries=self._n_entries, owner=self.id_map.base, own_pids=not shared, network=request.network >= 0,
         )  # fmt: skip
         flags = layout.SHARED_FLAGS if shared else layout.GUEST_FLAGS
         kept = self.storage_for(request) if storage is None else storage
         passed: list[int] = []
         try:
             passed = await self._mount_fds(request.mounts)
-            born, channel, cgroup, log = await self._begin(
+            born, channel, cgroup, log, watch = await self._begin(
                 nursery, request.id, request.resources, program, flags,
-                [kept, *passed, *images, *([request.network] if request.network >= 0 else [])],
+                [kept, *passed, *([request.network] if request.network >= 0 else [])],
             )  # fmt: skip
         except BaseException:
             os.close(kept)
@@ -109,49 +111,52 @@ class Launcher:
         finally:
             for fd in passed:
                 os.close(fd)
-        return Started(request.id, born, channel, cgroup, kept, _mounts_of(born), log, program.steps)
+        state = state_of(nursery) if shared else f"/proc/{born.pid}/root{layout.STATE}"
+        return Started(request.id, state, born, channel, cgroup, kept, log, watch, program.steps)
 
     async def ahead(
         self, nursery: Nursery, rootfs: RootFs, request: GuestRequest, storage: int | None = None
     ) -> ReadyRunsc:
         """A runsc that holds no guest yet, to be restored into. `storage` as for `start`."""
         parts = await self.start(nursery, rootfs, request, ["create"], shared=True, storage=storage)
-        ready = self._ready(nursery, parts, request.resources)
+        assert parts.cgroup is not None  # nobody starts one ahead without groups
+        ready = ReadyRunsc(parts, parts.cgroup, request.resources)
         try:
-            await self._created(ready)
+            await ended(parts.born, READY_TIMEOUT_S, "starting a runsc")
+            kernel = open_kernel(parts.cgroup.pids())
+            if kernel is None:
+                raise GuestFailed("runsc did not start", why=parts.log.text(), fix="tartarus doctor")
+            ready.parts = parts._replace(born=kernel)
+            os.close(parts.born.pidfd)
+            await Kernel(parts.state, parts.name).add_loopback()
         except BaseException:
             await asyncio.shield(ready.discard())
             raise
         return ready
 
-    async def heir(self, nursery: Nursery, old: Started, resources: Resources) -> ReadyRunsc:
-        """A runsc with the mounts of another one, whose guest will go on in it."""
-        name = self.new_name("heir")
-        program = layout.heir_program(self._argv("create", f"--bundle={layout.BUNDLE}", name), self._n_entries)
-        born, channel, cgroup, log = await self._begin(
-            nursery, name, resources, program, layout.COMMAND_FLAGS, [old.world]
-        )
-        heir = old._replace(name=name, born=born, channel=channel, cgroup=cgroup, log=log, steps=program.steps)
-        ready = self._ready(nursery, heir, resources)
-        try:
-            await self._created(ready)
-        except BaseException:
-            await asyncio.shield(ready.end())
-            raise
-        return ready
+    async def restore(self, ready: ReadyRunsc, images: Sequence[int]) -> Started:
+        """Restore a guest from its open image into a runsc that was started ahead.
 
-    def _ready(self, nursery: Nursery, parts: Started, resources: Resources) -> ReadyRunsc:
-        assert parts.cgroup is not None  # nobody starts one ahead without groups
-        return ReadyRunsc(parts, parts.cgroup, nursery.pid, resources)
-
-    async def _created(self, ready: ReadyRunsc) -> None:
-        born = ready.parts.born
+        Raises GuestFailed; it stays then.
+        """
+        parts = ready.parts
+        if parts.watch is not None:
+            parts.watch.hurry()
+        device = None
         try:
-            await ended(born, READY_TIMEOUT_S, "starting a runsc")
+            if self.platforms.name == "kvm":
+                device = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+            size = sum(os.fstat(image).st_size for image in images)
+            limit_s = RESTORE_TIMEOUT_S + size / SLOWEST_DISK
+            await Kernel(parts.state, parts.name).restore(images, device, limit_s)
+        except OSError as error:
+            raise exhausted_or_failed("the guest can't be restored", error.errno or 0) from error
+        except GuestFailed as error:
+            raise GuestFailed(error.what, why=parts.log.text() or error.why, fix=error.fix) from error
         finally:
-            os.close(born.pidfd)
-        if not ready.alive:
-            raise GuestFailed("runsc did not start", why=ready.parts.log.text(), fix="tartarus doctor")
+            if device is not None:
+                os.close(device)
+        return parts
 
     async def _begin(
         self,
@@ -161,7 +166,7 @@ class Launcher:
         program: Program,
         flags: int,
         fds: Sequence[int],
-    ) -> tuple[Clone, socket.socket, Cgroup | None, RunscLog]:
+    ) -> tuple[Clone, socket.socket, Cgroup | None, RunscLog, Watch | None]:
         log: RunscLog | None = None
         cgroup: Cgroup | None = None
         entries: list[int] = []
@@ -184,98 +189,7 @@ class Launcher:
             theirs.close()
             for fd in entries:
                 os.close(fd)
-        return born, ours, cgroup, log
-
-    async def restore(self, nursery: Nursery, ready: ReadyRunsc, images: Sequence[int] = ()) -> Started:
-        """Restore into one that was started ahead: the template's image, or that of open `images`.
-
-        Raises GuestFailed or NoSpace; it stays then.
-        """
-        where = layout.RESTORED if images else layout.IMAGES
-        command = self._argv("restore", f"--image-path={where}", "--bundle=/", ready.name)
-        program = layout.command_program(command, self._n_entries, n_images=len(images))
-        entries = ready.cgroup.entries()
-        try:
-            born = await self._command(nursery, program, ready.parts.log, [*entries, *images], mounts=bool(images))
-        finally:
-            for fd in entries:
-                os.close(fd)
-        return ready.parts._replace(born=born, steps=program.steps)
-
-    async def checkpoint(
-        self, nursery: Nursery, name: str, into: int | None, timeout_s: float, gone: Awaitable[object]
-    ) -> str:
-        """Write a guest into an open directory, or into the template's image; what runsc said. Its runsc ends.
-
-        `gone` completes when the guest's first process has ended, with this or by itself. Raises GuestFailed when no
-        runsc could be asked or none answered in time.
-        """
-        where = layout.IMAGES if into is None else layout.SAVED
-        command = self._argv(
-            "checkpoint", "--compression=none", "--exclude-committed-zero-pages", f"--image-path={where}", name
-        )
-        program = layout.command_program(command, 0, saves=into is not None)
-        log = RunscLog()
-        try:
-            fds = [] if into is None else [into]
-            born = await self._command(nursery, program, log, fds, mounts=into is not None)
-            asking = asyncio.ensure_future(ended(born, timeout_s, "saving the sandbox"))
-            end = asyncio.ensure_future(gone)
-            try:
-                await asyncio.wait({asking, end}, return_when=asyncio.FIRST_COMPLETED)
-                # When the guest has ended there is little left to do for the command, or nobody left to ask.
-                await asyncio.wait_for(asking, timeout_s if asking.done() else _AFTER_END_S)
-            except TimeoutError:
-                raise GuestFailed("the sandbox ended while it was being saved") from None
-            finally:
-                end.cancel()
-                asking.cancel()
-                await asyncio.wait({asking})
-                os.close(born.pidfd)
-            return log.text()
-        finally:
-            log.close()
-
-    async def tell(self, nursery: Nursery, what: Sequence[str], name: str, rest: Sequence[str] = ()) -> str:
-        """Have runsc do something with a guest within its own kernel; what it said, which is nothing if it did.
-
-        Raises GuestFailed when no runsc could be asked or none answered in time.
-        """
-        log = RunscLog()
-        try:
-            program = layout.command_program(self._argv(*what, name, *rest), 0)
-            born = await self._command(nursery, program, log, [], mounts=False)
-            try:
-                await ended(born, _TELL_TIMEOUT_S, f"runsc {what[0]}")
-            finally:
-                os.close(born.pidfd)
-            return log.text()
-        finally:
-            log.close()
-
-    async def name(self, nursery: Nursery, name: str, hostname: str) -> None:
-        """Give a restored guest a host name, by a process of the agent's program in it.
-
-        Nothing else in a guest has the privilege that this takes. Raises GuestFailed.
-        """
-        said = await self.tell(nursery, ["exec", "--cap=CAP_SYS_ADMIN", "--user=0:0", "--cwd=/"], name, [
-            spec.AGENT, "name", hostname,
-        ])  # fmt: skip
-        if said:
-            raise GuestFailed("the restored sandbox can't be named", why=said, fix="tartarus doctor")
-
-    async def _command(
-        self, nursery: Nursery, program: Program, log: RunscLog, fds: Sequence[int], *, mounts: bool
-    ) -> Clone:
-        unused, theirs = channel_pair()
-        try:
-            flags = layout.SHARED_FLAGS if mounts else layout.COMMAND_FLAGS
-            return await nursery.clone(program.encode(), flags, [theirs.fileno(), log.fileno(), *fds])
-        except OSError as error:
-            raise exhausted_or_failed("runsc can't be started", error.errno or 0) from error
-        finally:
-            unused.close()
-            theirs.close()
+        return born, ours, cgroup, log, None if cgroup is None else Watch(name, cgroup)
 
     def storage_for(self, request: GuestRequest) -> int:
         """Where it will write: memory, or the directory that was asked for."""
@@ -297,12 +211,9 @@ class Launcher:
             self._mount_namespace = -1
 
 
-def _mounts_of(born: Clone) -> int:
-    """Its mount namespace; -1 when it has ended already, which its owner will find out."""
-    try:
-        return os.open(f"/proc/{born.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return -1
+def state_of(nursery: Nursery) -> str:
+    """Where runscs keep what they write down about guests that are ended by their groups, as this process finds it."""
+    return f"/proc/{nursery.pid}/root{layout.SHARED_STATE}"
 
 
 async def ended(process: Clone, timeout_s: float, doing: str) -> None:

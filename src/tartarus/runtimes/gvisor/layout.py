@@ -18,6 +18,7 @@ from pathlib import Path
 from tartarus.guest.program import Fd, Program
 from tartarus.model.sandbox import Mount
 from tartarus.runtimes.base import RootFs
+from tartarus.runtimes.confine import seccomp
 from tartarus.runtimes.container.layout import (
     AT_FDCWD,
     ATTR_NOEXEC,
@@ -43,15 +44,11 @@ from tartarus.runtimes.gvisor.spec import AGENT
 NURSERY_FLAGS = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET
 GUEST_FLAGS = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
 SHARED_FLAGS = CLONE_NEWNS
-"""For a guest that another runsc acts on, to save it or to restore into it: both are in the nursery's pid namespace.
-Also for a command that mounts something for itself."""
-COMMAND_FLAGS = 0
+"""For a guest that is ended by its group: it is in the nursery's pid namespace."""
 ROOT, BUNDLE, STATE = "/g/root", "/g/bundle", "/g/state"
 SHARED_STATE, IMAGES = "/w/state", "/w/image"
-SAVED, RESTORED = "/w/out", "/w/in"
-"""Where a directory to save into, and the files of a guest to restore, are mounted for the runsc that uses them."""
 IMAGE_FILES = ("checkpoint.img", "pages_meta.img", "pages.img")
-"""What runsc writes into a directory when it saves a guest without compression."""
+"""What runsc writes when it saves a guest without compression, in the order in which it is told where."""
 DEVICES = ("null", "zero", "full", "random", "urandom")
 AT_RECURSIVE = 0x8000
 O_WRONLY_CREATE = 0o101
@@ -114,10 +111,8 @@ def stage_program(
         _place(program, f"{base}/b{index}", is_directory=Path(source).is_dir())
         _bind(program, source, f"{base}/b{index}", SAFE_READ_ONLY)
     _tmpfs(program, f"{base}/w", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={image_bytes},nr_inodes=64k,mode=700")
-    for path in (SHARED_STATE, IMAGES, SAVED, RESTORED):
+    for path in (SHARED_STATE, IMAGES):
         _mkdir(program, base + path)
-    for name in IMAGE_FILES:
-        _place(program, f"{base}{RESTORED}/{name}", is_directory=False)
     program.syscall("chdir", base, step="enter the stage")
     program.syscall("pivot_root", ".", ".", step="change root")
     program.syscall("umount2", ".", MNT_DETACH, step="let go of the host's root")
@@ -145,18 +140,17 @@ def guest_program(
     n_entries: int,
     owner: int,
     own_pids: bool = True,
-    n_images: int = 0,
     network: bool = False,
 ) -> Program:
     """Join the cgroup, mount the guest's storage and root, write its bundle, and become runsc.
 
-    `owner`: the host id of the guest's root. `argv`: runsc's command line. `n_images`: as many of `IMAGE_FILES` are
-    passed, to restore from. `network`: the network namespace that it is to have is passed last.
+    `owner`: the host id of the guest's root. `argv`: runsc's command line. `network`: the network namespace that it is
+    to have is passed last.
     """
     program = Program()
     _join(program, n_entries)
     if network:
-        last = FIRST_ENTRY + n_entries + 1 + len(mounts) + n_images
+        last = FIRST_ENTRY + n_entries + 1 + len(mounts)
         program.syscall("setns", Fd(last), CLONE_NEWNET, step="enter the sandbox's network")
     program.syscall("umask", 0o22, step="umask")
     if own_pids:
@@ -180,39 +174,9 @@ def guest_program(
     for index, mount in enumerate(mounts):
         _place(program, f"/g/m{index}", is_directory=Path(mount.source).is_dir())
         _attach(program, storage + 1 + index, f"/g/m{index}", f"mount {mount.source}")
-    _attach_images(program, storage + 1 + len(mounts), n_images)
     _write_file(program, f"{BUNDLE}/config.json", config)
     _become(program, argv)
     return program
-
-
-def heir_program(argv: Sequence[str], n_entries: int) -> Program:
-    """Become a runsc in a copy of another guest's mounts, whose namespace is passed last."""
-    program = Program()
-    _join(program, n_entries)
-    program.syscall("setns", Fd(FIRST_ENTRY + n_entries), CLONE_NEWNS, step="enter the guest's mounts")
-    program.syscall("unshare", CLONE_NEWNS, step="copy the guest's mounts")
-    _become(program, argv)
-    return program
-
-
-def command_program(argv: Sequence[str], n_entries: int, *, n_images: int = 0, saves: bool = False) -> Program:
-    """Become a runsc that acts on another one's guest.
-
-    `saves`: a directory to save into is passed. `n_images`: as in `guest_program`.
-    """
-    program = Program()
-    _join(program, n_entries)
-    if saves:
-        _attach(program, FIRST_ENTRY + n_entries, SAVED, "mount the directory to save into")
-    _attach_images(program, FIRST_ENTRY + n_entries, n_images)
-    _become(program, argv)
-    return program
-
-
-def _attach_images(program: Program, first: int, count: int) -> None:
-    for index, name in zip(range(first, first + count), IMAGE_FILES, strict=False):
-        _attach(program, index, f"{RESTORED}/{name}", f"mount {name}")
 
 
 def _join(program: Program, n_entries: int) -> None:
@@ -250,4 +214,6 @@ def _become(program: Program, argv: Sequence[str]) -> None:
     for index, word in enumerate(words):
         program.reloc(word, into=pointers, at=8 * index)
     environment = program.blob(bytes(8))
+    # A guest's root may set any mode there, and what its kernel allows runsc does on the host, as the mounts' owner.
+    seccomp.add_filter(program, seccomp.set_id_filter())
     program.syscall("execve", "/runsc", pointers, environment, step="start runsc")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 from pathlib import Path
 from typing import NamedTuple
@@ -11,41 +12,41 @@ from typing import NamedTuple
 from tartarus.model.sandbox import Resources
 from tartarus.runtimes.base import GuestRequest
 from tartarus.runtimes.cgroups import Cgroup, remove_soon
-from tartarus.runtimes.gvisor import layout
 from tartarus.runtimes.gvisor.log import RunscLog
+from tartarus.runtimes.gvisor.watch import Watch
 from tartarus.runtimes.nursery import Clone
 
 
 class Started(NamedTuple):
     """The parts of a runsc. Whoever gets them owns them.
 
-    `channel`: our end. `world`: its mount namespace, as a descriptor.
+    `state`: where its runsc keeps its socket, as this process finds it. `channel`: our end. `watch`: none without a
+    group.
     """
 
     name: str
+    state: str
     born: Clone
     channel: socket.socket
     cgroup: Cgroup | None
     storage: int
-    world: int
     log: RunscLog
+    watch: Watch | None
     steps: list[str]
 
     def close(self) -> None:
         """Let go of what is only held: not of the storage, nor of the channel, which a loop may be reading."""
         self.log.close()
-        if self.world >= 0:
-            os.close(self.world)
+        if self.watch is not None:
+            self.watch.close()
 
 
 class ReadyRunsc:
     """One of them. Whoever takes it owns its parts; else `discard` ends it."""
 
-    def __init__(self, parts: Started, cgroup: Cgroup, nursery_pid: int, resources: Resources) -> None:
+    def __init__(self, parts: Started, cgroup: Cgroup, resources: Resources) -> None:
         self.parts = parts
         self.cgroup = cgroup
-        self.name = parts.name
-        self._nursery_pid = nursery_pid
         self._resources = resources
 
     def fits(self, request: GuestRequest) -> bool:
@@ -56,34 +57,26 @@ class ReadyRunsc:
 
     @property
     def alive(self) -> bool:
-        """Whether its processes are there: when the first of them dies, so do the others."""
-        return self.cgroup.stats(0).pids > 0
+        """Whether its kernel is there."""
+        return not select.select([self.parts.born.pidfd], [], [], 0)[0]
 
     async def discard(self) -> None:
         """End it."""
         self.parts.close()
-        await self.end()
-        await asyncio.to_thread(os.close, self.parts.storage)
-
-    async def end(self) -> None:
-        """End its processes; what it shares with the guest it was to take over stays."""
         self.parts.channel.close()
-        self.parts.log.close()
+        os.close(self.parts.born.pidfd)
         self.cgroup.kill()
         await remove_soon(self.cgroup)
-        self.forget()
-
-    def forget(self) -> None:
-        """Remove what runsc wrote down about it: one that was killed could not do that itself."""
-        forget(self._nursery_pid, self.name)
+        forget(self.parts.state, self.parts.name)
+        await asyncio.to_thread(os.close, self.parts.storage)
 
 
-def forget(nursery_pid: int, name: str) -> None:
-    """Remove runsc's state of a guest that is gone."""
-    state = Path(f"/proc/{nursery_pid}/root{layout.SHARED_STATE}")
+def forget(state: str, name: str) -> None:
+    """Remove runsc's state of a guest that is gone, which one that was killed could not do itself."""
+    directory = Path(state)
     try:
         # name_sandbox:name.lock, name_sandbox:name.state, runsc-name.sock
-        for path in (*state.glob(f"{name}_*"), state / f"runsc-{name}.sock"):
+        for path in (*directory.glob(f"{name}_*"), directory / f"runsc-{name}.sock"):
             path.unlink(missing_ok=True)
     except OSError:
         return  # the nursery is gone, and its memory with it

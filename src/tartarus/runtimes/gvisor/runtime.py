@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,7 +20,8 @@ from tartarus.runtimes.cgroups import Cgroup, Hierarchy, lacking, remove_soon, w
 from tartarus.runtimes.container.layout import CLONE_NEWNS, unshare_program
 from tartarus.runtimes.container.storage import UPPER
 from tartarus.runtimes.gvisor import layout, saving, spec
-from tartarus.runtimes.gvisor.guest import Home, RunscGuest
+from tartarus.runtimes.gvisor.guest import SAVE_TIMEOUT_S, Home, RunscGuest
+from tartarus.runtimes.gvisor.kernel import Kernel
 from tartarus.runtimes.gvisor.launch import Launcher
 from tartarus.runtimes.gvisor.limits import with_overhead
 from tartarus.runtimes.gvisor.platforms import Platforms, Wanted
@@ -30,8 +31,6 @@ from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.nursery import WARM_UP_TIMEOUT_S, Nursery, exhausted_or_failed, warm_command
 
 IMAGE_BYTES = 4 * 1024**3
-CHECKPOINT_TIMEOUT_S = 60.0
-SAVED_TIMEOUT_S = 10.0
 _WARM_NAME = "sandbox"
 
 
@@ -152,19 +151,10 @@ class GvisorRuntime:
         try:
             await _warmed(guest, snapshot.nursery.what)
             try:
-                said = await self._launcher.checkpoint(
-                    snapshot.nursery, name, None, CHECKPOINT_TIMEOUT_S, asyncio.shield(guest.ended)
-                )
-            except GuestFailed as error:
-                raise TemplateFailed(f"{snapshot.nursery.what} can't be saved", why=str(error)) from error
-            # A command that was killed says nothing, either. But a guest ends by itself only where it was saved.
-            if not said:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(guest.ended), SAVED_TIMEOUT_S)
-            sizes = {path.name: path.stat().st_size for path in snapshot.image_files()}
-            if said or not guest.ended.done() or not all(sizes.get(name) for name in layout.IMAGE_FILES):
+                await _write_image(parts, snapshot.image_directory)
+            except (GuestFailed, OSError) as error:
                 snapshot.cool()
-                raise TemplateFailed(f"{snapshot.nursery.what} can't be saved", why=said)
+                raise TemplateFailed(f"{snapshot.nursery.what} can't be saved", why=str(error)) from error
         finally:
             await guest.destroy()
 
@@ -187,19 +177,28 @@ class GvisorRuntime:
         )
         if request.build:
             raise Unsupported("templates are not built at the gvisor level", fix="build at the container level")
-        ready = snapshot.take_ready(request) if warm else None
-        if ready is not None:
-            parts = await self._into(snapshot, ready, request)
-        else:
-            how = ["restore", f"--image-path={layout.IMAGES}"] if warm else ["run"]
+        if not warm:
             shared = self._launcher.shared
-            parts = await self._launcher.start(snapshot.nursery, snapshot.rootfs, request, how, shared=shared)
+            parts = await self._launcher.start(snapshot.nursery, snapshot.rootfs, request, ["run"], shared=shared)
+        elif self._launcher.shared:
+            ready = snapshot.take_ready(request) or await self._launcher.ahead(
+                snapshot.nursery, snapshot.rootfs, request
+            )
+            parts = await self._into(ready, request, lambda: saving.open_images(snapshot.image_directory))
+        else:
+            how = ["restore", f"--image-path={layout.IMAGES}"]
+            parts = await self._launcher.start(snapshot.nursery, snapshot.rootfs, request, how, shared=False)
         return await self._guest(snapshot, parts, request, warm=warm, hostname=_WARM_NAME if warm else "")
 
-    async def _into(self, snapshot: GvisorSnapshot, ready: ReadyRunsc, request: GuestRequest) -> Started:
+    async def _into(self, ready: ReadyRunsc, request: GuestRequest, open_images: Callable[[], list[int]]) -> Started:
+        """Restore an image into a runsc that was started ahead, with these limits. Raises GuestFailed or NoSpace."""
         try:
             ready.cgroup.limit(with_overhead(request.resources))
-            return await self._launcher.restore(snapshot.nursery, ready)
+            images = open_images()
+            try:
+                return await self._launcher.restore(ready, images)
+            finally:
+                saving.close_all(images)
         except BaseException as error:
             await asyncio.shield(ready.discard())
             if isinstance(error, OSError):
@@ -216,7 +215,7 @@ class GvisorRuntime:
         hostname: str = "",
     ) -> RunscGuest:
         """The guest. `hostname`: what a restored one believes to be called."""
-        home = Home(self._launcher, snapshot.nursery, lambda: self.needs(snapshot), self._trees)
+        home = Home(self._launcher, lambda: self.needs(snapshot), self._trees)
         targets = tuple(mount.target for mount in request.mounts)
         guest = RunscGuest(
             parts, home, request.resources,
@@ -229,7 +228,7 @@ class GvisorRuntime:
             # What it is asked from now on finds the right name.
             try:
                 await guest.ready()
-                await self._launcher.name(snapshot.nursery, parts.name, request.hostname)
+                await Kernel(parts.state, parts.name).rename(request.hostname)
             except BaseException:
                 await asyncio.shield(guest.destroy())
                 raise
@@ -247,22 +246,29 @@ class GvisorRuntime:
         kept = await asyncio.to_thread(saving.SavedGuest, saved)
         try:
             kept.check(request)
-            storage = self._launcher.storage_for(request)
-            try:
-                await kept.write_files(self._trees, storage, self._id_map, request.resources)
-            except BaseException:
-                os.close(storage)
-                raise
-            how = ["restore", f"--image-path={layout.RESTORED}"]
-            parts = await self._launcher.start(
-                snapshot.nursery, snapshot.rootfs, request, how, shared=True, storage=storage, images=kept.images
-            )
+            # One that waits has its root mounted: what was written would have to be there before.
+            ready = None if kept.facts.files else snapshot.take_ready(request)
+            if ready is None:
+                ready = await self._ahead_with_files(snapshot, kept, request)
+            parts = await self._into(ready, request, kept.take_images)
         finally:
             kept.close()
         guest = await self._guest(snapshot, parts, request, warm=True, hostname=kept.facts.hostname)
         if kept.facts.hostname != request.hostname:
             await guest.channel.renew(fixup_payload(0, b"", "", secrets.token_hex(16)))
         return guest
+
+    async def _ahead_with_files(
+        self, snapshot: GvisorSnapshot, kept: saving.SavedGuest, request: GuestRequest
+    ) -> ReadyRunsc:
+        assert self._trees is not None  # as asked before
+        storage = self._launcher.storage_for(request)
+        try:
+            await kept.write_files(self._trees, storage, self._id_map, request.resources)
+        except BaseException:
+            os.close(storage)
+            raise
+        return await self._launcher.ahead(snapshot.nursery, snapshot.rootfs, request, storage)
 
     async def close(self) -> None:
         """End every nursery."""
@@ -274,6 +280,16 @@ class GvisorRuntime:
 
 def _upper(storage: int, on_disk: Path | None) -> Path:
     return on_disk / UPPER if on_disk is not None else Path(f"/proc/{os.getpid()}/fd/{storage}") / UPPER
+
+
+async def _write_image(parts: Started, directory: str) -> None:
+    images = saving.open_images(directory, new=True)
+    try:
+        await Kernel(parts.state, parts.name).save(images, SAVE_TIMEOUT_S)
+        if not saving.is_whole(images):
+            raise GuestFailed("runsc wrote nothing")
+    finally:
+        saving.close_all(images)
 
 
 async def _warmed(guest: RunscGuest, what: str) -> None:

@@ -20,13 +20,12 @@ from tartarus.guest.binary import agent_binary
 from tartarus.model.errors import GuestFailed, ImageRefused, NoSpace, Unsupported
 from tartarus.model.sandbox import Resources, Stats
 from tartarus.runtimes.base import GuestRequest, RootFs
-from tartarus.runtimes.container.storage import UPPER, read_only_file
+from tartarus.runtimes.container.storage import UPPER
 from tartarus.runtimes.gvisor.layout import IMAGE_FILES
 from tartarus.runtimes.idmap import IdMap
 
 FILES, FACTS = "files.tar", "guest.json"
 _MOST_FACTS = 64 * 1024
-_KERNEL = b"runsc-sandbox\0"
 _DELETED = " (deleted)"
 _SHOWN, _MOST_NAME = 3, 80
 _SPARE_BYTES = 64 * 1024**2
@@ -131,21 +130,9 @@ def deleted_files(pids: Sequence[int]) -> list[str]:
     return sorted(set(found))[:_SHOWN]
 
 
-def has_kernel(pids: Sequence[int]) -> bool:
-    """Whether one of them is a guest's kernel, which runsc calls so; a process that has ended has no name."""
-    for pid in pids:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as words:
-            if words.read(len(_KERNEL)) == _KERNEL:
-                return True
-    return False
-
-
-def is_whole(directory: int) -> bool:
-    """Whether runsc wrote something of each part of its image."""
-    try:
-        return all(os.stat(name, dir_fd=directory, follow_symlinks=False).st_size for name in IMAGE_FILES)
-    except OSError:
-        return False
+def is_whole(images: Sequence[int]) -> bool:
+    """Whether runsc wrote something to each of an image's open files."""
+    return all(os.fstat(image).st_size for image in images)
 
 
 def keep_files(trees: Trees, storage: int, directory: int, resources: Resources, facts: Facts, id_base: int) -> None:
@@ -175,21 +162,31 @@ def _write(directory: int, name: str, content: bytes) -> None:
         out.write(content)
 
 
-def images_in(directory: int) -> list[int]:
-    """The mounts of an image's files. Raises ImageRefused; blocks."""
-    images: list[int] = []
+def open_images(directory: str | int, *, new: bool = False) -> list[int]:
+    """The open files of an image in a directory; `new`: made there, to be written. Raises OSError; blocks."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL if new else os.O_RDONLY | os.O_NONBLOCK
+    base = "" if isinstance(directory, int) else f"{directory}/"
+    at = directory if isinstance(directory, int) else None
+    opened: list[int] = []
     try:
         for name in IMAGE_FILES:
-            images.append(read_only_file(directory, name))  # noqa: PERF401 - what was opened is closed on failure
-    except OSError as error:
-        for fd in images:
-            os.close(fd)
-        raise ImageRefused("the saved sandbox can't be read", why=f"{error.filename}: {error.strerror}") from error
-    return images
+            opened.append(os.open(f"{base}{name}", flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=at))
+            if not stat.S_ISREG(os.fstat(opened[-1]).st_mode):
+                raise OSError(errno.EINVAL, "no regular file", name)
+    except BaseException:
+        close_all(opened)
+        raise
+    return opened
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close them."""
+    for fd in fds:
+        os.close(fd)
 
 
 class SavedGuest:
-    """A saved guest, open to be restored: its image's files as mounts, its facts, the archive of what it wrote."""
+    """A saved guest, open to be restored: its image's files, its facts, the archive of what it wrote."""
 
     def __init__(self, saved: Path) -> None:
         """Open it. Raises ImageRefused; blocks."""
@@ -199,7 +196,7 @@ class SavedGuest:
             directory = os.open(saved, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 self.facts = _facts(directory)
-                self.images = images_in(directory)
+                self.images = open_images(directory)
                 if self.facts.files:
                     self._archive = _open(directory, FILES)
             finally:
@@ -239,6 +236,11 @@ class SavedGuest:
             )
         finally:
             os.close(upper)
+
+    def take_images(self) -> list[int]:
+        """The open files of its image; the caller closes them."""
+        taken, self.images = self.images, []
+        return taken
 
     def close(self) -> None:
         """Let go of it; safe to repeat."""

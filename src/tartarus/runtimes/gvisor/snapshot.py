@@ -16,6 +16,8 @@ from tartarus.runtimes.gvisor import layout
 from tartarus.runtimes.gvisor.ready import ReadyRunsc
 from tartarus.runtimes.nursery import Held, Nursery
 
+_NEXT_AFTER_S = 0.2
+"""Until the next runsc is started when one was taken: that would take a processor from what it was taken for."""
 _log = structlog.get_logger("tartarus.runtimes.gvisor")
 
 
@@ -44,6 +46,7 @@ class GvisorSnapshot:
         self._making = asyncio.Lock()
         self._ready: ReadyRunsc | None = None
         self._preparing: asyncio.Task[None] | None = None
+        self._next: asyncio.TimerHandle | None = None
         nursery.control.closed.add_done_callback(self._end_guests)
 
     def hold(self, guest: Held) -> None:
@@ -84,13 +87,14 @@ class GvisorSnapshot:
         if ready is None or not self.is_warm or not ready.fits(request):
             return None
         self._ready = None
-        self._prepare()
+        self._next = asyncio.get_running_loop().call_later(_NEXT_AFTER_S, self._prepare)
         if ready.alive:
             return ready
         self._discarding = asyncio.get_running_loop().create_task(ready.discard())
         return None
 
     def _prepare(self) -> None:
+        self._next = None
         if self._ready is None and (self._preparing is None or self._preparing.done()):
             self._preparing = asyncio.get_running_loop().create_task(self._prepare_one())
 
@@ -106,25 +110,36 @@ class GvisorSnapshot:
             await ready.discard()
 
     async def _end_ready(self) -> None:
-        self._warm = False
+        self._stay_cold()
         if self._preparing is not None:
             await asyncio.wait([self._preparing])
         ready, self._ready = self._ready, None
         if ready is not None:
             await ready.discard()
 
+    def _stay_cold(self) -> None:
+        self._warm = False
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
     def cool(self) -> None:
         """Give the image's memory back."""
-        self._warm = False
+        self._stay_cold()
         for path in self.image_files():
             path.unlink(missing_ok=True)
         if self._ready is not None or (self._preparing is not None and not self._preparing.done()):
             self._cooling = asyncio.get_running_loop().create_task(self._end_ready())
 
+    @property
+    def image_directory(self) -> str:
+        """Where the image is, as this process finds it."""
+        return f"/proc/{self.nursery.pid}/root{layout.IMAGES}"
+
     def image_files(self) -> list[Path]:
-        """The image, as the host finds it."""
+        """The image, as this process finds it."""
         try:
-            return [Path(entry.path) for entry in os.scandir(f"/proc/{self.nursery.pid}/root{layout.IMAGES}")]
+            return [Path(entry.path) for entry in os.scandir(self.image_directory)]
         except OSError:
             return []
 

@@ -111,6 +111,7 @@ class CloudHypervisor:
     name = versions.CLOUD_HYPERVISOR.name
     modules: tuple[str, ...] = kernel.VSOCK_BOOT
     loads_packed_kernels = False
+    stands_ready = False
 
     def __init__(self, start: Start, program: str | None = None, *, on_demand: bool = False) -> None:
         self._start = start
@@ -140,8 +141,12 @@ class CloudHypervisor:
             raise
         return machine
 
-    async def restore(self, parts: Parts, device_state: int, cgroup: Cgroup | None) -> Machine:
+    async def restore(
+        self, parts: Parts, device_state: int, cgroup: Cgroup | None, filled: asyncio.Task[None] | None = None
+    ) -> Machine:
         """Start a machine where another was saved."""
+        if filled is not None:
+            await asyncio.shield(filled)
         devices = read_devices(device_state)
         machine = await self._begin({"memory": parts.memory, **disks(parts)}, parts, cgroup)
         home = machine.monitor.home

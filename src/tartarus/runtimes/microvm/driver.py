@@ -103,11 +103,13 @@ class Driver(Protocol):
     """One kind of monitor.
 
     `modules`: what its machines load, of `kernel.WANTED`. `loads_packed_kernels`: a bzImage need not be unpacked.
+    `stands_ready`: a machine may be restored long before it goes on.
     """
 
     name: str
     modules: tuple[str, ...]
     loads_packed_kernels: bool
+    stands_ready: bool
 
     async def version(self) -> str:
         """Its name and version. Raises IsolationUnavailable where it is missing."""
@@ -117,6 +119,11 @@ class Driver(Protocol):
         """Start a machine from its kernel."""
         ...
 
-    async def restore(self, parts: Parts, device_state: int, cgroup: Cgroup | None) -> Machine:
-        """Start a machine where another was saved, stopped until `resume`."""
+    async def restore(
+        self, parts: Parts, device_state: int, cgroup: Cgroup | None, filled: asyncio.Task[None] | None = None
+    ) -> Machine:
+        """Start a machine where another was saved, stopped until `resume`.
+
+        `filled`: done when the memory is there, which a monitor that only starts need not wait for.
+        """
         ...

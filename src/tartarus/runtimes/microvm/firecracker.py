@@ -90,6 +90,7 @@ class Firecracker:
     name = versions.FIRECRACKER.name
     modules: tuple[str, ...] = kernel.VSOCK_BOOT
     loads_packed_kernels = False
+    stands_ready = False
 
     def __init__(self, start: Start, program: str | None = None) -> None:
         self._start = start
@@ -120,8 +121,12 @@ class Firecracker:
             raise
         return machine
 
-    async def restore(self, parts: Parts, device_state: int, cgroup: Cgroup | None) -> Machine:
+    async def restore(
+        self, parts: Parts, device_state: int, cgroup: Cgroup | None, filled: asyncio.Task[None] | None = None
+    ) -> Machine:
         """Start a machine where another was saved; its memory is mapped privately from the saved one."""
+        if filled is not None:
+            await asyncio.shield(filled)
         machine = await self._begin({"memory": parts.memory, "state": device_state, **disks(parts)}, parts, cgroup)
         backend = {"backend_type": "File", "backend_path": "memory"}
         body = {"snapshot_path": "state", "mem_backend": backend, "resume_vm": False}

@@ -161,7 +161,8 @@ class MachineGuest:
             return self._final
         limit = self._resources.memory_bytes
         used = Stats(memory_limit_bytes=limit) if self._cgroup is None else self._cgroup.stats(limit)
-        return msgspec.structs.replace(used, disk_bytes=os.fstat(self._scratch).st_blocks * 512)
+        kills = used.oom_kills + self.channel.memory_kills
+        return msgspec.structs.replace(used, disk_bytes=os.fstat(self._scratch).st_blocks * 512, oom_kills=kills)
 
     def changes(self) -> Path | None:
         """None: what it wrote lies in a file system that the host does not mount."""

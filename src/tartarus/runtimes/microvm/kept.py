@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -114,20 +115,26 @@ def write(frozen: Frozen, directory: Path) -> None:
 
 
 def read(directory: Path, images: Images) -> Frozen:
-    """A machine to clone from the files in a directory. Raises GuestFailed when they don't fit together.
+    """A machine to clone from the files in a directory. Raises GuestFailed when they don't fit together."""
+    frozen, fill = begin_to_read(directory, images)
+    try:
+        fill()
+    except BaseException:
+        frozen.close()
+        raise
+    return frozen
 
-    Into sealed memory: a monitor opens what it maps for writing, and the files must stay as they are.
+
+def begin_to_read(directory: Path, images: Images) -> tuple[Frozen, Callable[[], None]]:
+    """The same, its memory empty until `fill` was called, which takes long; it must be, once.
+
+    Into sealed memory: a monitor opens what it maps for writing, and the files must stay as they are. One may be
+    started before it is filled, but must know nothing of its machine until then.
     """
     facts = saving.read_facts(directory)
     held: list[int] = []
     try:
         held.append(memory.create(facts.hardware.memory_bytes))
-        source = os.open(directory / saving.MEMORY, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            memory.copy_data(source, held[0])
-        finally:
-            os.close(source)
-        memory.seal(held[0])
         held.append(memory.sealed("devices", (directory / saving.DEVICES).read_bytes()))
         held.append(os.open(directory / saving.SCRATCH, os.O_RDONLY | os.O_CLOEXEC))
     except BaseException:
@@ -135,4 +142,11 @@ def read(directory: Path, images: Images) -> Frozen:
             os.close(fd)
         raise
     parts = Parts(facts.hardware, held[0], images.root, held[2], tuple(fd for fd, _ in images.binds))
-    return Frozen(parts, held[1], facts.warm)
+    frozen = Frozen(parts, held[1], facts.warm)
+
+    def fill() -> None:
+        with (directory / saving.MEMORY).open("rb") as source:
+            memory.copy_data(source.fileno(), parts.memory)
+        memory.seal(parts.memory)
+
+    return frozen, fill

@@ -36,7 +36,7 @@ _ENDS = {
 _SCRATCH_OPTIONS = "discard=unmap,cache.no-flush=on"
 _COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 tsc=reliable no_timer_check random.trust_cpu=on "
-    "cryptomgr.notests audit=0"
+    "cryptomgr.notests audit=0 nowatchdog noautogroup psi=0 lsm=landlock"
 )
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -136,6 +136,7 @@ class Qemu:
     name = versions.QEMU.name
     modules: tuple[str, ...] = kernel.BOOT
     loads_packed_kernels = True
+    stands_ready = True
 
     def __init__(self, launcher: Launcher, accelerator: str = "tcg", program: str | None = None) -> None:
         self._launcher = launcher
@@ -157,10 +158,14 @@ class Qemu:
         """Start a machine from its kernel."""
         return await self._start(parts, cgroup, incoming=False)
 
-    async def restore(self, parts: Parts, device_state: int, cgroup: Cgroup | None) -> Machine:
+    async def restore(
+        self, parts: Parts, device_state: int, cgroup: Cgroup | None, filled: asyncio.Task[None] | None = None
+    ) -> Machine:
         """Start a machine where another was saved."""
         machine = await self._start(parts, cgroup, incoming=True)
         try:
+            if filled is not None:
+                await asyncio.shield(filled)
             await machine.load(device_state)
         except BaseException:
             await end(machine)

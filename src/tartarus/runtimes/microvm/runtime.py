@@ -11,7 +11,7 @@ import msgspec
 
 from tartarus.guest.channel import GuestChannel, GuestExec
 from tartarus.model.errors import GuestFailed, IsolationUnavailable, TartarusError, TemplateFailed, Unsupported
-from tartarus.model.sandbox import Isolation
+from tartarus.model.sandbox import Isolation, Resources
 from tartarus.model.settings import MicrovmMonitor
 from tartarus.model.template import Template
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
@@ -23,11 +23,15 @@ from tartarus.runtimes.microvm.guest import MachineGuest, Origin, renewal, with_
 from tartarus.runtimes.microvm.images import Packer
 from tartarus.runtimes.microvm.machinery import Machinery, last_words, reach_agent
 from tartarus.runtimes.microvm.packing import packing_tool
-from tartarus.runtimes.microvm.snapshot import Frozen, MachineSnapshot, Size
+from tartarus.runtimes.microvm.ready import Begun, ReadyMachines
+from tartarus.runtimes.microvm.snapshot import KERNEL_MEMORY, Frozen, MachineSnapshot, Size, hardware_for
 from tartarus.runtimes.nursery import WARM_UP_TIMEOUT_S, warm_command
 
 _RUNNER_FD = 3
 _LOADED_KEPT_S = 30.0
+_REHEARSED = (("/bin/sh", "-c", ":"), ("true",), ("python3", "-c", "pass"))
+_SETTLE_S = 0.5
+"""How long a machine that has rehearsed goes on until it is saved: its kernel tidies up after programs that ended."""
 
 
 class MicrovmRuntime:
@@ -66,8 +70,9 @@ class MicrovmRuntime:
         self._machinery: Machinery | None = None
         self._lock = asyncio.Lock()
         self._snapshots: set[MachineSnapshot] = set()
-        self._loaded: dict[tuple[int, int, int], Frozen] = {}
+        self._loaded: dict[tuple[int, int, int], tuple[Frozen, asyncio.Task[None]]] = {}
         self._loading = asyncio.Lock()
+        self._ready = ReadyMachines(self._begin_ahead)
         self._count = 0
 
     def capabilities(self) -> Capabilities:
@@ -108,7 +113,14 @@ class MicrovmRuntime:
         _refuse_what_it_lacks(request)
         frozen = await snapshot.frozen(request.resources, warm=warm)
         try:
-            guest = await self._restore(snapshot, frozen, request)
+            begun = self._ready.take(frozen)
+            if begun is None:
+                begun = await self._begin(frozen, request)
+            elif begun.cgroup is not None:
+                begun.cgroup.limit(with_monitor(request.resources, frozen.parts.hardware.memory_bytes))
+            guest = await self._restore(snapshot, frozen, request, begun)
+            if self._machinery is not None and self._machinery.driver.stands_ready:
+                self._ready.prepare(frozen)
         finally:
             frozen.close()
         return guest
@@ -131,20 +143,22 @@ class MicrovmRuntime:
         """A new machine that goes on where one was saved; all that are made of the same files share their memory."""
         assert isinstance(snapshot, MachineSnapshot)
         _refuse_what_it_lacks(request)
-        frozen = await self._load(snapshot, saved)
+        frozen, filled = await self._load(snapshot, saved)
         try:
-            return await self._restore(snapshot, frozen, request)
+            return await self._restore(snapshot, frozen, request, await self._begin(frozen, request, filled))
         finally:
             frozen.close()
 
     async def close(self) -> None:
         """End every machine."""
+        await self._ready.close()
         for snapshot in list(self._snapshots):
             await snapshot.close()
         self._snapshots.clear()
-        for loaded in self._loaded.values():
-            loaded.close()
-        self._loaded.clear()
+        while self._loaded:
+            _, (frozen, filled) = self._loaded.popitem()
+            await asyncio.wait([filled])  # it writes to that
+            frozen.close()
         if self._machinery is not None:
             await self._machinery.close()
             self._machinery = None
@@ -195,14 +209,17 @@ class MicrovmRuntime:
                     raise TemplateFailed(
                         f"warming template {snapshot.rootfs.template.id} failed", why=await last_words(machine)
                     )
-                await _rehearse(channel)
+                await _rehearse(channel, size, snapshot.rootfs.template.resources)
                 return await _save_booted(machine, parts, channel, warm=size.warm)
         finally:
             if cgroup is not None:
                 await remove_soon(cgroup)
 
-    async def _load(self, snapshot: MachineSnapshot, saved: Path) -> Frozen:
-        """Saved files as a machine to clone. Kept for a while, so that the many children of a fork share one."""
+    async def _load(self, snapshot: MachineSnapshot, saved: Path) -> tuple[Frozen, asyncio.Task[None]]:
+        """Saved files as a machine to clone, whose memory is there when the task is done.
+
+        Kept for a while, so that the many children of a fork share one.
+        """
         try:
             status = (saved / saving.MEMORY).stat()
         except OSError as error:
@@ -211,51 +228,68 @@ class MicrovmRuntime:
         async with self._loading:
             found = self._loaded.get(key)
             if found is None:
-                found = await asyncio.to_thread(kept.read, saved, snapshot.images)
-                self._loaded[key] = found
-                asyncio.get_running_loop().call_later(_LOADED_KEPT_S, self._forget, key)
-            return found.borrow()
+                frozen, fill = await asyncio.to_thread(kept.begin_to_read, saved, snapshot.images)
+                filled = asyncio.create_task(asyncio.to_thread(fill))
+                found = self._loaded[key] = frozen, filled
+                filled.add_done_callback(lambda done: self._loaded_whole(key, done))
+            return found[0].borrow(), found[1]
 
-    def _forget(self, key: tuple[int, int, int]) -> None:
-        found = self._loaded.pop(key, None)
-        if found is not None:
-            found.close()
+    def _loaded_whole(self, key: tuple[int, int, int], filled: asyncio.Task[None]) -> None:
+        kept_s = 0.0 if filled.cancelled() or filled.exception() is not None else _LOADED_KEPT_S
+        asyncio.get_running_loop().call_later(kept_s, self._forget, key, filled)
 
-    async def _restore(self, snapshot: MachineSnapshot, frozen: Frozen, request: GuestRequest) -> MachineGuest:
-        machinery = await self._open()
+    def _forget(self, key: tuple[int, int, int], filled: asyncio.Task[None]) -> None:
+        if key in self._loaded and self._loaded[key][1] is filled:
+            self._loaded.pop(key)[0].close()
+
+    async def _restore(
+        self, snapshot: MachineSnapshot, frozen: Frozen, request: GuestRequest, begun: Begun
+    ) -> MachineGuest:
+        """The guest that `begun` becomes, which is this method's."""
         hardware = frozen.parts.hardware
-        origin = Origin(os.dup(frozen.parts.memory), hardware, frozen.warm, self.needs(snapshot))
-        held = [origin.memory]
-        cgroup: Cgroup | None = None
-        machine: Machine | None = None
         try:
-            scratch = os.open(self.place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            held.append(scratch)
-            await asyncio.to_thread(memory.copy_data, frozen.parts.scratch, scratch)
-            cgroup = self._group(request, hardware.memory_bytes)
-            state = os.open(f"/proc/self/fd/{frozen.device_state}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                parts = msgspec.structs.replace(frozen.parts, scratch=scratch)
-                machine = await machinery.driver.restore(parts, state, cgroup)
-            finally:
-                os.close(state)
-            guest = MachineGuest(machine, cgroup, request.resources, scratch, request.hostname, origin)
+            origin = Origin(os.dup(frozen.parts.memory), hardware, frozen.warm, self.needs(snapshot))
         except BaseException:
-            if machine is not None:
-                machine.kill()
-            if cgroup is not None:
-                await remove_soon(cgroup)
-            for fd in held:
-                os.close(fd)
+            await asyncio.shield(begun.discard())
             raise
+        guest = MachineGuest(begun.machine, begun.cgroup, request.resources, begun.scratch, request.hostname, origin)
         try:
             await guest.open(request.session)
-            await machine.resume()
+            await begun.machine.resume()
         except BaseException:
             await guest.destroy()
             raise
         snapshot.hold(guest)
         return guest
+
+    async def _begin(self, frozen: Frozen, request: GuestRequest, filled: asyncio.Task[None] | None = None) -> Begun:
+        """A machine where the saved one stood still, with a scratch disk and a cgroup of its own.
+
+        `filled`: done when the memory is there.
+        """
+        machinery = await self._open()
+        cgroup: Cgroup | None = None
+        scratch = os.open(self.place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            await asyncio.to_thread(memory.copy_data, frozen.parts.scratch, scratch)
+            cgroup = self._group(request, frozen.parts.hardware.memory_bytes)
+            state = os.open(f"/proc/self/fd/{frozen.device_state}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                parts = msgspec.structs.replace(frozen.parts, scratch=scratch)
+                machine = await machinery.driver.restore(parts, state, cgroup, filled)
+            finally:
+                os.close(state)
+        except BaseException:
+            if cgroup is not None:
+                await remove_soon(cgroup)
+            os.close(scratch)
+            raise
+        return Begun(machine, scratch, cgroup)
+
+    async def _begin_ahead(self, frozen: Frozen) -> Begun:
+        self._count += 1
+        name = f"ready-{os.getpid()}-{self._count}"
+        return await self._begin(frozen, GuestRequest(name, name, Resources()))
 
 
 def sandbox_files(template: Template, binds: tuple[str, ...], *, warm: bool) -> dict[str, bytes]:
@@ -283,12 +317,15 @@ def _refuse_what_it_lacks(request: GuestRequest) -> None:
         raise Unsupported("templates are not built at the microVM level", fix="build at the container level")
 
 
-async def _rehearse(channel: GuestChannel) -> None:
+async def _rehearse(channel: GuestChannel, size: Size, usual: Resources) -> None:
     """Do once what every clone does first, so that clones find what it takes in their memory, not on their disk."""
-    await channel.renew(renewal("localhost"))
-    process = channel.exec(GuestExec(argv=("/bin/sh", "-c", ":"), env={}))
-    with contextlib.suppress(TartarusError):  # a template without a shell
-        await process.wait()
+    if hardware_for(usual) != size.hardware:
+        usual = msgspec.structs.replace(usual, memory_bytes=size.hardware.memory_bytes - KERNEL_MEMORY)
+    await channel.renew(renewal("localhost", usual))
+    for argv in _REHEARSED:
+        with contextlib.suppress(TartarusError):  # a template without that program
+            await channel.exec(GuestExec(argv=argv, env={})).wait()
+    await asyncio.sleep(_SETTLE_S)
 
 
 async def _save_booted(machine: Machine, parts: Parts, channel: GuestChannel, *, warm: bool) -> Frozen:
