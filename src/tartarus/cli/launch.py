@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tartarus.cli import output, relay, requests, terminal
-from tartarus.model.errors import InvalidRequest, ResourceLimit, SandboxLost, TartarusError, TimeLimit
+from tartarus.model.errors import InvalidRequest, Quarantined, ResourceLimit, SandboxLost, TartarusError, TimeLimit
 from tartarus.sdk import daemon
 from tartarus.sdk.places import Places
 from tartarus.sdk.streams import STDOUT, StreamProtocol
@@ -153,6 +153,10 @@ class _Launch:
         if record.get("reason") == "resource_limit":
             what = f"sandbox {record['id']} was ended"
             return ResourceLimit(what, why=str(record.get("message", "")), fix="give more, as with --memory")
+        if record.get("state") == "quarantined":
+            why = str(record.get("message", "")).removeprefix("quarantined: ")
+            return Quarantined(f"sandbox {record['id']} was quarantined: {why}",
+                               fix="the daemon's owner decides what becomes of it")  # fmt: skip
         if record.get("reason") == "node_drain":
             return SandboxLost(f"sandbox {record['id']} was ended", why="the daemon stopped")
         return None

@@ -17,6 +17,7 @@ from tartarus.control.link import Link
 from tartarus.control.mounting import with_links_followed
 from tartarus.model.errors import GuestFailed, InvalidRequest, InvalidState, SandboxLost, TartarusError
 from tartarus.model.sandbox import ExecSpec, ExitStatus, Reason, SandboxSpec
+from tartarus.model.states import TERMINAL
 from tartarus.store.audit.entries import digest_of
 
 if TYPE_CHECKING:
@@ -137,8 +138,9 @@ async def _tell_end(link: Link, sandbox: Sandbox, main: Process) -> None:
         return
     record = await sandbox.wait()
     status: ExitStatus | None = None
-    with contextlib.suppress(TartarusError):
-        status = await main.wait()
+    if record.state in TERMINAL:  # of a sandbox that is quarantined the command is frozen, and ends who knows when
+        with contextlib.suppress(TartarusError):
+            status = await main.wait()
     await link.event("exit", exit=status, sandbox=record)
 
 

@@ -81,9 +81,10 @@ class Typhon:
         for work in collecting:
             work.cancel()
         await asyncio.gather(*collecting, return_exceptions=True)
-        for sandbox in list(self._held.values()):
+        left = list(self._held.values())
+        self._held.clear()  # their cases stay as they are: their end is the daemon's, not their own
+        for sandbox in left:
             await sandbox.let_go_of_quarantined()
-        self._held.clear()
 
     # Into quarantine.
 
