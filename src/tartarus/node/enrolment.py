@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
+import structlog
+
 from tartarus.model.errors import TartarusError
-from tartarus.model.sandbox import Isolation, SandboxRecord, SandboxSpec
+from tartarus.model.sandbox import Isolation, Reason, SandboxRecord, SandboxSpec
 from tartarus.model.states import State
 from tartarus.store.sandboxes import SandboxStore
 
+_log = structlog.get_logger("tartarus.node")
 WITHIN_S = 0.05
 """A start that takes longer than this is written down before it is done."""
 _QUICK = frozenset({Isolation.PROCESS, Isolation.CONTAINER, Isolation.WASM})
@@ -65,6 +69,13 @@ class Enrolment:
         with contextlib.suppress(TartarusError):
             await asyncio.shield(self._writing)
         return await self._store.transition(self._record.id, _BEGUN, State.STOPPING, state, **changes)
+
+    async def never_ran(self, message: str, reason: Reason, state: State) -> None:
+        """As `failed`; what the store says against it goes to the log, since the sandbox failed for another reason."""
+        try:
+            await self.failed(state, ended_at=time.time(), reason=reason, message=message)
+        except TartarusError as error:
+            _log.error("failure_not_stored", sandbox=self._record.id, error=str(error))
 
     def _write(self, *path: State, **changes: Any) -> asyncio.Task[SandboxRecord]:
         if self._late is not None:

@@ -15,7 +15,6 @@ from tartarus.model.errors import (
     InvalidState,
     IsolationUnavailable,
     SandboxNotFound,
-    TartarusError,
     TimeLimit,
 )
 from tartarus.model.forking import ForkRequest, ForkResult
@@ -271,15 +270,15 @@ class Node:
             why, reason = ("the caller went away", Reason.USER_REQUEST)
             if self._stopping or self.terminator.draining:
                 why, reason = ("the daemon stopped" if self._stopping else "the node is drained", Reason.NODE_DRAIN)
-            await asyncio.shield(self._start_failed(enrolment, record, why, reason, State.KILLED))
+            await asyncio.shield(enrolment.never_ran(why, reason, State.KILLED))
             raise
         except Exception as error:
             failure = as_failure(error)
             failure.sandbox_id = record.id
             if record.state is State.STARTING and isinstance(failure, TimeLimit):
-                await self._start_failed(enrolment, record, str(failure), Reason.TIMEOUT, State.TIMED_OUT)
+                await enrolment.never_ran(str(failure), Reason.TIMEOUT, State.TIMED_OUT)
             elif record.state is State.STARTING:
-                await self._start_failed(enrolment, record, str(failure), Reason.START_FAILED, State.FAILED)
+                await enrolment.never_ran(str(failure), Reason.START_FAILED, State.FAILED)
             raise failure from error
         finally:
             if spare is not None and not spare.given:
@@ -301,14 +300,6 @@ class Node:
                 self._levels.unavailable[isolation] = f"{error.what}: {error.why}"
             else:
                 self._levels.proved.add(isolation)
-
-    async def _start_failed(
-        self, enrolment: Enrolment, record: SandboxRecord, message: str, reason: Reason, state: State
-    ) -> None:
-        try:
-            await enrolment.failed(state, ended_at=time.time(), reason=reason, message=message)
-        except TartarusError as error:
-            _log.error("failure_not_stored", sandbox=record.id, error=str(error))
 
     def live(self, tenant: str, id_or_name: str) -> Sandbox:
         """A tenant's live sandbox by id, name or unique prefix of its id. Raises SandboxNotFound."""
