@@ -50,7 +50,9 @@ def podman() -> Iterator[Engine]:
         process.wait(60)
         end_monitors(place)
         subprocess.run(["umount", "-R", f"{place}/root/overlay"], capture_output=True, check=False)
-        shutil.rmtree(place)
+        until = time.monotonic() + 30
+        while place.exists():  # a monitor's clean-up that was under way makes its directories anew
+            shutil.rmtree(place, ignore_errors=time.monotonic() < until)
 
 
 def end_monitors(place: Path) -> None:

@@ -21,7 +21,7 @@ import dns.rrset
 from tartarus.network import namespace
 
 NAME_SERVER = "203.0.113.53"
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 def wait_until(holds: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
