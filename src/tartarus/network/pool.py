@@ -290,8 +290,12 @@ class SlotPool:
         """What every slot did that is taken, by its number, from one look at what the rules counted."""
         if self._router is None:
             return {}
-        counted = self._router.counted()
-        return {number: self._since_taken(number, of_slot(number, counted)) for number in list(self._taken)}
+        counted, resolver = self._router.counted(), self._resolver
+        return {
+            number: self._since_taken(number, of_slot(number, counted))
+            | ({} if resolver is None else resolver.counted(slot.address))
+            for number, slot in list(self._taken.items())
+        }
 
     def counters(self, slot: Slot) -> dict[str, int]:
         """What a slot did since it was taken, with the names of `give_back`."""

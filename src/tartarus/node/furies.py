@@ -7,6 +7,7 @@ from functools import partial
 
 from tartarus.images.memory import MemorySets
 from tartarus.model.audit import AuditEntry
+from tartarus.model.errors import RequestRejected
 from tartarus.model.quarantine import Case, QuarantineReason
 from tartarus.model.sandbox import Isolation, SandboxRecord, SandboxSpec
 from tartarus.model.settings import Settings
@@ -49,6 +50,7 @@ class Furies:
         self.quarantine.collector.contract = networking.evidence
         self.quarantine.cut, self.quarantine.restore = networking.cut, networking.restore
         self.erinyes = Erinyes(limits, metrics, self.lamentations.wail, self.quarantine.take, networking.counters)
+        networking.last_counts = self.erinyes.network_closed
 
     async def open(self, live: Iterable[Sandbox]) -> None:
         """Take over what an earlier daemon left; `live`: its sandboxes that sleep."""
@@ -78,7 +80,15 @@ class Furies:
 
     async def suspected(self, sandbox: Sandbox, reasons: Iterable[str]) -> None:
         """Judges want it quarantined that has just begun."""
-        await self.quarantine.take(sandbox, QuarantineReason.UNTRUSTED_SOURCE, "; ".join(reasons))
+        why = "; ".join(reasons)
+        self.erinyes.judged(sandbox, why)
+        await self.quarantine.take(sandbox, QuarantineReason.UNTRUSTED_SOURCE, why)
+
+    def not_started(self, tenant: str, spec: SandboxSpec, error: Exception) -> None:
+        """A request came to nothing."""
+        if isinstance(error, RequestRejected):
+            self.erinyes.rejected()
+        self.lamentations.not_started(tenant, spec, error)
 
     def lost(self, record: SandboxRecord) -> None:
         """A sandbox is gone of which this daemon had nothing but the record."""

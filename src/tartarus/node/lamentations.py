@@ -65,13 +65,16 @@ class Lamentations:
         self._kept_s = kept_s
         self._make = make
         self._tasks: set[asyncio.Task[None]] = set()
+        self._listening: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """What an earlier daemon was just trying again is a dead letter still."""
         await self._store.unclaim(_ATTEMPT)
 
     async def close(self) -> None:
-        """Write what is still to be written."""
+        """Write what is still to be written; nobody reads any more what commands said last."""
+        for listening in self._listening:
+            listening.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def sweep(self) -> None:
@@ -108,7 +111,10 @@ class Lamentations:
 
     async def _last_words(self, lament: Lamentation, log: OutputLog | None) -> None:
         if log is not None:
-            await log.finished(_LAST_WORDS_S)
+            listening = asyncio.get_running_loop().create_task(log.finished(_LAST_WORDS_S))
+            self._listening.add(listening)
+            await asyncio.wait([listening])
+            self._listening.discard(listening)
             words = log.last_words.decode("utf-8", "replace")
             lament = msgspec.structs.replace(lament, stack_trace=words)
         await self._keep(lament, None)

@@ -109,6 +109,8 @@ class Networking:
         self._settings = settings
         self._state_dir = settings.state_dir
         self._metrics = metrics
+        self.last_counts: Callable[[str, dict[str, int]], None] | None = None
+        """Told what a sandbox's network did in all, by its id, when it is closed."""
         self._lines: dict[str, Line] = {}
         self._closing: set[asyncio.Task[Any]] = set()
 
@@ -188,6 +190,8 @@ class Networking:
             del self._lines[line.sandbox]
             self._metrics.contracts_active(len(self._lines))
             self._metrics.network_used(found)
+            if self.last_counts is not None:
+                self.last_counts(line.sandbox, found)
             refused = {name.removeprefix("refused_"): count for name, count in found.items() if is_refusal(name)}
             if refused:
                 words = ", ".join(f"{name} {count}" for name, count in sorted(refused.items()))
@@ -243,10 +247,14 @@ class Networking:
 
     async def counters(self) -> dict[str, dict[str, int]]:
         """What every sandbox's network did, by its id, from one look: refusals by reason, and connections opened."""
-        if not self._lines:
+        before = dict(self._lines)
+        if not before:
             return {}
         found = await asyncio.to_thread(self.slots.all_counters)
-        return {sandbox: found.get(line.number, {}) for sandbox, line in list(self._lines.items())}
+        # A slot that was given back meanwhile may be another's by now, who has done nothing of it.
+        return {
+            sandbox: found.get(line.number, {}) for sandbox, line in before.items() if self._lines.get(sandbox) is line
+        }
 
     async def evidence(self, sandbox: str) -> dict[str, Any]:
         """Its contract, address and counters, as JSON can carry them; empty for one without a network."""

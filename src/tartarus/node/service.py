@@ -170,7 +170,7 @@ class Node:
             return await self._make(tenant, spec, source)
         except Exception as error:
             if tenant != EXEMPT:
-                self.furies.lamentations.not_started(tenant, spec, error)
+                self.furies.not_started(tenant, spec, error)
             raise
 
     async def _make(self, tenant: str, spec: SandboxSpec, source: Source | None = None) -> Sandbox:

@@ -23,7 +23,7 @@ from tartarus.node.enforcement.bell import Bell
 from tartarus.node.enforcement.watched import Watched
 from tartarus.node.sandbox import Sandbox
 from tartarus.policy.documents import Limits, OnViolation, WindowRule
-from tartarus.telemetry.metrics import Metrics
+from tartarus.telemetry.metrics import Metrics, is_refusal
 
 _log = structlog.get_logger("tartarus.node.enforcement")
 LOOK_EVERY_S = 0.5
@@ -36,10 +36,12 @@ THROTTLED_S = 30.0
 """How long a throttled sandbox stays so after its last violation."""
 THROTTLED_TO = 10
 """A throttled sandbox has this part of its CPU."""
-_REFUSED = "refused_"
+_CUT_OFF = "refused_unsworn"
 _LEAST_MILLI = 10
+REJECTED = "reject"
+"""What is done about a request that breaks a policy: the action of a violation without a sandbox."""
 Counters = Callable[[], Awaitable[Mapping[str, Mapping[str, int]]]]
-"""By sandbox, what its network did since its start; refused packets by reason as ``refused_REASON``."""
+"""By sandbox, what its network did since its start: of what it was refused, each reason's number."""
 Quarantine = Callable[[Sandbox, QuarantineReason, str], Awaitable[object]]
 _CATEGORIES = {
     Fury.ALECTO: (Category.TIMEOUT, Fault.LIMIT),
@@ -61,6 +63,7 @@ class Erinyes:
         self._wail = wail
         self._quarantine = quarantine
         self._watched: dict[str, Watched] = {}
+        self._closing: dict[str, Watched] = {}
         self._throttled: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._bell: Bell | None = None
@@ -98,6 +101,8 @@ class Erinyes:
         watched = self._watched.get(sandbox.record.id)
         if watched is not None:
             watched.last_look()
+            if sandbox.line is not None:
+                self._closing[sandbox.record.id] = watched
             self._lament(watched)
             self._forget(sandbox.record.id)
 
@@ -115,15 +120,33 @@ class Erinyes:
         return watched.limits.on_timeout is not OnViolation.KILL
 
     def refused_packets(self, watched: Watched, counts: Mapping[str, int]) -> None:
-        """By reason, from its start on."""
+        """By reason, from its start on. What it sends once its network is cut breaks no contract any more."""
         for name, count in counts.items():
-            if not name.startswith(_REFUSED):
+            if not is_refusal(name) or name == _CUT_OFF:
                 continue
-            reason = name.removeprefix(_REFUSED)
-            new = count - watched.network.get(reason, 0)
-            watched.network[reason] = max(count, watched.network.get(reason, 0))
+            new = count - watched.network.get(name, 0)
+            watched.network[name] = max(count, watched.network.get(name, 0))
             if new > 0:
+                reason = name.removeprefix("refused_")
                 self._seen(watched, ViolationKind.NETWORK, new, f"its contract refused packets: {reason}")
+
+    def network_closed(self, sandbox_id: str, counts: Mapping[str, int]) -> None:
+        """A sandbox's network is no more: what it was refused between the last look and its end."""
+        watched = self._closing.pop(sandbox_id, None) or self._watched.get(sandbox_id)
+        if watched is not None:
+            self.refused_packets(watched, counts)
+
+    def judged(self, sandbox: Sandbox, message: str) -> None:
+        """A judge wants it quarantined, which is not this one's to do."""
+        violation = Violation(
+            sandbox.record.id, ViolationKind.POLICY, 1, OnViolation.QUARANTINE.value, time.time(), message
+        )
+        self._metrics.violated(violation.fury.value, violation.kind.value, violation.action, 1)
+        sandbox.violation = violation
+
+    def rejected(self) -> None:
+        """A judge has rejected a request: there is no sandbox."""
+        self._metrics.violated(Fury.MEGAERA.value, ViolationKind.POLICY.value, REJECTED, 1)
 
     def _seen(self, watched: Watched, kind: ViolationKind, count: int, message: str) -> None:
         action = _action(watched.limits, kind)
@@ -243,7 +266,7 @@ class _Guard:
 
     def stands_still(self) -> None:
         """It is about to be saved: its counters may not be there any more afterwards."""
-        self._watched.look()
+        self._watched.stands_still()
 
     def has_another_guest(self) -> None:
         """It was woken up, or saved in a way that may have taken another guest."""

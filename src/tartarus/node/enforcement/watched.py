@@ -38,7 +38,8 @@ class Watched:
         self._group: Cgroup | None = None
         self._oom_kills = self._refused = self._output = 0
         self._disk_full = False
-        self._cpu_before_usec = 0
+        self._cpu_usec = self._cpu_before_usec = 0
+        self._cpu_told = False
         self._cpu_timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -76,17 +77,25 @@ class Watched:
             return
         self.end()
         self._oom_kills = self._refused = 0
+        self._cpu_before_usec += self._cpu_usec
+        self._cpu_usec = 0
         self.begin()
 
     def last_look(self) -> None:
         """What happened since the last look, when it has ended."""
         final = self.sandbox.guest.stats()
         self._counted(final.oom_kills, final.refused_forks)
+        self._cpu_left_s(final.cpu_usec)
 
     def look(self) -> None:
         """Read the counters. Called by alarms, and every so often where there is none."""
         if self._alarms is not None:
             self._counted(self._alarms.oom_kills(), self._alarms.refused_forks())
+
+    def stands_still(self) -> None:
+        """It is about to be saved, and may go on with another group: what this one has counted."""
+        self.look()
+        self._cpu_left_s(self.sandbox.guest.stats().cpu_usec)
 
     @property
     def must_be_polled(self) -> bool:
@@ -123,15 +132,22 @@ class Watched:
 
     def _time_cpu(self) -> None:
         """No event tells of CPU time, but its quota says when the limit can be reached at the earliest: look then."""
+        left_s = self._cpu_left_s(self.sandbox.guest.stats().cpu_usec)
+        if left_s > 0 and self.limits.cpu_time_s is not None:
+            cpus = self.sandbox.record.spec.resources.over(self.sandbox.template.resources).cpu_milli / 1000
+            self._cpu_timer = self._loop.call_later(max(0.01, left_s / cpus), self._look_at_cpu)
+
+    def _cpu_left_s(self, used_usec: int) -> float:
+        """Seconds that are left when its present guest has used so much; the first time that there are none is told."""
+        self._cpu_usec = used_usec
         most_s = self.limits.cpu_time_s
-        if most_s is None:
-            return
-        left_s = most_s - self.sandbox.guest.stats().cpu_usec / 1e6
+        if most_s is None or self._cpu_told:
+            return 0.0
+        left_s = most_s - (self._cpu_before_usec + used_usec) / 1e6
         if left_s <= 0:
+            self._cpu_told = True
             self._report(self, ViolationKind.CPU, 1, f"it used more than {most_s:g} s of CPU time")
-            return
-        cpus = self.sandbox.record.spec.resources.over(self.sandbox.template.resources).cpu_milli / 1000
-        self._cpu_timer = self._loop.call_later(max(0.01, left_s / max(cpus, 0.01)), self._look_at_cpu)
+        return left_s
 
     def _look_at_cpu(self) -> None:
         with contextlib.suppress(OSError):
