@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from benchmarks import (
+    furies_benches,
     image_benches,
     machine_benches,
     memory_benches,
@@ -36,6 +37,7 @@ BENCHES = {
     "rules": policy_benches.rules,
     "admission": policy_benches.admission,
     "audit": policy_benches.audit,
+    **furies_benches.BENCHES,
 }
 
 
@@ -72,7 +74,7 @@ def main() -> None:
     parser.add_argument("bench", nargs="*", help=f"of: {', '.join(BENCHES)} (default: all)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     run(arguments.bench, arguments.json)
 
 

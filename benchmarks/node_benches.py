@@ -19,6 +19,7 @@ import msgspec
 from benchmarks import peers
 from benchmarks.measure import Row, Timed, alternate
 from tartarus.images import catalogue
+from tartarus.model.configuration import configured
 from tartarus.model.sandbox import ExecSpec, Isolation, Reason, ResourceRequest, SandboxSpec
 from tartarus.model.settings import Settings
 from tartarus.model.template import Template, WarmUp
@@ -32,9 +33,9 @@ STATE = Path(os.environ.get("TARTARUS_BENCH_STATE", "/var/tmp/tartarus-bench"))
 
 
 @contextlib.asynccontextmanager
-async def running_node(state: Path = STATE) -> AsyncIterator[Node]:
-    """A node with its own state directory."""
-    settings = Settings.at(state)
+async def running_node(state: Path = STATE, config: str = "") -> AsyncIterator[Node]:
+    """A node with its own state directory; `config`: what its config.yaml says."""
+    settings = configured(Settings.at(state), config)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     store = await SandboxStore.open(settings.database)
     node = Node(settings, store)
