@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from tartarus.model.errors import GuestFailed
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.microvm import memory, saving
 from tartarus.runtimes.microvm.driver import Parts
 from tartarus.runtimes.microvm.images import Images
@@ -138,8 +139,7 @@ def begin_to_read(directory: Path, images: Images) -> tuple[Frozen, Callable[[],
         held.append(memory.sealed("devices", (directory / saving.DEVICES).read_bytes()))
         held.append(os.open(directory / saving.SCRATCH, os.O_RDONLY | os.O_CLOEXEC))
     except BaseException:
-        for fd in held:
-            os.close(fd)
+        close_all(held)
         raise
     parts = Parts(facts.hardware, held[0], images.root, held[2], tuple(fd for fd, _ in images.binds))
     frozen = Frozen(parts, held[1], facts.warm)

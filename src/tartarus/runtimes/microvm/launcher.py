@@ -26,6 +26,7 @@ from tartarus.runtimes.container.layout import (
     CLONE_NEWUTS,
     unshare_program,
 )
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.idmap import OWNER_UID
 from tartarus.runtimes.microvm.home import Home
 from tartarus.runtimes.nursery import Clone, Nursery
@@ -198,8 +199,7 @@ class Launcher:
                 os.close(born.pidfd)
                 raise
         finally:
-            for fd in entries:
-                os.close(fd)
+            close_all(entries)
         return born
 
     @property
