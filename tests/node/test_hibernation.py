@@ -29,10 +29,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.needs("root", "cgroups", "runsc")]
 COUNTS = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done"
 
 
-async def made(node: Node, script: str = "", **spec: Any) -> Sandbox:
-    """A gVisor sandbox, whose output goes to its log."""
+async def made(node: Node, script: str = "", isolation: Isolation = Isolation.GVISOR, **spec: Any) -> Sandbox:
+    """A sandbox whose output goes to its log."""
     command = ExecSpec(argv=("sh", "-c", script), stdin=bool(spec.pop("stdin", False))) if script else None
-    return await node.create(TENANT, SandboxSpec(isolation=Isolation.GVISOR, command=command, **spec))
+    return await node.create(TENANT, SandboxSpec(isolation=isolation, command=command, **spec))
 
 
 async def said(sandbox: Sandbox, *argv: str) -> str:
@@ -114,8 +114,11 @@ async def test_what_is_asked_meanwhile_wakes_it(node: Node) -> None:
     assert (await finish(sandbox)).out == b"got word\n"
 
 
-async def test_again_and_again(node: Node) -> None:
-    sandbox = await made(node, COUNTS)
+@pytest.mark.parametrize(
+    "isolation", [Isolation.GVISOR, pytest.param(Isolation.MICROVM, marks=pytest.mark.needs("microvm"))]
+)
+async def test_again_and_again(node: Node, isolation: Isolation) -> None:
+    sandbox = await made(node, COUNTS, isolation)
     sandbox.detach()
     for _ in range(3):
         seen = len(await counted(sandbox, 1))

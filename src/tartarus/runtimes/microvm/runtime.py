@@ -144,7 +144,13 @@ class MicrovmRuntime:
         """A new machine that goes on where one was saved; all that are made of the same files share their memory."""
         assert isinstance(snapshot, MachineSnapshot)
         _refuse_what_it_lacks(request)
-        frozen, filled = await self._load(snapshot, saved)
+        machinery = await self._open()
+        frozen: Frozen | None = None
+        filled: asyncio.Task[None] | None = None
+        if request.lend is not None and machinery.driver.maps_files:
+            frozen = await asyncio.to_thread(kept.lent, saved, snapshot.images, request.lend)
+        if frozen is None:
+            frozen, filled = await self._load(snapshot, saved)
         try:
             return await self._restore(snapshot, frozen, request, await self._begin(frozen, request, filled))
         finally:
