@@ -13,9 +13,11 @@ import msgspec
 import pytest
 
 from tartarus.model.errors import InvalidState, SnapshotRefused, TartarusError, Unsupported
+from tartarus.model.library import CreateSnapshot
 from tartarus.model.lifecycle import DrainRequest, StopRequest
 from tartarus.model.sandbox import ExecSpec, Isolation, Reason, SandboxSpec
 from tartarus.model.settings import Settings
+from tartarus.model.snapshots import SnapshotKind
 from tartarus.model.states import State
 from tartarus.node.idleness import Idleness
 from tartarus.node.sandbox import Sandbox
@@ -104,6 +106,19 @@ async def test_many_requests_wake_it_once(node: Node) -> None:
     assert {record.version for record in woken} == {woken[0].version}
     assert await said(sandbox, "cat", "/tmp/kept") == "kept\n"
     await sandbox.kill()
+
+
+async def test_a_snapshot_wakes_it(node: Node) -> None:
+    sandbox = await made(node)
+    await said(sandbox, "sh", "-c", "echo kept >/tmp/kept")
+    await node.sleeper.sleep(sandbox)
+    asked = CreateSnapshot(sandbox.record.id, kind=SnapshotKind.MEMORY)
+    snapshot = await node.library.snapshots.create(TENANT, asked)
+    assert state_of(sandbox) is State.RUNNING
+    copy = await node.create(TENANT, SandboxSpec(snapshot=snapshot.id))
+    assert await said(copy, "cat", "/tmp/kept") == await said(sandbox, "cat", "/tmp/kept") == "kept\n"
+    await asyncio.gather(copy.kill(), sandbox.kill())
+    await node.library.snapshots.delete(TENANT, snapshot.id)
 
 
 async def test_what_is_asked_meanwhile_wakes_it(node: Node) -> None:

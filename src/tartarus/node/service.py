@@ -69,7 +69,7 @@ class Node:
         self._offers = Offers(settings, store, self._levels)
         self.memory = Memory(settings, self._levels, self._pool, self._offers)
         self.library = Library(
-            settings, store, self._levels, self._pool, self._offers, self._spares, self.memory, self.live
+            settings, store, self._levels, self._pool, self._offers, self._spares, self.memory, self._awake
         )
         self._forker = Forker(self.memory, self.library.snapshots, self._live.values, self.create)
         self.modules = Modules(
@@ -149,9 +149,7 @@ class Node:
 
     async def fork(self, tenant: str, id_or_name: str, request: ForkRequest) -> ForkResult:
         """Live copies of a live sandbox. When this raises, there is none."""
-        sandbox = self.live(tenant, id_or_name)
-        await self.sleeper.wake(sandbox)
-        return await self._forker.fork(sandbox, request)
+        return await self._forker.fork(await self._awake(tenant, id_or_name), request)
 
     async def _create(self, tenant: str, spec: SandboxSpec, source: Source | None) -> Sandbox:
         began = time.time()
@@ -225,6 +223,11 @@ class Node:
             await enrolment.failed(state, ended_at=time.time(), reason=reason, message=message)
         except TartarusError as error:
             _log.error("failure_not_stored", sandbox=record.id, error=str(error))
+
+    async def _awake(self, tenant: str, id_or_name: str) -> Sandbox:
+        sandbox = self.live(tenant, id_or_name)
+        await self.sleeper.wake(sandbox)
+        return sandbox
 
     def live(self, tenant: str, id_or_name: str) -> Sandbox:
         """A tenant's live sandbox by id, name or unique prefix of its id. Raises SandboxNotFound."""
