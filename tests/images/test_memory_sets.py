@@ -187,6 +187,34 @@ async def test_replaced_while_used_is_noticed(tmp_path):
             taken.confirm()
 
 
+async def test_what_is_lent_can_be_opened_by_others_and_is_looked_at_again(tmp_path):
+    sets = at(tmp_path)
+    found, content = await kept(sets)
+    async with sets.taken("t", found.id, found.digest) as taken:
+        fd = taken.lend("memory")
+        taken.confirm()
+        assert {path.name: path.stat().st_mode & 0o777 for path in taken.path.iterdir()} == {
+            "memory": 0o666, "devices": 0o600, "nothing": 0o600
+        }  # fmt: skip
+        for path in (taken.path, *taken.path.parents[:4]):
+            assert path.stat().st_mode & 0o77 == 0
+    assert await content_of(sets, found) == content
+    async with sets.taken("t", found.id, found.digest) as taken:
+        again = taken.lend("memory")
+        writer = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+        os.pwrite(writer, b"another's", 0)
+        with pytest.raises(SnapshotRefused, match="changed while it was used"):
+            taken.confirm()
+        with pytest.raises(SnapshotRefused, match="changed while it was used"):
+            taken.lend("memory")
+        with pytest.raises(SnapshotRefused):
+            taken.lend("unknown")
+    for held in (fd, again, writer):
+        os.close(held)
+    with pytest.raises(SnapshotRefused, match="memory is not what was written"):
+        await content_of(sets, found)
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from tartarus.guest.channel import channel_pair
 from tartarus.model.errors import GuestFailed
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.microvm import memory
-from tartarus.runtimes.microvm.launcher import FIRST_UID, Launcher
+from tartarus.runtimes.microvm.launcher import FIRST_UID, Ends, Launcher
 from tartarus.runtimes.microvm.monitor import Confined, Monitor
 from tartarus.runtimes.microvm.vmmapi import VmmApi
 
@@ -94,6 +96,42 @@ async def test_a_monitor_reaches_its_own_alone(place: Path, launcher: Launcher) 
     assert os.fstat(given["scratch"]).st_size < 1024
     await api.close()
     await monitor.end()
+
+
+REOPENS = """
+import os, socket, sys
+def tried(number):
+    try:
+        with open(f"/proc/self/fd/{number}", "r+b") as file:
+            file.write(b"theirs")
+        return "written"
+    except OSError as error:
+        return type(error).__name__
+socket.socket(fileno=3).send(" ".join(map(tried, sys.argv[1:])).encode())
+"""
+
+
+async def test_a_monitor_opens_again_only_what_it_is_to(place: Path, launcher: Launcher) -> None:
+    """Its memory, when that was lent to it: not what it shares with others, and no disk."""
+    names = ("lent", "own", "passed", "another")
+    for name in names:
+        (place / name).write_bytes(b"before")
+        (place / name).chmod(0o600 if name == "own" else 0o666)
+    sealed = memory.sealed("shared", b"before")
+    fds = [*(os.open(place / name, os.O_RDONLY) for name in names), sealed]
+    ends = Ends(*channel_pair())
+
+    def arguments(numbers: list[int]) -> list[str]:
+        return ["/usr/bin/python3", "-I", "-c", REOPENS, *map(str, numbers)]
+
+    born = await launcher.start(arguments, ends, fds, None, reopened=[fds[0], fds[1], sealed])
+    ends.theirs.close()
+    ends.ours.settimeout(60)
+    said = (await asyncio.to_thread(ends.ours.recv, 4096)).decode().split()
+    assert said == ["written", "PermissionError", "PermissionError", "PermissionError", "PermissionError"]
+    assert [os.pread(fd, 6, 0) for fd in fds] == [b"theirs", *[b"before"] * 4]
+    ends.ours.close()
+    close_all((born.pidfd, *fds))
 
 
 async def test_each_monitor_is_another_user(place: Path, launcher: Launcher) -> None:

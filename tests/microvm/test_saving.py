@@ -213,6 +213,51 @@ async def test_copies_share_what_was_saved(runtime: MicrovmRuntime, snapshot: Ma
     await asyncio.gather(*(guest.destroy() for guest in copies))
 
 
+def mapped(guest: MachineGuest) -> set[str]:
+    """The files in which its monitor has the machine's memory."""
+    lines = Path(f"/proc/{guest.pid}/maps").read_text().splitlines()
+    return {line.split(maxsplit=5)[5] for line in lines if "tartarus-machine" in line or saving.MEMORY in line}
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["mapped", "copied"])
+async def test_who_goes_on_alone(
+    runtime: MicrovmRuntime,
+    snapshot: MachineSnapshot,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: bool,
+) -> None:
+    """It maps the file that it was lent, keeps it when that is removed, and can be saved again; or gets a copy."""
+    if not told:  # as on file systems whose mappings can't be told
+        monkeypatch.setattr(saving, "tells_mapping", lambda _: False)
+
+    def lend(name: str) -> int:
+        fd = os.open(place / name, os.O_RDONLY | os.O_CLOEXEC)
+        os.fchmod(fd, 0o666)
+        return fd
+
+    source = await start(runtime, snapshot, "alone-source")
+    await sh(source, "echo one >/dev/shm/kept; echo disk >/root/kept")
+    await source.save(place, go_on=False)
+    await source.destroy()
+    before = (place / saving.MEMORY).read_bytes()
+    guest = await runtime.restore(snapshot, place, GuestRequest("alone", "alone", RESOURCES, lend=lend))
+    assert isinstance(guest, MachineGuest)
+    await guest.ready()
+    assert mapped(guest) == {str(place / saving.MEMORY)} if told else "memfd" in "".join(mapped(guest))
+    assert await sh(guest, "cat /dev/shm/kept /root/kept; echo two >/dev/shm/kept") == "one\ndisk\n"
+    assert (place / saving.MEMORY).read_bytes() == before
+    shutil.rmtree(place)
+    place.mkdir(mode=0o700)
+    assert await sh(guest, "cat /dev/shm/kept") == "two\n"
+    await guest.save(place, go_on=False)
+    await guest.destroy()
+    again = await restored(runtime, snapshot, place, "alone-again")
+    assert await sh(again, "cat /dev/shm/kept /root/kept") == "two\ndisk\n"
+    await again.destroy()
+
+
 async def test_memory_that_can_not_be_read_to_its_end(
     runtime: MicrovmRuntime, snapshot: MachineSnapshot, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

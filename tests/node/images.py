@@ -40,11 +40,10 @@ def packed_usr() -> Path:
     KERNEL_PACKAGES.mkdir(parents=True, exist_ok=True)
     with (KERNEL_PACKAGES / ".packing").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
-        found = {image.name for image in KERNEL_PACKAGES.glob("host-*.erofs")}
-        stamp = images.survey(_USR).stamp
-        if not any(stamp in name for name in found):
-            with tempfile.TemporaryDirectory(prefix="tartarus-packing-", dir="/var/tmp") as stage:
-                packer = images.Packer(KERNEL_PACKAGES, Path(stage), host_id_map())
-                # The daemon's own way there, without a daemon.
-                os.close(asyncio.run(packer._bind(_USR))[0])
-        return next(image for image in KERNEL_PACKAGES.glob("host-*.erofs") if stamp in image.name)
+        with tempfile.TemporaryDirectory(prefix="tartarus-packing-", dir="/var/tmp") as stage:
+            # The daemon's own way there, without a daemon.
+            image, _ = asyncio.run(images.Packer(KERNEL_PACKAGES, Path(stage), host_id_map())._bind(_USR))
+        try:
+            return Path(os.readlink(f"/proc/self/fd/{image}"))
+        finally:
+            os.close(image)

@@ -14,9 +14,11 @@ import pytest
 
 from tartarus.model.audit import AuditQuery
 from tartarus.model.errors import InvalidState, RequestRejected, SnapshotRefused, TartarusError, Unsupported
+from tartarus.model.library import CreateSnapshot
 from tartarus.model.lifecycle import DrainRequest, StopRequest
 from tartarus.model.sandbox import ExecSpec, Isolation, Reason, SandboxSpec
 from tartarus.model.settings import Settings
+from tartarus.model.snapshots import SnapshotKind
 from tartarus.model.states import State
 from tartarus.node.idleness import Idleness
 from tartarus.node.sandbox import Sandbox
@@ -31,10 +33,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.needs("root", "cgroups", "runsc")]
 COUNTS = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done"
 
 
-async def made(node: Node, script: str = "", **spec: Any) -> Sandbox:
-    """A gVisor sandbox, whose output goes to its log."""
+async def made(node: Node, script: str = "", isolation: Isolation = Isolation.GVISOR, **spec: Any) -> Sandbox:
+    """A sandbox whose output goes to its log."""
     command = ExecSpec(argv=("sh", "-c", script), stdin=bool(spec.pop("stdin", False))) if script else None
-    return await node.create(TENANT, SandboxSpec(isolation=Isolation.GVISOR, command=command, **spec))
+    return await node.create(TENANT, SandboxSpec(isolation=isolation, command=command, **spec))
 
 
 async def said(sandbox: Sandbox, *argv: str) -> str:
@@ -124,6 +126,19 @@ async def test_it_is_judged_again_when_it_wakes(node: Node) -> None:
     await sandbox.kill()
 
 
+async def test_a_snapshot_wakes_it(node: Node) -> None:
+    sandbox = await made(node)
+    await said(sandbox, "sh", "-c", "echo kept >/tmp/kept")
+    await node.sleeper.sleep(sandbox)
+    asked = CreateSnapshot(sandbox.record.id, kind=SnapshotKind.MEMORY)
+    snapshot = await node.library.snapshots.create(TENANT, asked)
+    assert state_of(sandbox) is State.RUNNING
+    copy = await node.create(TENANT, SandboxSpec(snapshot=snapshot.id))
+    assert await said(copy, "cat", "/tmp/kept") == await said(sandbox, "cat", "/tmp/kept") == "kept\n"
+    await asyncio.gather(copy.kill(), sandbox.kill())
+    await node.library.snapshots.delete(TENANT, snapshot.id)
+
+
 async def test_what_is_asked_meanwhile_wakes_it(node: Node) -> None:
     sandbox = await made(node, "read line; echo got $line", stdin=True)
     await node.sleeper.sleep(sandbox)
@@ -132,8 +147,11 @@ async def test_what_is_asked_meanwhile_wakes_it(node: Node) -> None:
     assert (await finish(sandbox)).out == b"got word\n"
 
 
-async def test_again_and_again(node: Node) -> None:
-    sandbox = await made(node, COUNTS)
+@pytest.mark.parametrize(
+    "isolation", [Isolation.GVISOR, pytest.param(Isolation.MICROVM, marks=pytest.mark.needs("microvm"))]
+)
+async def test_again_and_again(node: Node, isolation: Isolation) -> None:
+    sandbox = await made(node, COUNTS, isolation)
     sandbox.detach()
     for _ in range(3):
         seen = len(await counted(sandbox, 1))

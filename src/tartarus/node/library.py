@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +97,7 @@ class Library:
         offers: Offers,
         spares: SparePool,
         memory: Memory,
-        live: Callable[[str, str], Sandbox],
+        awake: Callable[[str, str], Awaitable[Sandbox]],
         networking: Networking,
     ) -> None:
         self._memory = memory
@@ -111,7 +111,7 @@ class Library:
         scanner = Scanner(settings, self.uploads, lambda: offers.uid_base)
         self._tools = Tools(settings, store, levels, offers, self.uploads, scanner, prover, networking)
         self.templates = TemplateService(store, offers, self._tools, prover, scanner)
-        self.snapshots = SnapshotService(store, offers, prover, memory, self.uploads, live)
+        self.snapshots = SnapshotService(store, offers, prover, memory, self.uploads, awake)
 
     async def open(self) -> None:
         """Remove what an earlier daemon left, and warm what users made."""

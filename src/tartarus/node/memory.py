@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from tartarus.images.memory import Facts, KeptSet, MemorySets
+from tartarus.images.memory import Facts, KeptSet, MemorySets, Taken
 from tartarus.images.memory.bundle import Seals
 from tartarus.model.errors import InvalidRequest, IsolationUnavailable, SnapshotRefused, TartarusError, Unsupported
 from tartarus.model.sandbox import Isolation, Network, ResourceRequest, SandboxRecord, SandboxSpec
@@ -155,34 +155,37 @@ class Memory:
         """A set of the tenant's, to go on from. Raises SnapshotNotFound and SnapshotRefused."""
         return Source(await self.sets.facts(tenant, set_id, digest), tenant, set_id, digest)
 
-    async def restore(self, source: Source, rootfs: RootFs, request: GuestRequest) -> Guest:
+    async def restore(self, source: Source, rootfs: RootFs, request: GuestRequest, *, alone: bool = False) -> Guest:
         """A guest that goes on where `source` was saved; its channel still stands.
 
-        Raises SnapshotRefused when it can't go on here or is not what was written: nothing was started then.
+        `alone`: nothing else goes on from there, now or later, unless this fails. Raises SnapshotRefused when it
+        can't go on here or is not what was written: nothing was started then.
         """
         runtime = self._runtime(source.isolation)
         snapshot, _ = await self._pool.get(rootfs, source.isolation, warm=False)
         check_needs(source.facts.needs, runtime.needs(snapshot))
         session = source.session
-        request = msgspec.structs.replace(request, session=None if session is None else session.channel)
-        async with self._files(source) as (path, confirm):
+        async with self._files(source) as (path, taken):
+            lend = taken.lend if taken is not None and alone else None
+            request = msgspec.structs.replace(request, session=None if session is None else session.channel, lend=lend)
             guest = await runtime.restore(snapshot, path, request)
             try:
-                confirm()
+                if taken is not None:
+                    taken.confirm()
             except BaseException:
                 await guest.destroy()
                 raise
         return guest
 
     @contextlib.asynccontextmanager
-    async def _files(self, source: Source) -> AsyncIterator[tuple[Path, Any]]:
+    async def _files(self, source: Source) -> AsyncIterator[tuple[Path, Taken | None]]:
         if source.path is not None:
-            yield source.path, lambda: None
+            yield source.path, None
             return
         async with self.sets.taken(source.tenant, source.set_id, source.digest) as taken:
             if taken.facts != source.facts:
                 raise SnapshotRefused("the memory snapshot was replaced meanwhile", fix="try again")
-            yield taken.path, taken.confirm
+            yield taken.path, taken
 
     def _runtime(self, isolation: Isolation) -> Runtime:
         runtime = self._levels.runtimes.get(isolation)

@@ -90,7 +90,7 @@ class Node:
         self.networking = Networking(settings, self._metrics, self.audit.note)
         self.contracts = Contracts(self.admission, self.audit)
         self.library = Library(
-            settings, store, self._levels, self._pool, self._offers, self._spares, self.memory, self.live,
+            settings, store, self._levels, self._pool, self._offers, self._spares, self.memory, self._awake,
             self.networking,
         )  # fmt: skip
         self._forker = Forker(self.memory, self.library.snapshots, self._live.values, self.create)
@@ -195,9 +195,7 @@ class Node:
 
     async def fork(self, tenant: str, id_or_name: str, request: ForkRequest) -> ForkResult:
         """Live copies of a live sandbox. When this raises, there is none."""
-        sandbox = self.live(tenant, id_or_name)
-        await self.sleeper.wake(sandbox)
-        return await self._forker.fork(sandbox, request)
+        return await self._forker.fork(await self._awake(tenant, id_or_name), request)
 
     async def _create(self, tenant: str, spec: SandboxSpec, source: Source | None) -> Sandbox:
         began = time.time()
@@ -300,6 +298,11 @@ class Node:
                 self._levels.unavailable[isolation] = f"{error.what}: {error.why}"
             else:
                 self._levels.proved.add(isolation)
+
+    async def _awake(self, tenant: str, id_or_name: str) -> Sandbox:
+        sandbox = self.live(tenant, id_or_name)
+        await self.sleeper.wake(sandbox)
+        return sandbox
 
     def live(self, tenant: str, id_or_name: str) -> Sandbox:
         """A tenant's live sandbox by id, name or unique prefix of its id. Raises SandboxNotFound."""

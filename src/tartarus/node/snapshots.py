@@ -8,7 +8,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -33,7 +33,7 @@ _MUST_STAY_DIRECTORIES = (".tartarus", "dev", "proc", "sys", "etc", "opt", "opt/
 
 
 class SnapshotService:
-    """Every tenant's snapshots. `live` finds a tenant's sandbox."""
+    """Every tenant's snapshots. `awake` finds a tenant's sandbox, and wakes it if it sleeps."""
 
     def __init__(
         self,
@@ -42,21 +42,21 @@ class SnapshotService:
         prover: Prover,
         memory: Memory,
         uploads: Uploads,
-        live: Callable[[str, str], Sandbox],
+        awake: Callable[[str, str], Awaitable[Sandbox]],
     ) -> None:
         self._store = store.snapshots
         self._memory = memory
         self._uploads = uploads
         self._offers = offers
         self._prover = prover
-        self._live = live
+        self._awake = awake
 
     async def create(self, tenant: str, request: CreateSnapshot) -> SnapshotInfo:
         """Keep what a live sandbox has changed, or its memory too; it stands still meanwhile.
 
         Raises Unsupported where the host can't look, InvalidState for one that ends meanwhile, NameTaken.
         """
-        sandbox = self._live(tenant, request.sandbox)
+        sandbox = await self._awake(tenant, request.sandbox)
         if request.kind is SnapshotKind.MEMORY:
             return await self.create_of_memory(sandbox, name=request.name, labels=request.labels)
         return await self.create_of_files(sandbox, request.name, request.labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -57,6 +58,8 @@ class GuestRequest(msgspec.Struct, frozen=True):
     """What the node asks a runtime to make. `hostname` is also the cgroup's and log's name.
 
     `session`: of a guest that is restored, where its session stood; its channel is opened with it, and stays quiet.
+    `lend`: given where no other guest goes on from the same files: opens one of them so that processes of other users
+    can open it again, also for writing.
 
     `network`: an open network namespace, for levels whose guests must find their link there when they start.
 
@@ -72,6 +75,7 @@ class GuestRequest(msgspec.Struct, frozen=True):
     storage: Path | None = None
     build: bool = False
     session: SessionState | None = None
+    lend: Callable[[str], int] | None = None
     network: int = -1
     secrets: bool = False
 

@@ -10,9 +10,9 @@ import contextlib
 import os
 import signal
 import time
-from pathlib import Path
 
 from tartarus.model.errors import GuestFailed
+from tartarus.runtimes.processes import stat_fields
 
 LIMIT_S = 3.0
 """How long it may take until nothing of a guest runs any more: one that forks without end is faster than we are."""
@@ -98,9 +98,5 @@ def descendants(root: int) -> dict[int, tuple[int, str]]:
 
 
 def _parent_and_state(pid: int) -> tuple[int, str] | None:
-    try:
-        # Behind the name, which is the program's own choice and may hold anything.
-        state, parent = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[:2]
-    except (OSError, ValueError):
-        return None
-    return int(parent), state
+    state, parent = (*stat_fields(pid), "", "")[:2]
+    return (int(parent), state) if parent else None

@@ -113,6 +113,15 @@ static void say_ready(struct session *session)
 	out_frame(session, F_READY, 0, ready, sizeof ready);
 }
 
+/* Who came in last has said whose host it is: what is for it may leave. */
+static void hear_host(struct session *session)
+{
+	if (!session->awaited)
+		return;
+	session->awaited = false;
+	session->out.blocked = false;
+}
+
 static int on_hello(struct session *session, struct cursor *payload)
 {
 	uint32_t version = get_u32(payload);
@@ -128,7 +137,7 @@ static int on_hello(struct session *session, struct cursor *payload)
 		int status = quiet_resume(session, last_stream);
 
 		if (status == 0) {
-			session->awaited = false;
+			hear_host(session);
 			say_ready(session);
 			quiet_report(session, 0);
 		}
@@ -144,10 +153,7 @@ static int on_hello(struct session *session, struct cursor *payload)
 		session->out.head = session->out.tail = 0;
 		session->quiet = false;
 	}
-	if (session->awaited) {
-		session->awaited = false;
-		session->out.blocked = false;
-	}
+	hear_host(session);
 	session->greeted = true;
 	session->last_stream = 0;
 	say_ready(session);
@@ -240,15 +246,6 @@ static int open_stream(struct session *session, const struct frame *frame, const
 	return services[frame->type](session, frame->stream, payload);
 }
 
-/* A host that goes on without a greeting is the one before: its monitor broke the connection, and it never noticed. */
-static void hear_host(struct session *session)
-{
-	if (!session->awaited || !session->greeted)
-		return;
-	session->awaited = false;
-	session->out.blocked = false;
-}
-
 static int on_control(void *context, const struct frame *frame, const uint8_t *bytes)
 {
 	struct session *session = context;
@@ -258,6 +255,7 @@ static int on_control(void *context, const struct frame *frame, const uint8_t *b
 		return on_hello(session, &payload);
 	if (!session->greeted)
 		return -EPROTO;
+	/* Without a greeting it is the host before: its monitor broke the connection, and it never noticed. */
 	hear_host(session);
 	if (frame->stream == 0)
 		return session_frame(session, frame, bytes, &payload);
@@ -283,7 +281,8 @@ static int on_data(void *context, const struct frame *frame, const uint8_t *byte
 
 	if (session->quiet)
 		return -EPROTO;
-	hear_host(session);
+	if (session->greeted)
+		hear_host(session);
 	if (stream == NULL)
 		return session->greeted && frame->stream <= session->last_stream ? 0 : -EPROTO;
 	return stream->kind->data == NULL ? -EPROTO : stream->kind->data(session, stream, frame->type, bytes, size);

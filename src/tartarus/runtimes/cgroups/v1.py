@@ -23,6 +23,7 @@ from tartarus.runtimes.cgroups.files import (
     write_value,
 )
 from tartarus.runtimes.cgroups.ports import Cgroup
+from tartarus.runtimes.descriptors import close_all
 
 _V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "freezer")
 
@@ -67,8 +68,7 @@ class V1Cgroup:
             for path in self._paths.values():
                 opened.append(os.open(f"{path}/tasks", os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401 - closed on failure
         except BaseException:
-            for fd in opened:
-                os.close(fd)
+            close_all(opened)
             raise
         return opened
 

@@ -18,6 +18,7 @@ from tartarus.guest.syscalls import number
 from tartarus.model.errors import InvalidRequest, IsolationUnavailable
 from tartarus.model.sandbox import Mount
 from tartarus.runtimes.container.layout import CLONE_NEWUSER, unshare_program
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.nursery import Nursery
 
@@ -35,8 +36,7 @@ def prepare(mounts: Sequence[Mount], user_namespace: int) -> list[int]:
         for mount in mounts:
             fds.append(_detached(mount, user_namespace))  # noqa: PERF401 - what was opened is closed on failure
     except BaseException:
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         raise
     return fds
 

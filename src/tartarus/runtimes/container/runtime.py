@@ -20,6 +20,7 @@ from tartarus.runtimes.confine import landlock
 from tartarus.runtimes.container import layout, mounts
 from tartarus.runtimes.container.quotas import UserNamespaces
 from tartarus.runtimes.container.storage import UPPER, Storage, directory, inodes_for, tmpfs, used_bytes
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.nursery import (
@@ -109,11 +110,6 @@ def _tmpfs_used(pid: int) -> int:
     except OSError:
         return 0
     return (storage.f_blocks - storage.f_bfree) * storage.f_frsize
-
-
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
 
 
 async def _let_go(storage: int) -> None:
@@ -252,7 +248,7 @@ class ContainerRuntime(UnsavableRuntime):
             quotas = await snapshot.user_namespaces.take()
             ours, theirs = channel_pair()
         except BaseException:
-            _close_all([*(passed or held), *([] if quotas < 0 else [quotas])])
+            close_all([*(passed or held), *([] if quotas < 0 else [quotas])])
             raise
         cgroup: Cgroup | None = None
         born: Clone | None = None
@@ -266,7 +262,7 @@ class ContainerRuntime(UnsavableRuntime):
             admit(cgroup, ours, born.pid, len(entries))
         except BaseException as error:
             ours.close()
-            _close_all(held)
+            close_all(held)
             if born is not None:
                 os.close(born.pidfd)
             if cgroup is not None:
@@ -276,7 +272,7 @@ class ContainerRuntime(UnsavableRuntime):
             raise
         finally:
             theirs.close()
-            _close_all([quotas, *entries, *passed[len(held) :]])
+            close_all([quotas, *entries, *passed[len(held) :]])
         channel = GuestChannel(ours)
         await channel.open()
         guest = HostGuest(

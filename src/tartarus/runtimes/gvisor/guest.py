@@ -13,6 +13,7 @@ from tartarus.model.errors import GuestFailed, InvalidState, Unsupported
 from tartarus.model.sandbox import Resources
 from tartarus.runtimes.base import Saved
 from tartarus.runtimes.container.storage import used_bytes
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.gvisor import saving
 from tartarus.runtimes.gvisor.kernel import Kernel
 from tartarus.runtimes.gvisor.launch import SLOWEST_DISK, Launcher
@@ -135,7 +136,7 @@ class RunscGuest(HostGuest):
             go_on = True
             raise
         finally:
-            saving.close_all(images)
+            close_all(images)
             if go_on:
                 await asyncio.shield(self._go_on())
         return (time.perf_counter() - began) * 1000

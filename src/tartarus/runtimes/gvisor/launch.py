@@ -17,6 +17,7 @@ from tartarus.runtimes.base import GuestRequest, RootFs
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, remove_soon
 from tartarus.runtimes.container import mounts
 from tartarus.runtimes.container.storage import directory, inodes_for, tmpfs
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.gvisor import layout, spec
 from tartarus.runtimes.gvisor.kernel import Kernel
 from tartarus.runtimes.gvisor.limits import with_overhead
@@ -109,8 +110,7 @@ class Launcher:
             os.close(kept)
             raise
         finally:
-            for fd in passed:
-                os.close(fd)
+            close_all(passed)
         state = state_of(nursery) if shared else f"/proc/{born.pid}/root{layout.STATE}"
         return Started(request.id, state, born, channel, cgroup, kept, log, watch, program.steps)
 
@@ -187,8 +187,7 @@ class Launcher:
             raise
         finally:
             theirs.close()
-            for fd in entries:
-                os.close(fd)
+            close_all(entries)
         return born, ours, cgroup, log, None if cgroup is None else Watch(name, cgroup)
 
     def storage_for(self, request: GuestRequest) -> int:

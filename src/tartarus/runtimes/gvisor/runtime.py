@@ -19,6 +19,7 @@ from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestReque
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, lacking, remove_soon, weaker_limits
 from tartarus.runtimes.container.layout import CLONE_NEWNS, unshare_program
 from tartarus.runtimes.container.storage import UPPER
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.gvisor import layout, saving, spec
 from tartarus.runtimes.gvisor.guest import SAVE_TIMEOUT_S, Home, RunscGuest
 from tartarus.runtimes.gvisor.kernel import Kernel
@@ -198,7 +199,7 @@ class GvisorRuntime:
             try:
                 return await self._launcher.restore(ready, images)
             finally:
-                saving.close_all(images)
+                close_all(images)
         except BaseException as error:
             await asyncio.shield(ready.discard())
             if isinstance(error, OSError):
@@ -289,7 +290,7 @@ async def _write_image(parts: Started, directory: str) -> None:
         if not saving.is_whole(images):
             raise GuestFailed("runsc wrote nothing")
     finally:
-        saving.close_all(images)
+        close_all(images)
 
 
 async def _warmed(guest: RunscGuest, what: str) -> None:

@@ -21,6 +21,7 @@ from tartarus.model.errors import GuestFailed, ImageRefused, NoSpace, Unsupporte
 from tartarus.model.sandbox import Resources, Stats
 from tartarus.runtimes.base import GuestRequest, RootFs
 from tartarus.runtimes.container.storage import UPPER
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.gvisor.layout import IMAGE_FILES
 from tartarus.runtimes.idmap import IdMap
 
@@ -177,12 +178,6 @@ def open_images(directory: str | int, *, new: bool = False) -> list[int]:
         close_all(opened)
         raise
     return opened
-
-
-def close_all(fds: Sequence[int]) -> None:
-    """Close them."""
-    for fd in fds:
-        os.close(fd)
 
 
 class SavedGuest:

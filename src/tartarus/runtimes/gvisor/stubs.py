@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from tartarus.runtimes.nursery import Clone
+from tartarus.runtimes.processes import stat_fields
 
 _KERNEL = b"runsc-sandbox\0"
 _PARENT, _ARG_START, _ARG_END = 4 - 3, 48 - 3, 49 - 3
@@ -28,7 +28,7 @@ def open_kernel(pids: Sequence[int]) -> Clone | None:
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(pid)
             # Looked at last: the number may have been another's before.
-            fields = _fields(pid)
+            fields = stat_fields(pid)
             if has_kernel([pid]) and fields and int(fields[_PARENT]) not in pids:
                 return Clone(pidfd)
             os.close(pidfd)
@@ -42,7 +42,7 @@ def is_stub(pid: int) -> bool:
     """
     if _words(pid):
         return False
-    fields = _fields(pid)
+    fields = stat_fields(pid)
     return len(fields) > _ARG_END and int(fields[_ARG_START]) < int(fields[_ARG_END]) and not _words(pid)
 
 
@@ -52,10 +52,3 @@ def _words(pid: int) -> bytes:
             return words.read(64) or b""
     except OSError:
         return b""
-
-
-def _fields(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return []

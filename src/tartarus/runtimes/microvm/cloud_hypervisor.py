@@ -112,6 +112,7 @@ class CloudHypervisor:
     modules: tuple[str, ...] = kernel.VSOCK_BOOT
     loads_packed_kernels = False
     stands_ready = False
+    maps_files = False
 
     def __init__(self, start: Start, program: str | None = None, *, on_demand: bool = False) -> None:
         self._start = start

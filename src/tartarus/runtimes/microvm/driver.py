@@ -103,13 +103,14 @@ class Driver(Protocol):
     """One kind of monitor.
 
     `modules`: what its machines load, of `kernel.WANTED`. `loads_packed_kernels`: a bzImage need not be unpacked.
-    `stands_ready`: a machine may be restored long before it goes on.
+    `stands_ready`: a machine may be restored long before it goes on. `maps_files`: its memory may be a file on disk.
     """
 
     name: str
     modules: tuple[str, ...]
     loads_packed_kernels: bool
     stands_ready: bool
+    maps_files: bool
 
     async def version(self) -> str:
         """Its name and version. Raises IsolationUnavailable where it is missing."""

@@ -91,6 +91,7 @@ class Firecracker:
     modules: tuple[str, ...] = kernel.VSOCK_BOOT
     loads_packed_kernels = False
     stands_ready = False
+    maps_files = False
 
     def __init__(self, start: Start, program: str | None = None) -> None:
         self._start = start

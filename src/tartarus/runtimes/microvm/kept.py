@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from tartarus.model.errors import GuestFailed
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.microvm import memory, saving
 from tartarus.runtimes.microvm.driver import Parts
 from tartarus.runtimes.microvm.images import Images
@@ -131,22 +132,39 @@ def begin_to_read(directory: Path, images: Images) -> tuple[Frozen, Callable[[],
     Into sealed memory: a monitor opens what it maps for writing, and the files must stay as they are. One may be
     started before it is filled, but must know nothing of its machine until then.
     """
-    facts = saving.read_facts(directory)
-    held: list[int] = []
-    try:
-        held.append(memory.create(facts.hardware.memory_bytes))
-        held.append(memory.sealed("devices", (directory / saving.DEVICES).read_bytes()))
-        held.append(os.open(directory / saving.SCRATCH, os.O_RDONLY | os.O_CLOEXEC))
-    except BaseException:
-        for fd in held:
-            os.close(fd)
-        raise
-    parts = Parts(facts.hardware, held[0], images.root, held[2], tuple(fd for fd, _ in images.binds))
-    frozen = Frozen(parts, held[1], facts.warm)
+    frozen = _opened(directory, images, memory.create)
 
     def fill() -> None:
         with (directory / saving.MEMORY).open("rb") as source:
-            memory.copy_data(source.fileno(), parts.memory)
-        memory.seal(parts.memory)
+            memory.copy_data(source.fileno(), frozen.parts.memory)
+        memory.seal(frozen.parts.memory)
 
     return frozen, fill
+
+
+def lent(directory: Path, images: Images, lend: Callable[[str], int]) -> Frozen | None:
+    """The same for one guest alone, which maps the file itself: nothing is read before it is needed.
+
+    A monitor that its guest took over may write to that file, whose only reader it is. None where what a monitor maps
+    of it could not be told again when that guest is saved (Btrfs and overlayfs show their files as others').
+    """
+    frozen = _opened(directory, images, lambda _: lend(saving.MEMORY))
+    if not saving.tells_mapping(frozen.parts.memory):
+        frozen.close()
+        return None
+    memory.read_ahead(frozen.parts.memory)
+    return frozen
+
+
+def _opened(directory: Path, images: Images, open_memory: Callable[[int], int]) -> Frozen:
+    facts = saving.read_facts(directory)
+    held: list[int] = []
+    try:
+        held.append(open_memory(facts.hardware.memory_bytes))
+        held.append(memory.sealed("devices", (directory / saving.DEVICES).read_bytes()))
+        held.append(os.open(directory / saving.SCRATCH, os.O_RDONLY | os.O_CLOEXEC))
+    except BaseException:
+        close_all(held)
+        raise
+    parts = Parts(facts.hardware, held[0], images.root, held[2], tuple(fd for fd, _ in images.binds))
+    return Frozen(parts, held[1], facts.warm)

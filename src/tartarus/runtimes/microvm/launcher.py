@@ -26,6 +26,7 @@ from tartarus.runtimes.container.layout import (
     CLONE_NEWUTS,
     unshare_program,
 )
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.idmap import OWNER_UID
 from tartarus.runtimes.microvm.home import Home
 from tartarus.runtimes.nursery import Clone, Nursery
@@ -67,15 +68,15 @@ class Own(NamedTuple):
 
 
 def confined(
-    argv: Sequence[str], uid: int, n_entries: int, abi: int, largest_file: int, held: Sequence[int] | None = None
+    argv: Sequence[str], uid: int, n_entries: int, abi: int, largest_file: int, held: Sequence[int] = (), *, own: bool
 ) -> Program:
     """What a monitor does to itself before it is executed: its cgroup, its user, no rights, no files but its own.
 
-    Of the passed descriptors, the first is its channel, then come the cgroup's entries, then its own. With `held`,
-    which are numbers of descriptors that it may open again, the first two of its own are those of `Own`.
+    Of the passed descriptors, the first is its channel, then come the cgroup's entries, then its own: with `own`, the
+    first two of these are those of `Own`. `held`: numbers of those that it may open again.
     """
     program = Program()
-    _begin(program, n_entries, own=held is not None)
+    _begin(program, n_entries, own=own)
     _limit(program, resource.RLIMIT_FSIZE, largest_file)
     caps.add_bounding_drop(program)
     groups = _kvm_groups()
@@ -89,9 +90,9 @@ def confined(
     rules += [landlock.PathRule(path, landlock.DEVICE, file=True) for path in _DEVICES]
     rules.append(landlock.PathRule("/proc", landlock.READ))
     rules.append(landlock.PathRule(os.path.realpath(argv[0]), landlock.RUN, file=True))
-    if held is not None:
+    if own:
         rules.append(landlock.PathRule(".", landlock.READ | landlock.WRITE))
-    landlock.add_landlock(program, abi, rules, tcp=False, held=held or ())
+    landlock.add_landlock(program, abi, rules, tcp=False, held=held)
     add_exec(program, argv, ["PATH=/usr/bin:/bin"])
     return program
 
@@ -165,11 +166,13 @@ class Launcher:
         cgroup: Cgroup | None,
         own: Own | None = None,
         *,
+        reopened: Sequence[int] = (),
         jailer: bool = False,
     ) -> Clone:
         """Start a monitor. `arguments` makes its command line from the numbers that `fds` have for it.
 
-        `own`: it is told paths. `jailer`: it is Firecracker's jailer, for a monitor that is to be the home's user.
+        `reopened`: which of `fds` it opens again by their numbers. `own`: it is told paths, and so may open all.
+        `jailer`: it is Firecracker's jailer, for a monitor that is to be the home's user.
         No file that it writes to grows beyond the largest that it is given: a disk can't become the host's.
         It tells on its channel why it could not be started (BootFailed).
         """
@@ -186,9 +189,10 @@ class Launcher:
             if jailer:
                 program = jailed(argv, len(entries))
             else:
-                held = None if own is None else numbers
+                again = fds if own is not None else reopened
+                held = [number for number, fd in zip(numbers, fds, strict=True) if fd in again]
                 largest = max((os.fstat(fd).st_size for fd in fds), default=0) + _FILE_SLACK
-                program = confined(argv, uid, len(entries), self._landlock_abi, largest, held)
+                program = confined(argv, uid, len(entries), self._landlock_abi, largest, held, own=own is not None)
             mine = [] if own is None else [own.home.fd, own.output]
             passed = [ends.theirs.fileno(), *entries, *mine, *fds]
             born = await self._nursery.clone(program.encode(), _FLAGS, passed)
@@ -198,8 +202,7 @@ class Launcher:
                 os.close(born.pidfd)
                 raise
         finally:
-            for fd in entries:
-                os.close(fd)
+            close_all(entries)
         return born
 
     @property

@@ -137,6 +137,7 @@ class Qemu:
     modules: tuple[str, ...] = kernel.BOOT
     loads_packed_kernels = True
     stands_ready = True
+    maps_files = True
 
     def __init__(self, launcher: Launcher, accelerator: str = "tcg", program: str | None = None) -> None:
         self._launcher = launcher
@@ -218,7 +219,7 @@ class Qemu:
             return self.arguments(parts.hardware, numbers, n_binds=len(parts.binds), share=parts.share)
 
         try:
-            born = await self._launcher.start(arguments, ends, fds, cgroup)
+            born = await self._launcher.start(arguments, ends, fds, cgroup, reopened=[parts.memory])
         except BaseException:
             ends.ours.close()
             control.close()

@@ -16,6 +16,7 @@ import structlog
 
 from tartarus.model.errors import TartarusError
 from tartarus.runtimes.cgroups import Cgroup, remove_soon
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.microvm.driver import Machine
 from tartarus.runtimes.microvm.snapshot import Frozen
 
@@ -92,8 +93,7 @@ class ReadyMachines:
             return
         finally:
             frozen.close()
-            for fd in (frozen.parts.root, *frozen.parts.binds):
-                os.close(fd)
+            close_all((frozen.parts.root, *frozen.parts.binds))
         while len(self._ready) >= MOST:
             self._expire(next(iter(self._ready)))
         self._ready[key] = begun

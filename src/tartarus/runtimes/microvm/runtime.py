@@ -16,6 +16,7 @@ from tartarus.model.settings import MicrovmMonitor
 from tartarus.model.template import Template
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, remove_soon
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.microvm import choice, kept, memory, saving
 from tartarus.runtimes.microvm.driver import BOOT_TIMEOUT_S, Machine, Parts, bind_serial
@@ -143,7 +144,13 @@ class MicrovmRuntime:
         """A new machine that goes on where one was saved; all that are made of the same files share their memory."""
         assert isinstance(snapshot, MachineSnapshot)
         _refuse_what_it_lacks(request)
-        frozen, filled = await self._load(snapshot, saved)
+        machinery = await self._open()
+        frozen: Frozen | None = None
+        filled: asyncio.Task[None] | None = None
+        if request.lend is not None and machinery.driver.maps_files:
+            frozen = await asyncio.to_thread(kept.lent, saved, snapshot.images, request.lend)
+        if frozen is None:
+            frozen, filled = await self._load(snapshot, saved)
         try:
             return await self._restore(snapshot, frozen, request, await self._begin(frozen, request, filled))
         finally:
@@ -342,8 +349,7 @@ async def _save_booted(machine: Machine, parts: Parts, channel: GuestChannel, *,
         for fd in held[:2]:
             memory.seal(fd)
     except BaseException:
-        for fd in held:
-            os.close(fd)
+        close_all(held)
         raise
     saved = msgspec.structs.replace(parts, memory=held[1], scratch=held[2], boot=None, share=False)
     return Frozen(saved, state, warm)

@@ -200,16 +200,7 @@ class Pages:
 def areas(pid: int, base: int) -> list[Area]:
     """Where a monitor maps its machine's memory. Raises GuestFailed unless that is all of it, once."""
     status = os.fstat(base)
-    found = []
-    for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines():
-        addresses, rights, offset, device, inode = line.split(maxsplit=5)[:5]
-        major, _, minor = device.partition(":")
-        if int(inode) == status.st_ino and os.makedev(int(major, 16), int(minor, 16)) == status.st_dev:
-            start, _, end = addresses.partition("-")
-            if not rights.endswith("p"):
-                raise GuestFailed("a machine's memory can't be saved", why="it is not a private copy")
-            found.append(Area(int(start, 16), int(end, 16), int(offset, 16)))
-    found.sort(key=lambda area: area.offset)
+    found = sorted(_mapped(pid, status), key=lambda area: area.offset)
     at = 0
     for area in found:
         if area.offset != at:
@@ -218,6 +209,24 @@ def areas(pid: int, base: int) -> list[Area]:
     if at != status.st_size:
         raise GuestFailed("a machine's memory can't be saved", why="its monitor does not map it as it was told to")
     return found
+
+
+def _mapped(pid: int, status: os.stat_result) -> Iterator[Area]:
+    """Where a process maps the file of that status."""
+    for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+        addresses, rights, offset, device, inode = line.split(maxsplit=5)[:5]
+        major, _, minor = device.partition(":")
+        if int(inode) == status.st_ino and os.makedev(int(major, 16), int(minor, 16)) == status.st_dev:
+            start, _, end = addresses.partition("-")
+            if not rights.endswith("p"):
+                raise GuestFailed("a machine's memory can't be saved", why="it is not a private copy")
+            yield Area(int(start, 16), int(end, 16), int(offset, 16))
+
+
+def tells_mapping(fd: int) -> bool:
+    """Whether `areas` finds mappings of that file: some file systems show another device there than the file has."""
+    with mmap.mmap(fd, _PAGE, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ):
+        return any(_mapped(os.getpid(), os.fstat(fd)))
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestReque
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, add_joining, admit, lacking, remove_soon, weaker_limits
 from tartarus.runtimes.confine import caps, keyring, landlock, rlimits, seccomp
 from tartarus.runtimes.confine.metadata import MetadataBroker
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.handle import HostGuest
 from tartarus.runtimes.idmap import PRIVILEGED_BASE, SPAN
 from tartarus.runtimes.nursery import Clone, Nursery, WarmNursery, exhausted_or_failed, nursery_limits, warm_command
@@ -184,8 +185,7 @@ class ProcessRuntime(UnsavableRuntime):
             theirs.close()
             if asker is not None:
                 asker.close()
-            for fd in entries:
-                os.close(fd)
+            close_all(entries)
         nursery = snapshot.nursery
         metadata = None if broker is None else MetadataBroker(broker, [str(home)])
 
