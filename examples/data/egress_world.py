@@ -23,12 +23,13 @@ def answer(query: bytes) -> bytes:
 
 
 def serve(port: int) -> None:
-    """Greet everybody."""
+    """Greet everybody who asks, whatever for."""
     server = socket.create_server(("0.0.0.0", port))
     while True:
         connection, _ = server.accept()
         with connection:
-            connection.sendall(f"hello from {connection.getsockname()[0]}\n".encode())
+            if connection.recv(65536):
+                connection.sendall(f"HTTP/1.0 200 OK\r\n\r\nhello from {connection.getsockname()[0]}\n".encode())
 
 
 for number in (80, 8443):

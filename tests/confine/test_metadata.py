@@ -119,7 +119,7 @@ CASES: list[tuple[str, Callable[[Path], tuple[Any, ...]], int, tuple[int, float]
     ("too long", lambda home: ("fchmodat", CWD, b"x" * 9000, 0o777), errno.ENAMETOOLONG, UNTOUCHED),
     ("no pointer", lambda home: ("fchmodat", CWD, 0, 0o777), errno.EFAULT, UNTOUCHED),
     ("a wild pointer", lambda home: ("fchmodat", CWD, 1 << 63 | 5, 0o777), errno.EFAULT, UNTOUCHED),
-    ("a closed directory", lambda home: ("fchmodat", 99, b"file", 0o777), errno.EBADF, UNTOUCHED),
+    ("a closed directory", lambda home: ("fchmodat", 99_999, b"file", 0o777), errno.EBADF, UNTOUCHED),
     ("times", lambda home: ("utimensat", CWD, b"file", TIMES, 0), 0, (0o600, 22)),
     ("times of a link", lambda home: ("utimensat", CWD, b"in", TIMES, NOFOLLOW), 0, UNTOUCHED),
     ("times of a link to outside", lambda home: ("utimensat", CWD, b"out", TIMES, NOFOLLOW), 0, UNTOUCHED),
@@ -193,7 +193,7 @@ def test_open_files_are_judged_by_where_they_lie(home: Path) -> None:
         inside, outside = os.open("file", os.O_RDONLY), os.open("/bin/sh", os.O_RDONLY)
         reader, _writer = os.pipe()
         errors = []
-        for fd in (inside, outside, reader, 99):
+        for fd in (inside, outside, reader, 99_999):
             errors += [
                 error_of("fchmod", fd, 0o740),
                 error_of("fchown", fd, os.getuid(), -1),

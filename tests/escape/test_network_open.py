@@ -46,7 +46,7 @@ from tests.network.topology import (
     off,
 )
 
-from tartarus.network import namespace, rules
+from tartarus.network import namespace, nft, rules
 from tartarus.network.pool import SlotPool
 
 pytestmark = pytest.mark.needs("root", "nft", "ip")
@@ -567,7 +567,7 @@ table ip published {{
 
     async def scenario() -> None:
         async with joined(world.pool(), guest):
-            await off(lambda: world.in_host(lambda: rules.nft(ruleset)))
+            await off(lambda: world.in_host(lambda: nft.apply(ruleset)))
             for port in (81, 82, 83):
                 assert await off(lambda port=port: guest.ask(PUBLIC, port, 0.4)) in REFUSED  # type: ignore[misc]
             assert await off(lambda: guest.ask(PUBLIC)) == HOST
@@ -596,7 +596,7 @@ def test_the_second_wall_holds_without_the_first(world: World) -> None:
     def attack(pool: SlotPool) -> None:
         router = pool._router
         assert router is not None
-        namespace.run_in(router.namespace, lambda: rules.nft(open_door))
+        namespace.run_in(router.namespace, lambda: nft.apply(open_door))
         for target in (*PRIVATE, *METADATA, NEIGHBOUR, ROUTER_OF_THE_HOST, HOST, "198.18.0.5", "240.0.0.5"):
             mark = world.mark()
             guest.send(target, 9, mark)

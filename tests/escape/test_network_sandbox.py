@@ -12,6 +12,7 @@ from tests.faults.place import Place, place
 from tests.network import topology
 from tests.network.servers import NAME_SERVER, wait_until
 from tests.network.topology import HOST, METADATA, NEIGHBOUR, PRIVATE, PUBLIC, World, joined, off
+from tests.network.webs import WebServer
 
 from tartarus.model.contract import Contract
 from tartarus.model.errors import RequestRejected
@@ -89,6 +90,16 @@ def _try_everything(world: World, home: Place) -> None:
         os.close(process)
 
 
+BY_NAME = """
+import urllib.error, urllib.request
+for name in ("public.example", "evil.example"):
+    request = urllib.request.Request("http://public.example:8080/", headers={"Host": name + ":8080"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            print(answer.read())
+    except urllib.error.HTTPError as error:
+        print(error.code)
+"""
 SHOUT = """
 import socket, time
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -117,13 +128,18 @@ def test_a_contract_holds_from_the_first_instruction_to_the_last(tmp_path: Path,
             time.sleep(0.3)
             counts.append(len(spy.seen))
         heard = sum(b"allowed" in packet for packet in spy.seen)
-        sandbox = home.create(level=level, allow=["public.example:80"])
+        shop = world.keep(WebServer(world.internet, 8080))
+        sandbox = home.create(level=level, allow=["public.example:80/direct", "public.example:8080"])
+        assert sandbox.run(["python3", "-c", BY_NAME]).stdout == "b'ok'\n403\n"
+        assert len(shop.heard) == 1
+        counters = sandbox.network().counters
+        assert (counters["opened"], counters["proxied"], counters["refused_proxy_name"]) == (2, 1, 1)
         addresses = ("public.example", *ADDRESSES[1:])
         done = sandbox.run(["python3", "-c", f"ADDRESSES, HOST = {addresses!r}, {HOST!r}\n{ATTEMPTS}"])
         answers = dict(line.split(": ", 1) for line in done.stdout.splitlines())
         assert answers["public.example"] == HOST, done.stderr
         assert {answers[closed] for closed in (*PRIVATE, METADATA[0], NEIGHBOUR, "host")} == {"No route to host"}
-        assert sandbox.network().counters["opened"] == 1
+        assert sandbox.network().counters["opened"] == 3
         with pytest.raises(RequestRejected, match="private addresses"):
             sandbox.swear(Contract(allowed_cidrs=("10.0.0.0/8",), deny_private=False))
         assert sandbox.swear(Contract(allowed_cidrs=("192.0.2.0/24",))).contract is not None

@@ -96,6 +96,15 @@ for _ in range(int(sys.argv[1])):
 print(sent, flush=True)
 os.read(0, 1)
 """
+CALLS = """
+import ctypes, os, sys
+libc, refused = ctypes.CDLL(None, use_errno=True), 0
+tries = [lambda: libc.unshare(0x10000000), lambda: libc.mount(b"a", b"/tmp", b"tmpfs", 0, None), lambda: libc.setns(0, 0)]
+for number in range(int(sys.argv[1])):
+    refused += tries[number % 3]() == -1 and ctypes.get_errno() == 1
+print(refused, flush=True)
+os.read(0, 1)
+"""
 
 
 class Stage:
@@ -249,6 +258,18 @@ async def _datagrams(
         return await stage.share(count, one)
 
 
+async def calls(stage: Stage, count: int) -> int:
+    """System calls that escapes begin with; a quiet one is refused others, as it is everywhere."""
+    stage.policy("on_syscall_violation: warn")
+
+    async def one(share: int) -> int:
+        return await _told(await stage.start("python3", "-c", CALLS, str(share)))
+
+    fine = "import os, ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0); print(1, flush=True); os.read(0, 1)"
+    async with _quiet(stage, "python3", "-c", fine):
+        return await stage.share(count, one)
+
+
 async def policies(stage: Stage, count: int) -> int:
     """Requests that a judge rejects, and sandboxes that one wants quarantined."""
     court = stage.node.admission._court
@@ -296,6 +317,7 @@ SCRIPTS: dict[str, tuple[ViolationKind, Callable[[Stage, int], Awaitable[int]]]]
     "output": (ViolationKind.OUTPUT, output),
     "network": (ViolationKind.NETWORK, network),
     "connections": (ViolationKind.NETWORK, connections),
+    "calls": (ViolationKind.SYSCALL, calls),
     "policy": (ViolationKind.POLICY, policies),
 }
 

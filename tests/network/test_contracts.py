@@ -81,9 +81,9 @@ def test_a_domain_opens_what_it_was_answered_for_its_time(world: World, monkeypa
 
     async def scenario() -> None:
         pool = world.pool()
-        other.slot = await pool.take(allowing("public.example:81"))
+        other.slot = await pool.take(allowing("public.example:81/direct"))
         await pool.attach(other.slot, other.namespace)
-        async with held(pool, guest, allowing("public.example:80", "*.wild.example:80")) as slot:
+        async with held(pool, guest, allowing("public.example:80/direct", "*.wild.example:80/direct")) as slot:
             assert await off(lambda: guest.ask(PUBLIC)) == REFUSED
             assert await off(lambda: lookup(guest, "other.example")) == []
             assert await off(lambda: lookup(guest, "wild.example")) == []
@@ -410,7 +410,9 @@ def test_a_number_that_comes_back_opens_nothing_of_its_last_contract(world: Worl
     async def scenario() -> None:
         pool = world.pool(slots=1)
         try:
-            first.slot = await pool.take(allowing("public.example:80", "public.example:81", f"{PUBLIC}:80"))
+            first.slot = await pool.take(
+                allowing("public.example:80/direct", "public.example:81/direct", f"{PUBLIC}:80")
+            )
             await pool.attach(first.slot, first.namespace)
             assert await off(lambda: lookup(first, "public.example")) == [PUBLIC]
             assert await off(lambda: first.ask(PUBLIC)) == HOST

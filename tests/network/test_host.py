@@ -11,7 +11,7 @@ from tests.network.servers import wait_until
 from tests.network.topology import HOST, NEIGHBOUR, PUBLIC, World, joined, off
 
 from tartarus.model.errors import TartarusError, Unsupported
-from tartarus.network import namespace, rules
+from tartarus.network import namespace, nft
 from tartarus.network.ledger import Changes, Ledger
 
 pytestmark = pytest.mark.needs("root", "nft", "ip")
@@ -166,7 +166,7 @@ def test_a_host_whose_rules_can_t_stand_has_no_network(world: World, monkeypatch
     async def scenario() -> None:
         async with joined(world.pool(), guest) as pool:
             with monkeypatch.context() as patch:
-                patch.setattr(rules, "nft", refused)
+                patch.setattr(nft, "apply", refused)
                 await off(lambda: world.shell("nft", "flush", "ruleset"))
                 await off(lambda: wait_until(lambda: pool._failure, "the daemon notices"))
                 await off(lambda: wait_until(lambda: guest.ask(PUBLIC, 80, 0.3) != HOST, "it is cut"))
@@ -195,12 +195,12 @@ table inet firewalld {
         async with joined(world.pool()) as pool:
             await pool.open()
             assert await off(pool._host.obstacles) == []
-            await off(lambda: world.in_host(lambda: rules.nft(ruleset)))
+            await off(lambda: world.in_host(lambda: nft.apply(ruleset)))
             docker, firewalld = sorted(await off(pool._host.obstacles), key=lambda text: "firewalld" in text)
             assert f"iptables -I DOCKER-USER -i {pool._host.uplink} -j ACCEPT" in docker
             assert f"--add-interface={pool._host.uplink}" in firewalld
             told = f'insert rule ip filter DOCKER-USER iifname "{pool._host.uplink}" accept'
-            await off(lambda: world.in_host(lambda: rules.nft(told)))
+            await off(lambda: world.in_host(lambda: nft.apply(told)))
             assert await off(pool._host.obstacles) == [firewalld]
 
     world.run(scenario)

@@ -15,7 +15,7 @@ from tests.network.servers import NAME_SERVER, wait_until
 from tests.network.topology import HOST, NEIGHBOUR, PORT, PRIVATE, PUBLIC, Guest, World, joined, off
 
 from tartarus.model.errors import GuestFailed, InvalidRequest, InvalidState, NoSpace, Unsupported
-from tartarus.network import ledger, namespace, rules
+from tartarus.network import ledger, namespace, nft, rules
 from tartarus.network.pool import SlotPool
 from tartarus.network.settings import NetworkSettings
 
@@ -375,7 +375,7 @@ def test_without_root_it_is_refused_in_words(world: World, monkeypatch: pytest.M
 
 
 def test_without_nft_it_is_refused_in_words(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "nft_path", lambda: None)
+    monkeypatch.setattr(nft, "path", lambda: None)
     with pytest.raises(Unsupported, match="nft is missing"):
         world.run(world.pool().take)
 

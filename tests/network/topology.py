@@ -18,14 +18,16 @@ import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tests.network.servers import NAME_SERVER, NameServer, Server, Sniffer
 
 from tartarus.network import namespace
 from tartarus.network.links import End, Links, route
-from tartarus.network.pool import Slot, SlotPool
+from tartarus.network.pool import SlotPool
 from tartarus.network.settings import NetworkSettings
+from tartarus.network.slot import Slot
+from tartarus.node.egress import launch
 
 PUBLIC = "203.0.113.80"
 HOST = "198.51.100.10"
@@ -37,6 +39,13 @@ INTERNET = (PUBLIC, NAME_SERVER, *PRIVATE, *METADATA, "198.18.0.5", "192.0.0.9",
 PORT = 80
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 T = TypeVar("T")
+
+
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+Closing = TypeVar("Closing", bound=_Closes)
 
 
 class Guest:
@@ -150,6 +159,11 @@ class World:
         self._closing.callback(sniffer.close)
         return sniffer
 
+    def keep(self, server: Closing) -> Closing:
+        """Close it at the end."""
+        self._closing.callback(server.close)
+        return server
+
     def mark(self) -> bytes:
         return next(self.marks)
 
@@ -176,7 +190,7 @@ class World:
         return self.in_host(lambda: Path(f"/proc/sys/net/ipv4/conf/{link}/forwarding").read_text().strip())
 
     def pool(self, **settings: Any) -> SlotPool:
-        return SlotPool(self.state_dir, NetworkSettings(name_servers=(NAME_SERVER,), **settings))
+        return SlotPool(self.state_dir, NetworkSettings(name_servers=(NAME_SERVER,), **settings), launch)
 
     def traces(self) -> list[str]:
         """What a network of ours has left in the host."""

@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import os
 import select
+import signal
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from tests.faults.violations import KILLS
 
 from tartarus.model.enforcement import ViolationKind
 from tartarus.model.lamentations import Category, LamentationFilter
-from tartarus.model.sandbox import ExecSpec, Isolation, Reason, ResourceRequest, SandboxSpec
+from tartarus.model.quarantine import QuarantineReason, ReleaseRequest
+from tartarus.model.sandbox import ExecSpec, Isolation, Mount, Reason, ResourceRequest, SandboxSpec
 from tartarus.model.states import State
 from tartarus.node.enforcement.bell import Bell
 from tartarus.node.enforcement.windows import Windows
@@ -172,6 +175,64 @@ async def test_packets_that_a_contract_refused(node: Node, start: Start) -> None
     assert record.state is State.QUARANTINED
     assert counted(node, ViolationKind.NETWORK) == 1000
     await node.furies.quarantine.destroy(record.id, "test")
+
+
+TRY = "import ctypes; libc = ctypes.CDLL(None, use_errno=True)\n"
+UNSHARE = TRY + "while True: assert (libc.unshare(0x10000000), ctypes.get_errno()) == (-1, 1)"
+FOREIGN = """
+import ctypes, mmap
+page = mmap.mmap(-1, 4096, prot=7)
+page.write(bytes.fromhex("b814000000cd80c3"))  # getpid, as 32-bit programs ask for it
+ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
+"""
+
+
+async def test_system_calls_that_escapes_begin_with_are_a_rule_of_their_own(
+    node: Node, start: Start, tmp_path: Path
+) -> None:
+    policy(node, "quarantine_when: [{violation: syscall, count: 20, within: 10s}]")
+    mount = Mount(str(tmp_path), "/mnt/here", read_only=True)
+    quiet = await start("python3", "-c", "print(1)", mounts=(mount,))
+    assert quiet.main is not None
+    assert (await quiet.main.started())[1] is False  # its filter is its own, so it can't come of a warm interpreter
+    assert await quiet.main.read() == (1, b"1\n")
+    assert counted(node, ViolationKind.SYSCALL) == 0
+    suspect = await start("sh", "-c", 'for i in 1 2 3 4; do python3 -c "$0" & done; wait', UNSHARE)
+    record = await suspect.wait()
+    assert record.state is State.QUARANTINED
+    assert counted(node, ViolationKind.SYSCALL) >= 20
+    quarantine = node.furies.quarantine
+    case = await quarantine.take(suspect, QuarantineReason.MANUAL_FLAG, "twice is once")
+    assert (await quarantine.settled(case.id)).complete
+    assert "kind syscall" in case.detail
+    # Its callers wait for answers in the meantime, and get them when it goes on; it can be ended all the same.
+    before = counted(node, ViolationKind.SYSCALL)
+    await quarantine.release(case.id, "test", ReleaseRequest())
+    await until(lambda: counted(node, ViolationKind.SYSCALL) > before)
+    again = await quarantine.take(suspect, QuarantineReason.MANUAL_FLAG, "the rule holds on")
+    assert again.id != case.id
+    for one in (case, again):
+        await quarantine.destroy(one.id, "test")
+
+
+async def test_a_flood_of_refused_calls_waits_and_the_daemon_does_not(node: Node, start: Start) -> None:
+    policy(node, "on_syscall_violation: warn")
+    began = time.monotonic()
+    flood = await start("sh", "-c", 'for i in 1 2 3 4; do python3 -c "$0" & done; wait', UNSHARE)
+    await until(lambda: counted(node, ViolationKind.SYSCALL) >= 600)
+    await flood.kill()
+    assert counted(node, ViolationKind.SYSCALL) <= 500 * (time.monotonic() - began + 2)
+
+
+@pytest.mark.parametrize("said", ["on_syscall_violation: kill", ""])
+async def test_calls_of_another_architecture_end_it_and_are_told_where_calls_are_watched(
+    node: Node, start: Start, said: str
+) -> None:
+    if said:
+        policy(node, said)
+    record = await _ended(await start("python3", "-c", FOREIGN))
+    assert record.exit_signal == signal.SIGSYS
+    assert counted(node, ViolationKind.SYSCALL) == (1 if said else 0)
 
 
 def test_a_window_forgets_what_is_older() -> None:

@@ -274,6 +274,7 @@ async def test_a_new_one_takes_the_place_of_those_that_stand(node: Node) -> None
 
 async def test_a_restarted_node_ends_spares_that_were_left(state_dir: Path, store: SandboxStore, node: Node) -> None:
     spare = await stocked(node)
+    await node.audit.close()  # as a daemon that is gone has let go of it
     other = Node(node._settings, store)
     await other.start()
     try:

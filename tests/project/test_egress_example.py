@@ -27,7 +27,10 @@ def test_one_domain_and_nothing_else() -> None:
     assert done.stdout.count("No route to host") == 5
     assert done.stdout.count("the name does not resolve") == 2
     counted = {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdecimal()}
-    assert counted["opened"] == 1
+    assert counted["opened"] == 2
+    assert (counted["proxied"], counted["refused_proxy_name"]) == (1, 1)
+    assert "(as evil.example) tartarus: refused by the egress proxy" in done.stdout
+    assert done.stdout.count("proxy.refuse") == done.stdout.count("proxy.connect") == 1
     assert counted["refused_contract"] == 2
     assert {counted[f"refused_{reason}"] for reason in ("host", "metadata", "private")} == {1}
     assert "network.refused" in done.stdout

@@ -75,7 +75,8 @@ RUN = (
     Option("network", ("--network",), "What it may reach: none, open (every public address), or a contract's file.",
            metavar="none|open|FILE", default="none"),
     Option("allow", ("--allow",), "Let it reach this and nothing else: example.org:443, *.example.org, "
-           "203.0.113.0/24:80,443. May be repeated.", kind=LIST, metavar="TO[:PORTS]"),
+           "203.0.113.0/24:80,443. May be repeated. With /direct (git.example.org:22/direct) a domain is open to more "
+           "than TLS and HTTP.", kind=LIST, metavar="TO[:PORTS]"),
     Option("publish", ("--publish", "-p"), "Show a port of the sandbox on this host, at 127.0.0.1 unless another "
            "address is given. May be repeated.", kind=LIST, metavar="[IP:]HOST:GUEST"),
     INTERACTIVE,

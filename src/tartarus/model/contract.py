@@ -16,6 +16,7 @@ from tartarus.model.checks import require
 from tartarus.model.errors import InvalidRequest
 
 MAX_PORT = 65535
+HTTP_PORT = 80
 MAX_NETWORKS = 256
 MAX_DOMAINS = 256
 MAX_PORTS = 64
@@ -27,6 +28,8 @@ _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 _DOMAIN = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*\.?")
 _MAX_NAME = 253
 _AS_IN = "write it like 203.0.113.0/24, 2001:db8::/32, example.org or *.example.org"
+_ONLY_DOMAINS = "leave out direct: networks are reached directly anyway"
+_DIRECT = "/direct"
 
 Network = IPv4Network | IPv6Network
 
@@ -46,15 +49,21 @@ class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One destination and its ports: TCP and UDP both. Without ports it is all of them, and echo requests."""
+    """One destination and its ports. Without ports it is all of them.
+
+    A network is open to TCP and UDP, and to echo requests at all ports. A domain is reached through the egress proxy,
+    as TLS or HTTP for that very name; `direct`: past it, with any protocol, and whatever else has its addresses.
+    """
 
     to: str
     ports: tuple[int, ...] = ()
+    direct: bool = False
 
     def __post_init__(self) -> None:
         check_ports(self.ports, f"the ports of {self.to}")
         if self.network is None:
             check_domain(self.to)
+        require(not (self.direct and self.network is not None), f"{self.to} is no domain, and direct", _ONLY_DOMAINS)
 
     @property
     def network(self) -> Network | None:
@@ -135,6 +144,10 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         found = [(normal(text), self.allowed_ports) for text in self.allowed_domains]
         return found + [(normal(grant.to), grant.ports) for grant in self.grants if grant.network is None]
 
+    def direct_domains(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Those of `domains` that are reached past the egress proxy."""
+        return [(normal(grant.to), grant.ports) for grant in self.grants if grant.direct]
+
     def exposes(self, port: int) -> bool:
         """Whether its owner may have that port of the sandbox's carried to him."""
         return self.exposed_ports is None or port in self.exposed_ports
@@ -181,22 +194,27 @@ def check_ports(ports: tuple[int, ...], what: str) -> None:
 
 
 def parse_allow(text: str) -> Grant:
-    """Read ``example.org:443``, ``203.0.113.0/24:80,443``, ``[2001:db8::/32]:443``; all ports if none is given."""
+    """Read ``example.org:443``, ``203.0.113.0/24:80,443``, ``[2001:db8::/32]:443``; all ports if none is given.
+
+    With ``/direct`` at the end (``git.example.org:22/direct``) a domain is reached past the egress proxy.
+    """
+    whole, direct = text, text.endswith(_DIRECT)
+    text = text.removesuffix(_DIRECT)
     if text.startswith("["):
         to, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise _not_allowed(text)
+            raise _not_allowed(whole)
         ports = rest[1:]
     elif text.count(":") > 1:  # IPv6 without ports
         to, ports = text, ""
     else:
         to, colon, ports = text.partition(":")
         if colon and not ports:
-            raise _not_allowed(text)
+            raise _not_allowed(whole)
     try:
-        return Grant(to=to, ports=tuple(int(port) for port in ports.split(",")) if ports else ())
+        return Grant(to=to, ports=tuple(int(port) for port in ports.split(",")) if ports else (), direct=direct)
     except ValueError:
-        raise _not_allowed(text) from None
+        raise _not_allowed(whole) from None
 
 
 def parse_publish(text: str) -> Publish:

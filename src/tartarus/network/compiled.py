@@ -37,14 +37,41 @@ class Opening(NamedTuple):
         return self.first_port == self.last_port
 
 
+class Names(msgspec.Struct, frozen=True):
+    """Domains and their ports: by their own name, and those above all that are below them."""
+
+    exact: dict[str, _Ports]
+    below: dict[str, _Ports]
+
+    @classmethod
+    def of(cls, domains: Iterable[tuple[str, tuple[int, ...]]]) -> Names:
+        """Joined, where one is named several times."""
+        exact: dict[str, list[_Ports]] = {}
+        below: dict[str, list[_Ports]] = {}
+        for name, ports in domains:
+            kind, key = (below, name[2:]) if name.startswith("*.") else (exact, name)
+            kind.setdefault(key, []).append(_set(ports))
+        return cls(*({name: _union(found) for name, found in kind.items()} for kind in (exact, below)))
+
+    def ports_of(self, name: str) -> _Ports:
+        """At which ports a name is open; the empty set for one that is not."""
+        wanted = normal(name)
+        found: list[_Ports] = [self.exact[wanted]] if wanted in self.exact else []
+        while "." in wanted:
+            wanted = wanted.partition(".")[2]
+            if wanted in self.below:
+                found.append(self.below[wanted])
+        return _union(found)
+
+
 class Compiled(msgspec.Struct, frozen=True):
     """What is set in the packet filter for one contract, and what the resolver needs of it."""
 
     contract: Contract
     openings: tuple[Opening, ...]
     openings_6: tuple[Opening, ...]
-    exact: dict[str, _Ports]
-    below: dict[str, _Ports]
+    names: Names
+    direct: Names
     every_name: bool
     deny_private: bool
     deny_metadata: bool
@@ -55,13 +82,12 @@ class Compiled(msgspec.Struct, frozen=True):
 
     def ports_of(self, name: str) -> _Ports:
         """At which ports a domain's addresses are opened; the empty set for one that is not allowed."""
-        wanted = normal(name)
-        found: list[_Ports] = [self.exact[wanted]] if wanted in self.exact else []
-        while "." in wanted:
-            wanted = wanted.partition(".")[2]
-            if wanted in self.below:
-                found.append(self.below[wanted])
-        return _union(found)
+        return self.names.ports_of(name)
+
+    @property
+    def is_proxied(self) -> bool:
+        """Whether it has domains, which are reached through the egress proxy."""
+        return bool(self.names.exact or self.names.below)
 
     def denies(self, address: Address) -> bool:
         """Whether the contract denies it by name."""
@@ -76,11 +102,6 @@ class Compiled(msgspec.Struct, frozen=True):
 
 def compiled(contract: Contract) -> Compiled:
     """Work a contract out. Raises InvalidRequest when it comes to too many ranges."""
-    exact: dict[str, list[_Ports]] = {}
-    below: dict[str, list[_Ports]] = {}
-    for name, ports in contract.domains():
-        kind, key = (below, name[2:]) if name.startswith("*.") else (exact, name)
-        kind.setdefault(key, []).append(_set(ports))
     openings = {version: tuple(_openings(contract, version)) for version in (4, 6)}
     if sum(map(len, openings.values())) > MAX_OPENINGS:
         raise InvalidRequest(
@@ -89,8 +110,7 @@ def compiled(contract: Contract) -> Compiled:
         )  # fmt: skip
     return Compiled(
         contract, openings[4], openings[6],
-        exact={name: _union(found) for name, found in exact.items()},
-        below={name: _union(found) for name, found in below.items()},
+        names=Names.of(contract.domains()), direct=Names.of(contract.direct_domains()),
         # A question is a message too: only who may send to everybody anyway may ask for every name.
         every_name=any(net.prefixlen == 0 for net, _ in contract.networks()),
         deny_private=contract.deny_private, deny_metadata=contract.deny_metadata,

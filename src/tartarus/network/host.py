@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from tartarus.model.errors import NoSpace
-from tartarus.network import rules
+from tartarus.network import nft, rules
 from tartarus.network.destinations import HostNetworks, free_range, ways_out
 from tartarus.network.ledger import Changes, Ledger
 from tartarus.network.links import Links, Route, route
@@ -111,7 +111,7 @@ class Host:
             )
             if wanted != self._let:
                 self._let = (wanted[0], wanted[1])
-                rules.nft(rules.host_openings(self.table, *self._let), self._lock)
+                nft.apply(rules.host_openings(self.table, *self._let), self._lock)
 
     def follow(self, router: Router) -> bool:
         """Make the rules fit the host's routes and links of now, and stand; whether anything had to be changed.
@@ -154,10 +154,10 @@ class Host:
             self._ledger.write(self._changes)
         with self._letting:  # or what a slot was denied meanwhile would be put back
             change += rules.host_openings(self.table, *self._let)
-            changed = self._installed != (change, rules.listing(self.table))
+            changed = self._installed != (change, nft.listing(self.table))
             if changed:
-                rules.nft(change, self._lock)
-                self._installed = (change, rules.listing(self.table))
+                nft.apply(change, self._lock)
+                self._installed = (change, nft.listing(self.table))
         for name in wanted:
             _write(_CONF / name / "forwarding", "1")
         return changed
@@ -168,7 +168,7 @@ class Host:
 
     def obstacles(self) -> list[str]:
         """Other programs' rules that refuse what they don't know, ours included; each in words, with what to do."""
-        return rules.foreign_refusals(rules.nft_json("list", "ruleset"), self.table, self.uplink)
+        return nft.foreign_refusals(nft.as_json("list", "ruleset"), self.table, self.uplink)
 
     def close(self) -> None:
         """Put everything back. Safe to repeat, and in whatever state it is."""
@@ -199,7 +199,7 @@ class Host:
             if _read(_CONF / "all" / "forwarding") == "0":
                 for name in changes.opened:
                     _write(_CONF / name / "forwarding", "0")
-            rules.nft(rules.remove(changes.table), self._lock)
+            nft.apply(rules.remove(changes.table), self._lock)
         self._ledger.clear()
 
 

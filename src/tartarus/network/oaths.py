@@ -55,10 +55,14 @@ class Oath(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An address of a domain that is open for so many seconds more; `ports` None is all."""
+    """An address of a domain that is open for so many seconds more: `direct` ports, and `web` ones by the proxy.
+
+    None is all ports, an empty set none.
+    """
 
     address: IPv4Address
-    ports: frozenset[int] | None
+    direct: frozenset[int] | None
+    web: frozenset[int] | None
     ttl_s: float
 
 
@@ -109,7 +113,7 @@ class Oaths:
         try:
             self._netlink.transact(*_change(_NEW, members.items()))
             for one in answers:
-                self.answer(mark, [one.address], one.ports, one.ttl_s)
+                self.answer(mark, one)
             switch: list[Request] = []
             if old is not None:
                 before = struct.pack("=I", old.mark)
@@ -150,17 +154,17 @@ class Oaths:
                 self._remove(self._void[mark])
                 del self._void[mark]
 
-    def answer(self, mark: int, addresses: Iterable[IPv4Address], ports: frozenset[int] | None, ttl_s: float) -> None:
-        """Open addresses to the contract for so many seconds from now, and longer where they were already.
+    def answer(self, mark: int, answer: Answer) -> None:
+        """Open an address to the contract for so many seconds from now, and longer where it was already.
 
         Raises OSError. An element goes by itself when its time is over.
         """
-        for address in addresses:
-            number = struct.pack("=I", mark)
+        number, address = struct.pack("=I", mark), int(answer.address)
+        for name, ports in (("answers", answer.direct), ("web", answer.web)):
             if ports is None:
-                self._open(mark, "answers_any", _answer(number, int(address), None), ttl_s)
+                self._open(mark, f"{name}_any", _answer(number, address, None), answer.ttl_s)
             for port in sorted(ports or ()):
-                self._open(mark, "answers", _answer(number, int(address), port), ttl_s)
+                self._open(mark, name, _answer(number, address, port), answer.ttl_s)
 
     def _open(self, mark: int, name: str, key: bytes, ttl_s: float) -> None:
         with self._lock:
@@ -234,7 +238,7 @@ def _members(mark: int, contract: Compiled) -> Iterator[tuple[str, list[bytes]]]
         if those:
             yield name, [_element(_answer(number, one.first, None if one.all else one.first_port)) for one in those]
     for name, holds in (("opens_private", not contract.deny_private), ("opens_metadata", not contract.deny_metadata),
-                        ("nameless", contract.deny_dns)):  # fmt: skip
+                        ("nameless", contract.deny_dns), ("proxied", contract.is_proxied)):  # fmt: skip
         if holds:
             yield name, [_element(number)]
     if contract.new_connections is not None:

@@ -15,8 +15,9 @@ import structlog
 
 from tartarus.model.contract import OPEN
 from tartarus.model.errors import GuestFailed, InvalidState, NoSpace, TartarusError, Unsupported
-from tartarus.network import rules
+from tartarus.network import nft
 from tartarus.network.compiled import Compiled, compiled
+from tartarus.network.egress.proxy import EgressProxy, Launch
 from tartarus.network.host import Host
 from tartarus.network.links import Traffic
 from tartarus.network.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Events
@@ -24,6 +25,7 @@ from tartarus.network.oaths import Answer
 from tartarus.network.resolver import Asker, Resolver, host_name_servers
 from tartarus.network.router import Router, slot_address
 from tartarus.network.settings import NetworkSettings
+from tartarus.network.slot import Slot
 from tartarus.network.threads import finish, in_thread
 from tartarus.network.tracking import Counted, of_slot, traffic_of
 
@@ -41,37 +43,13 @@ _TRIES = 3
 _OPEN = compiled(OPEN)
 
 
-class Slot:
-    """A sandbox's place on the network, from `take` until `give_back`."""
-
-    def __init__(
-        self, number: int, address: IPv4Address, gateway: IPv4Address, pool: SlotPool, contract: Compiled
-    ) -> None:
-        self.number = number
-        self.contract = contract
-        self.address = address
-        self.gateway = gateway
-        self._pool = pool
-        self.busy = asyncio.Lock()
-        self.given_back = False
-        self.cut = False
-        self.final: dict[str, int] = {}
-
-    @property
-    def resolv_conf(self) -> bytes:
-        """What the guest's /etc/resolv.conf must say."""
-        return f"nameserver {self.gateway}\n".encode()
-
-    def counters(self) -> dict[str, int]:
-        """What this slot did since it was taken; see `SlotPool.give_back` for the names."""
-        return self._pool.counters(self)
-
-
 class SlotPool:
     """All slots of one daemon. `clean` at start, `open` before the first `take`, `close` at the end."""
 
-    def __init__(self, state_dir: Path, settings: NetworkSettings | None = None) -> None:
-        """Nothing happens yet. Raises InvalidRequest for settings out of range."""
+    def __init__(self, state_dir: Path, settings: NetworkSettings | None = None, launch: Launch | None = None) -> None:
+        """`launch`: starts the egress proxy, without which domains are shut. Raises InvalidRequest for bad settings."""
+        self._launch = launch
+        self._proxy: EgressProxy | None = None
         self._settings = settings or NetworkSettings()
         self._settings.check()
         self._host = Host(state_dir)
@@ -93,7 +71,7 @@ class SlotPool:
         """Why sandboxes can't have a network on this host; nothing if they can."""
         if os.geteuid() != 0:
             return "the daemon does not run as root, and only root can join a sandbox to the host's network"
-        if rules.nft_path() is None:
+        if nft.path() is None:
             return "the program nft is missing; install nftables"
         return ""
 
@@ -141,6 +119,10 @@ class SlotPool:
         assert self._router is not None
         self._resolver = Resolver(self._settings, self._refuses)
         await self._resolver.start(*await asyncio.to_thread(self._router.listen))
+        if self._launch is not None:
+            self._proxy = EgressProxy(
+                self._launch, self._router.listen_for_proxy, self._router.namespace, self._resolver, self._refuses
+            )
 
     def _refuses(self, address: IPv4Address | IPv6Address, contract: Compiled) -> str:
         if contract.denies(address):
@@ -166,7 +148,10 @@ class SlotPool:
         number = self._free.popleft()
         slot = Slot(number, slot_address(router.network, number), router.gateway, self, contract)
         self._taken[number] = slot
+        if self._proxy is not None:
+            self._proxy.opened(slot)
         try:
+            await self._start_proxy(contract)
             await in_thread(lambda: self._swear(router, slot, contract, []))
         except BaseException as error:
             await self.give_back(slot)
@@ -186,6 +171,7 @@ class SlotPool:
             if slot.given_back or slot.cut:
                 raise InvalidState("the sandbox's network was cut")
             asker = resolver.asker(slot.address)
+            await self._start_proxy(contract)
             still = asker.still_open(contract) if asker is not None else []
             if asker is not None:
                 asker.replace(contract)  # what is being answered by the old one opens nothing any more
@@ -196,7 +182,13 @@ class SlotPool:
                     asker.replace(slot.contract)
                 raise _not_sworn(error) from error
             slot.contract = contract
+            if self._proxy is not None:
+                await self._proxy.review(slot.address)
             self._sweep_soon(router)
+
+    async def _start_proxy(self, contract: Compiled) -> None:
+        if self._proxy is not None and contract.is_proxied:
+            await self._proxy.start()
 
     def _sweep_soon(self, router: Router) -> None:
         async def sweep() -> None:
@@ -217,8 +209,8 @@ class SlotPool:
         self._host.let(slot.address, private=not contract.deny_private, metadata=not contract.deny_metadata)
 
     def _asker(self, router: Router, slot: Slot) -> Asker:
-        async def opened(address: IPv4Address, ports: frozenset[int] | None, ttl_s: float) -> None:
-            await asyncio.to_thread(router.answer, slot.number, Answer(address, ports, ttl_s))
+        async def opened(answer: Answer) -> None:
+            await asyncio.to_thread(router.answer, slot.number, answer)
 
         return Asker(slot.contract, opened)
 
@@ -228,6 +220,8 @@ class SlotPool:
             if self._router is not None and not slot.given_back:
                 slot.cut = True
                 await in_thread(functools.partial(self._router.release, slot.number))
+                if self._proxy is not None:
+                    await self._proxy.forget(slot.address)
 
     async def restore(self, slot: Slot) -> None:
         """Hold a slot that was cut to its contract again. Connections of before go on as far as it opens them."""
@@ -273,6 +267,8 @@ class SlotPool:
                 traffic, counted = await in_thread(lambda: self._end(router, slot))
                 total = of_slot(slot.number, counted)
                 found |= self._since_taken(slot.number, total) | traffic_of(traffic)
+                if self._proxy is not None:
+                    found |= await self._proxy.closed(slot.address)
                 self._before[slot.number] = total
                 self._free.append(slot.number)
                 self._sweep_soon(router)
@@ -290,19 +286,23 @@ class SlotPool:
         """What every slot did that is taken, by its number, from one look at what the rules counted."""
         if self._router is None:
             return {}
-        counted, resolver = self._router.counted(), self._resolver
+        counted = self._router.counted()
         return {
-            number: self._since_taken(number, of_slot(number, counted))
-            | ({} if resolver is None else resolver.counted(slot.address))
+            number: self._since_taken(number, of_slot(number, counted)) | self._asked(slot)
             for number, slot in list(self._taken.items())
         }
+
+    def _asked(self, slot: Slot) -> dict[str, int]:
+        """What the resolver and the proxy counted."""
+        parts = (self._resolver, self._proxy)
+        return {name: count for part in parts if part is not None for name, count in part.counted(slot.address).items()}
 
     def counters(self, slot: Slot) -> dict[str, int]:
         """What a slot did since it was taken, with the names of `give_back`."""
         if slot.given_back or self._router is None or self._resolver is None:
             return slot.final
         found = self._since_taken(slot.number, of_slot(slot.number, self._router.counted()))
-        return found | traffic_of(self._router.traffic(slot.number)) | self._resolver.counted(slot.address)
+        return found | self._asked(slot) | traffic_of(self._router.traffic(slot.number))
 
     async def close(self) -> None:
         """Cut every slot and put the host back as it was; safe to repeat."""
@@ -310,19 +310,19 @@ class SlotPool:
             await self._close()
 
     async def _close(self) -> None:
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.gather(self._sweeping, return_exceptions=True)
-            self._sweeping = None
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
-            self._following = None
+        beside = [task for task in (self._sweeping, self._following) if task is not None]
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        self._sweeping = self._following = None
         loop = asyncio.get_running_loop()
         for events in self._events:
             loop.remove_reader(events.fileno())
             events.close()
         self._events = []
+        if self._proxy is not None:
+            await self._proxy.close()
+            self._proxy = None
         if self._resolver is not None:
             await self._resolver.close()
             self._resolver = None

@@ -21,6 +21,7 @@ import dns.asyncquery
 import dns.exception
 import dns.message
 import dns.rcode
+import dns.rdatatype
 import structlog
 
 from tartarus.network import names
@@ -46,7 +47,7 @@ _MOST_TTL_S = 3600
 _MOST_OPEN = 1024
 """Addresses of one contract's domains that are open at once."""
 
-Open = Callable[[IPv4Address, frozenset[int] | None, float], Awaitable[None]]
+Open = Callable[[Answer], Awaitable[None]]
 Refuses = Callable[[IPv4Address | IPv6Address, Compiled], str]
 
 
@@ -57,7 +58,7 @@ class Asker:
         self.contract = contract
         self.open = open_address
         self.counts: Counter[str] = Counter()
-        self.opened: dict[IPv4Address, tuple[str, float]] = {}
+        self.opened: dict[tuple[IPv4Address, str], float] = {}
 
     def replace(self, contract: Compiled) -> None:
         """It has another contract now."""
@@ -67,16 +68,20 @@ class Asker:
         """What was opened under the present contract, as far as another one opens it too."""
         now = time.monotonic()
         return [
-            Answer(address, ports, until - now)
-            for address, (name, until) in self.opened.items()
-            if until > now and (ports := contract.ports_of(name)) != frozenset() and not contract.denies(address)
+            _opening(contract, name, address, until - now)
+            for (address, name), until in self.opened.items()
+            if until > now and contract.ports_of(name) != frozenset() and not contract.denies(address)
         ]
+
+    def was_answered(self, name: str, address: IPv4Address) -> bool:
+        """Whether that address is one that the name was answered with, and still good."""
+        return self.opened.get((address, name), 0.0) > time.monotonic()
 
     def has_room(self, addresses: Sequence[IPv4Address]) -> bool:
         """Whether so many more may be opened; what has gone by itself is forgotten here."""
         now = time.monotonic()
         if len(self.opened) + len(addresses) > _MOST_OPEN:
-            self.opened = {address: kept for address, kept in self.opened.items() if kept[1] > now}
+            self.opened = {key: until for key, until in self.opened.items() if until > now}
         return len(self.opened) + len(addresses) <= _MOST_OPEN
 
 
@@ -212,12 +217,18 @@ class Resolver:
         if names.closed_addresses(answer, self._closed_to(contract)):
             counts["dns_rebinding"] += 1
             return question, names.failure(question, dns.rcode.REFUSED)
-        if allowed and not await self._open(asker, name, ports, answer):
+        if allowed and not await self._open(asker, name, answer):
             counts["dns_full"] += 1
             return question, names.failure(question, dns.rcode.SERVFAIL)
         return question, names.reply(question, answer)
 
-    async def _open(self, asker: Asker, name: str, ports: frozenset[int] | None, answer: dns.message.Message) -> bool:
+    async def look_up(self, slot: IPv4Address, name: str) -> list[IPv4Address]:
+        """A name's addresses, as that slot itself would be told them and with all that follows; none if refused."""
+        packet = dns.message.make_query(name, dns.rdatatype.A).to_wire()
+        _, response = await self._answer(packet, str(slot), stream=False)
+        return [] if response is None else names.addresses_to_open(response)
+
+    async def _open(self, asker: Asker, name: str, answer: dns.message.Message) -> bool:
         """Open what was answered, before it is told; False when the contract has too much open already."""
         ttl_s = names.bound_ttl(answer, _LEAST_TTL_S, _MOST_TTL_S)
         addresses = names.addresses_to_open(answer)
@@ -228,9 +239,9 @@ class Resolver:
             # One second more: what the sandbox is told takes time to get there.
             until = time.monotonic() + ttl_s + 1
             if asker.contract is contract:
-                asker.opened[address] = (name, until)
+                asker.opened[address, name] = until
                 try:
-                    await asker.open(address, ports, ttl_s + 1)
+                    await asker.open(_opening(contract, name, address, ttl_s + 1))
                 except OSError as error:
                     _log.warning("address_not_opened", error=str(error))
                     return False
@@ -279,6 +290,11 @@ def host_name_servers(path: Path = _RESOLV_CONF) -> tuple[str, ...]:
                 with contextlib.suppress(ValueError):
                     found.append(str(ip_address(server)))
     return tuple(found[:_MAX_SERVERS])
+
+
+def _opening(contract: Compiled, name: str, address: IPv4Address, ttl_s: float) -> Answer:
+    every, direct = contract.ports_of(name), contract.direct.ports_of(name)
+    return Answer(address, direct, frozenset() if direct == every else every, ttl_s)
 
 
 def _less(counter: Counter[str], key: str) -> None:

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 from tartarus.model.errors import GuestFailed
-from tartarus.network import namespace, rules
+from tartarus.network import namespace, nft, rules
 from tartarus.network.compiled import Compiled
 from tartarus.network.destinations import HostNetworks
 from tartarus.network.links import End, Links, Traffic, route
@@ -24,6 +24,8 @@ from tartarus.network.tracking import Counted, Tracking
 
 GUEST_LINK = "eth0"
 DNS_PORT = 53
+_WAITING = 1024
+"""Connections that wait for the proxy, while another takes a dead one's place."""
 # Above what a kernel numbers its own links with; in a guest any number is free but those of its few fallback links.
 _FIRST_INDEX = 1000
 _EVERYWHERE = IPv4Network("0.0.0.0/0")
@@ -83,7 +85,7 @@ class Router:
                 for name, value in _SYSCTLS.items():
                     _set(name, value)
                 slots = {rules.slot_link(number): slot_address(network, number) for number in range(settings.slots)}
-                rules.nft(rules.router_table(slots, network[1], network, settings))
+                nft.apply(rules.router_table(slots, network[1], network, settings))
                 return Links(), Links(), Tracking(), Oaths()
 
             return cls(file, network, *namespace.run_in(file, inside))
@@ -107,13 +109,13 @@ class Router:
     def know(self, networks: HostNetworks) -> None:
         """Close the host's own networks to every slot. Raises Unsupported."""
         change = rules.host_networks(rules.ROUTER_TABLE, networks)
-        namespace.run_in(self.namespace, lambda: rules.nft(change))
+        namespace.run_in(self.namespace, lambda: nft.apply(change))
 
     def swear(self, number: int, contract: Compiled, answers: Iterable[Answer] = ()) -> None:
         """Hold a slot to a contract, from one moment on; that of before is void then. Raises OSError, Unsupported."""
         limit = contract.connections
         if limit is not None and limit not in self._counted:
-            namespace.run_in(self.namespace, lambda: rules.nft(rules.count_rules(limit)))
+            namespace.run_in(self.namespace, lambda: nft.apply(rules.count_rules(limit)))
             self._counted.add(limit)
         mark, used = self._oaths.next_mark(number)
         if used:
@@ -126,7 +128,7 @@ class Router:
         """Open a domain's address to the slot's contract, if it has one. Raises OSError."""
         oath = self._sworn.get(number)
         if oath is not None:
-            self._oaths.answer(oath.mark, [answer.address], answer.ports, answer.ttl_s)
+            self._oaths.answer(oath.mark, answer)
 
     def release(self, number: int) -> None:
         """Nothing of a slot's passes any more, whatever was open. Safe to repeat. Raises OSError."""
@@ -198,15 +200,24 @@ class Router:
 
     def listen(self) -> tuple[socket.socket, socket.socket]:
         """Sockets for the resolver, UDP and a listening TCP one, at the gateway's address. After `connect`."""
+        datagrams = self._bound(socket.SOCK_DGRAM, DNS_PORT)
+        return datagrams, self._listening(DNS_PORT, 64)
 
-        def inside() -> tuple[socket.socket, socket.socket]:
-            datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            streams = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            for sock in (datagrams, streams):
-                sock.setblocking(False)
-                sock.bind((str(self.gateway), DNS_PORT))
-            streams.listen(64)
-            return datagrams, streams
+    def listen_for_proxy(self) -> list[socket.socket]:
+        """Sockets for the egress proxy: for those who ask it, and for what is led to it. After `connect`."""
+        return [self._listening(port, _WAITING) for port in (rules.PROXY_PORT, rules.REDIRECTED_PORT)]
+
+    def _listening(self, port: int, waiting: int) -> socket.socket:
+        sock = self._bound(socket.SOCK_STREAM, port)
+        sock.listen(waiting)
+        return sock
+
+    def _bound(self, kind: socket.SocketKind, port: int) -> socket.socket:
+        def inside() -> socket.socket:
+            sock = socket.socket(socket.AF_INET, kind)
+            sock.setblocking(False)
+            sock.bind((str(self.gateway), port))
+            return sock
 
         return namespace.run_in(self.namespace, inside)
 

@@ -7,14 +7,9 @@ themselves in sets (`add @refused {...}`).
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
-from tartarus.model.errors import TartarusError, Unsupported
 from tartarus.network.destinations import CLOSED, HostNetworks
 from tartarus.network.settings import NetworkSettings
 
@@ -32,10 +27,10 @@ REASONS = (
 )  # fmt: skip
 OPENABLE = frozenset({"private", "metadata"})
 """What of `CLOSED` a contract may open."""
+PROXY_PORT, REDIRECTED_PORT = 3128, 3129
+"""Where the egress proxy listens at the gateway: for those who ask it, and for what is led to it."""
 _MOST = 65535
 _MOST_ANSWERS = 262144
-_NFT_TIMEOUT_S = 30.0
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def slot_link(number: int) -> str:
@@ -72,6 +67,9 @@ table inet {ROUTER_TABLE} {{
   set opens_all {{ type mark; size {_MOST}; }}
   set answers {{ type mark . ipv4_addr . inet_service; size {_MOST_ANSWERS}; flags timeout; }}
   set answers_any {{ type mark . ipv4_addr; size {_MOST_ANSWERS}; flags timeout; }}
+  set web {{ type mark . ipv4_addr . inet_service; size {_MOST_ANSWERS}; flags timeout; }}
+  set web_any {{ type mark . ipv4_addr; size {_MOST_ANSWERS}; flags timeout; }}
+  set proxied {{ type mark; size {_MOST}; }}
   set opens_private {{ type mark; size {_MOST}; }}
   set opens_metadata {{ type mark; size {_MOST}; }}
   set nameless {{ type mark; size {_MOST}; }}
@@ -123,6 +121,7 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
     goto judging
   }}
   chain judging {{
+    ip daddr {gateway} tcp dport {PROXY_PORT} meta mark @proxied goto opening
     ip daddr {gateway} tcp dport != 53 {_refuse("gateway")}
     ip daddr {gateway} meta l4proto != tcp {_refuse("gateway")}
     ip daddr {gateway} meta mark @nameless {_refuse("dns")}
@@ -135,7 +134,25 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
     meta mark . ip daddr . meta l4proto . th dport @openings goto opening
     meta l4proto {{ tcp, udp }} meta mark . ip daddr . th dport @answers goto opening
     meta mark . ip daddr @answers_any goto opening
+    meta l4proto tcp ct state new goto judging_web
+    meta l4proto tcp ct status dnat goto judging_web
     {_refuse("contract")}
+  }}
+  # What is open through the egress proxy only: to begin with, and when it was led there at its beginning.
+  chain judging_web {{
+    meta mark . ip daddr . th dport @web goto opening
+    meta mark . ip daddr @web_any goto opening
+    {_refuse("contract")}
+  }}
+  chain redirecting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    iifname != "slot*" accept
+    ip daddr {gateway} accept
+    meta mark @opens_all accept
+    meta mark . ip daddr . meta l4proto . th dport @openings accept
+    meta mark . ip daddr . th dport @answers accept
+    meta mark . ip daddr @answers_any accept
+    meta l4proto tcp dnat ip to {gateway}:{REDIRECTED_PORT}
   }}
   chain opening {{
     ct state established ct mark set meta mark accept
@@ -150,6 +167,7 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
   # What comes back: of a contract that is live, or of one that was, as far as the present one opens that too.
   chain returning {{
     ct state != {{ established, related }} drop
+    ip daddr {gateway} meta l4proto tcp ct direction reply ct mark 0 accept
     ct mark @own_receiving drop
     ct mark @own_receiving_packets drop
     ct mark @live accept
@@ -171,7 +189,18 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
   chain input {{
     type filter hook input priority filter; policy drop;
     iifname "slot*" ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept
+    iifname "slot*" ip daddr {gateway} tcp dport {{ {PROXY_PORT}, {REDIRECTED_PORT} }} accept
     iifname "slot*" ct state established,related accept
+    iifname "{UPLINK}" ip daddr {gateway} meta l4proto tcp ct state established accept
+  }}
+  # What the proxy and the resolver tell a slot: nothing without a contract, and no faster than it lets.
+  chain telling {{
+    type filter hook output priority filter; policy accept;
+    oifname != "slot*" accept
+    meta mark set oifname map @sworn
+    meta mark 0 drop
+    ct mark @own_receiving drop
+    ct mark @own_receiving_packets drop
   }}
 }}
 """
@@ -295,83 +324,6 @@ def replace(table: str, text: str) -> str:
 def remove(table: str) -> str:
     """The change that removes a table, whether there is one or not."""
     return f"table inet {table}\ndelete table inet {table}\n"
-
-
-def nft(change: str, lock: int | None = None) -> None:
-    """Apply a change, all of it or nothing, in the calling thread's network namespace. Raises Unsupported.
-
-    `lock`: an open file that is held until the program has ended, even if we end before it.
-    """
-    done = _run("-f", "-", given=change, lock=lock)
-    if done.returncode != 0:
-        raise Unsupported(
-            "the packet filter's rules can't be installed",
-            why=done.stderr.strip()[-2000:] or f"nft ended with {done.returncode}",
-            fix="sandbox networks need nftables 0.9.8 or later and a kernel with nf_tables",
-        )
-
-
-def nft_json(*arguments: str) -> str:
-    """What ``nft -j ...`` prints in the calling thread's network namespace. Raises TartarusError."""
-    done = _run("-j", *arguments)
-    if done.returncode != 0:
-        raise TartarusError("the packet filter can't be read", why=done.stderr.strip()[-2000:])
-    return done.stdout
-
-
-def listing(table: str) -> str:
-    """A table as it stands, without what it counted; nothing if there is none."""
-    return _run("-s", "list", "table", "inet", table).stdout
-
-
-def foreign_refusals(ruleset: str, table: str, uplink: str) -> list[str]:
-    """Which other tables of `nft -j list ruleset` drop forwarded packets that they don't know, in words.
-
-    A table can't let through what another one refuses, so these are the administrator's to change. One with a rule
-    that names `uplink` has been.
-    """
-    items = json.loads(ruleset)["nftables"]
-    aware = {
-        item["rule"]["table"] for item in items if "rule" in item and f'"{uplink}"' in json.dumps(item["rule"]["expr"])
-    }
-    found = []
-    for chain in (item["chain"] for item in items if "chain" in item):
-        if chain.get("hook") != "forward" or chain["table"] == table or chain["table"] in aware:
-            continue
-        if chain["table"] == "firewalld":
-            found.append(
-                f"firewalld refuses what it forwards for no zone: firewall-cmd --permanent --zone=trusted "
-                f"--add-interface={uplink} && firewall-cmd --reload"
-            )
-        elif chain.get("policy") == "drop":
-            first = (
-                "DOCKER-USER"
-                if any(item["chain"]["name"] == "DOCKER-USER" for item in items if "chain" in item)
-                else "FORWARD"
-            )
-            found.append(
-                f"the chain {chain['name']} of the table {chain['family']} {chain['table']} drops by default: "
-                f"iptables -I {first} -i {uplink} -j ACCEPT && iptables -I {first} -o {uplink} -m conntrack "
-                f"--ctstate ESTABLISHED,RELATED -j ACCEPT"
-            )
-    return sorted(set(found))
-
-
-def nft_path() -> str | None:
-    """Where the nft program is."""
-    return shutil.which("nft", path=_PATH)
-
-
-def _run(*arguments: str, given: str = "", lock: int | None = None) -> subprocess.CompletedProcess[str]:
-    program = nft_path()
-    if program is None:
-        raise Unsupported(
-            "sandboxes can't have a network here", why="the program nft is missing", fix="install nftables"
-        )
-    return subprocess.run(
-        [program, *arguments], input=given, capture_output=True, text=True, timeout=_NFT_TIMEOUT_S, check=False,
-        env={"PATH": os.defpath, "LANG": "C.UTF-8"}, pass_fds=() if lock is None else (lock,),
-    )  # fmt: skip
 
 
 def _mark(reason: str) -> int:

@@ -12,7 +12,7 @@ from tartarus.images.paths import CA_BUNDLE
 from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.model.sandbox import Mount
 from tartarus.network.certificates import ca_bundle
-from tartarus.network.pool import Slot
+from tartarus.network.slot import Slot
 from tartarus.node.networking import Networking
 from tartarus.node.steps import Connect
 from tartarus.runtimes.base import Guest

@@ -13,6 +13,7 @@ from tartarus.model.contract import Contract
 from tartarus.model.errors import GuestFailed, TimeLimit
 from tartarus.model.sandbox import Isolation, SandboxRecord
 from tartarus.node.enrolment import Enrolment
+from tartarus.node.guarding import Tally
 from tartarus.node.memory import Memory, Source, attached
 from tartarus.node.networking import STARTS_JOINED, Line, Networking
 from tartarus.node.offers import Offer
@@ -54,19 +55,20 @@ class Launcher:
 
     async def start(
         self, record: SandboxRecord, enrolment: Enrolment, offer: Offer, begun: Spare | Source | None, clock: float,
-        contract: Contract | None = None,
+        contract: Contract | None = None, calls: Tally | None = None,
     ) -> Sandbox:  # fmt: skip
         """A sandbox that runs, with its command started, and that is written down. When this raises, its guest is gone.
 
         `begun`: what it is made of, if not a fresh guest. `clock`: when it was asked for (time.perf_counter).
         `contract`: what it may reach, of the network that it gets before anything in it runs.
+        `calls`: counts what it is refused of an escape's system calls.
         """
         held = await self._secrecy.fetch(record)
         line: Line | None = None
         try:
             if contract is not None:
                 line = await self._networking.line(record, contract)
-            return await self._start(record, enrolment, offer, begun, clock, line, held)
+            return await self._start(record, enrolment, offer, begun, clock, line, held, calls)
         except BaseException:
             held.close()
             if line is not None:
@@ -82,6 +84,7 @@ class Launcher:
         clock: float,
         line: Line | None,
         held: Held,
+        calls: Tally | None,
     ) -> Sandbox:
         spare = begun if isinstance(begun, Spare) else None
         spec = record.spec
@@ -95,12 +98,12 @@ class Launcher:
             request = GuestRequest(id=record.id, hostname=record.id, resources=limits, mounts=spec.mounts)
             guest, ready = await self._memory.restore(begun, rootfs, request), True
         else:
-            warm = wants_clone(template, spec) or record.isolation is Isolation.WASM
+            warm = (wants_clone(template, spec) and calls is None) or record.isolation is Isolation.WASM
             mounts = spec.mounts if line is None else (*spec.mounts, *line.mounts)
             joined = await line.prepare() if line is not None and record.isolation in STARTS_JOINED else -1
             request = GuestRequest(
                 id=record.id, hostname=record.id, resources=limits, mounts=mounts, secrets=bool(spec.secrets),
-                network=joined,
+                network=joined, watch=None if calls is None else calls.add,
             )  # fmt: skip
             try:
                 guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
@@ -126,6 +129,7 @@ class Launcher:
             raise
         sandbox.offer = offer
         sandbox.line = line
+        sandbox.calls = calls
         self._adopt(sandbox)
         if isinstance(begun, Source):
             self._metrics.restored(template.id, record.isolation.value, start_ms / 1e3)

@@ -21,7 +21,9 @@ from tartarus.runtimes.base import Guest
 from tartarus.telemetry.metrics import Metrics, is_refusal
 
 if TYPE_CHECKING:
-    from tartarus.network.pool import Slot, SlotPool
+    from tartarus.network.egress.messages import Carried
+    from tartarus.network.pool import SlotPool
+    from tartarus.network.slot import Slot
 
 _log = structlog.get_logger("tartarus.node.networking")
 LEDGER = "network.json"
@@ -119,13 +121,14 @@ class Networking:
         """The slots, of builds too."""
         from tartarus.network.pool import SlotPool
         from tartarus.network.settings import NetworkSettings
+        from tartarus.node.egress import launch
 
         settings = self._settings
         usual = NetworkSettings()
         return SlotPool(self._state_dir, NetworkSettings(
             slots=settings.network_slots, ranges=settings.network_ranges or usual.ranges,
             name_servers=settings.network_name_servers,
-        ))  # fmt: skip
+        ), launch)  # fmt: skip
 
     @property
     def place(self) -> Path:
@@ -174,6 +177,7 @@ class Networking:
         from tartarus.network.compiled import compiled
 
         slot = await self.slots.take(compiled(contract))
+        slot.told = functools.partial(_audited, self._note, record)
         try:
             mount = await asyncio.to_thread(self.file, "resolv.conf", slot.resolv_conf, _RESOLV_CONF)
         except BaseException:
@@ -263,6 +267,18 @@ class Networking:
             return {}
         counters = await asyncio.to_thread(line.counters)
         return {"contract": msgspec.to_builtins(line.contract), "address": line.address, "counters": counters}
+
+
+def _audited(note: Callable[[AuditEntry], None], record: SandboxRecord, carried: Carried) -> None:
+    """One entry for each connection, with what it carried or why it did not."""
+    note(
+        AuditEntry(
+            actor=record.tenant, tenant=record.tenant, action="proxy.refuse" if carried.refused else "proxy.connect",
+            target=f"{carried.name or carried.address}:{carried.port}", sandbox=record.id,
+            decision="deny" if carried.refused else "allow", reason=carried.refused, duration_us=carried.duration_us,
+            summary=f"{carried.kind or 'unread'} {carried.address} sent {carried.sent} received {carried.received}",
+        )
+    )  # fmt: skip
 
 
 def refuse_connected(spec: SandboxSpec) -> None:

@@ -35,7 +35,7 @@ from tartarus.node.admission import Place
 from tartarus.node.commands import MainProcess, Process
 from tartarus.node.contexts import Contexts
 from tartarus.node.detained import Detained
-from tartarus.node.guarding import Guard
+from tartarus.node.guarding import Guard, Tally
 from tartarus.node.networking import Line
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
@@ -80,6 +80,7 @@ class Sandbox(Detained, Contexts, Resting, Stopping):
         self.held: Held | None = None
         self.guard: Guard | None = None
         self.violation: Violation | None = None
+        self.calls: Tally | None = None
         self._contexts: dict[str, CodeContext] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()

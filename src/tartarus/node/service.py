@@ -32,6 +32,7 @@ from tartarus.node.contracting import Contracts
 from tartarus.node.enrolment import Enrolment, may_wait
 from tartarus.node.forking import Forker
 from tartarus.node.furies import Furies
+from tartarus.node.guarding import Tally
 from tartarus.node.hibernation import SleepManager
 from tartarus.node.judging import Afterwards
 from tartarus.node.launching import Launcher
@@ -247,7 +248,8 @@ class Node:
         given = self._levels.runtimes[isolation].capabilities()
         why = "; ".join(filter(None, [why, given.how, *given.missing]))
         spare: Spare | None = None
-        if source is None and could_serve(template, isolation, spec):
+        watched = place.asked.limits.watches_calls and isolation is Isolation.CONTAINER
+        if source is None and not watched and could_serve(template, isolation, spec):
             spare = self._spares.take(await self._rootfs(tenant, offer, isolation, spec), isolation, spec, limits)
         record = SandboxRecord(
             id=spare.id if spare is not None else new_id("sbx"), tenant=tenant, name=spec.name, template=template.id,
@@ -263,7 +265,9 @@ class Node:
             else:
                 record = await enrolment.first()
             self.audit.created(record, place)
-            return await self._launcher.start(record, enrolment, offer, spare or source, clock, contract)
+            return await self._launcher.start(
+                record, enrolment, offer, spare or source, clock, contract, Tally() if watched else None
+            )
         except asyncio.CancelledError:
             why, reason = ("the caller went away", Reason.USER_REQUEST)
             if self._stopping or self.terminator.draining:

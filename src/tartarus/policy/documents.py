@@ -93,6 +93,7 @@ class EnforcementPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     on_timeout: OnViolation | None = None
     on_resource_violation: OnViolation | None = None
     on_network_violation: OnViolation | None = None
+    on_syscall_violation: OnViolation | None = None
     max_output: str | int | None = None
     max_cpu_time: str | float | None = None
     quarantine_when: tuple[WindowPolicy, ...] | None = None
@@ -142,10 +143,18 @@ class Limits(msgspec.Struct, frozen=True):
     on_timeout: OnViolation = OnViolation.KILL
     on_resources: OnViolation = OnViolation.WARN
     on_network: OnViolation = OnViolation.WARN
+    on_syscall: OnViolation | None = None
     output_bytes: int | None = None
     cpu_time_s: float | None = None
     quarantine_when: tuple[WindowRule, ...] = ()
     documents: tuple[str, ...] = ()
+
+    @property
+    def watches_calls(self) -> bool:
+        """Whether it matters what system calls are tried, which takes a colder start."""
+        return self.on_syscall is not None or any(
+            rule.violation is ViolationKind.SYSCALL for rule in self.quarantine_when
+        )
 
 
 def read_policy(text: bytes | str, source: str = "the policy") -> PolicyDocument:
@@ -242,6 +251,7 @@ def limits_of(documents: Iterable[PolicyDocument], tenant: str, template: str) -
         _put(found, "on_timeout", enforcement.on_timeout)
         _put(found, "on_resources", enforcement.on_resource_violation)
         _put(found, "on_network", enforcement.on_network_violation)
+        _put(found, "on_syscall", enforcement.on_syscall_violation)
         _put(found, "output_bytes", enforcement.max_output, parse_size)
         _put(found, "cpu_time_s", enforcement.max_cpu_time, parse_duration)
         _put(found, "quarantine_when", enforcement.quarantine_when, _windows)

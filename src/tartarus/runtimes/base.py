@@ -66,6 +66,8 @@ class GuestRequest(msgspec.Struct, frozen=True):
     `storage`: an empty host directory for what the sandbox writes, instead of memory. `build`: its root may give
     files to other users and become them, as installing packages takes; never with a warm interpreter.
     `secrets`: it gets a directory /run/secrets of its user's that is memory and nothing else, before anything runs.
+    `watch`: called with the name of each system call of an escape's that was refused, at the container level; it then
+    starts cold, as a warm interpreter has its filter already.
     """
 
     id: str
@@ -78,6 +80,7 @@ class GuestRequest(msgspec.Struct, frozen=True):
     lend: Callable[[str], int] | None = None
     network: int = -1
     secrets: bool = False
+    watch: Callable[[str], None] | None = None
 
 
 class Places(msgspec.Struct, frozen=True):

@@ -276,8 +276,10 @@ class _Guard:
 def _action(limits: Limits, kind: ViolationKind) -> OnViolation:
     if kind is ViolationKind.TIME:
         return limits.on_timeout
-    if kind in {ViolationKind.NETWORK, ViolationKind.POLICY, ViolationKind.SYSCALL}:
+    if kind is ViolationKind.NETWORK:
         return limits.on_network
+    if kind is ViolationKind.SYSCALL:
+        return limits.on_syscall or OnViolation.WARN
     return limits.on_resources
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import Callable
 
 import structlog
@@ -48,6 +49,8 @@ class Watched:
         if self.limits.output_bytes is not None and self.sandbox.channel.on_output is None:
             self.sandbox.channel.on_output = self._wrote
             self._wrote(self.sandbox.channel.output_bytes)
+        if self.sandbox.calls is not None:
+            self.sandbox.calls.listen(self._called)
         group = self._group = self.sandbox.guest.group
         if group is None:
             return
@@ -86,6 +89,8 @@ class Watched:
         final = self.sandbox.guest.stats()
         self._counted(final.oom_kills, final.refused_forks)
         self._cpu_left_s(final.cpu_usec)
+        if self.sandbox.calls is not None and self.sandbox.record.exit_signal == signal.SIGSYS:
+            self._called("")
 
     def look(self) -> None:
         """Read the counters. Called by alarms, and every so often where there is none."""
@@ -116,6 +121,11 @@ class Watched:
         self._output += size
         if most is not None and before <= most < self._output:
             self._report(self, ViolationKind.OUTPUT, 1, f"it wrote more than {most} bytes of output")
+
+    def _called(self, name: str) -> None:
+        """It made one of an escape's system calls; "": one of another architecture's, which ended its command."""
+        which = name or "of another architecture's"
+        self._report(self, ViolationKind.SYSCALL, 1, f"it was refused a system call that escapes begin with: {which}")
 
     def _ring(self, fd: int) -> None:
         if self._alarms is not None:

@@ -94,9 +94,9 @@ class Typhon:
         Raises InvalidState for one that sleeps or has ended. One that can't be frozen is ended instead, and said so.
         """
         sandbox_id = sandbox.record.id
-        if sandbox_id in self._held:
-            return self._cases.find(sandbox_id)
         taking = self._taking.get(sandbox_id)
+        if taking is None and sandbox_id in self._held:
+            return self._cases.find(sandbox_id)
         if taking is None:
             taking = asyncio.get_running_loop().create_task(self._take(sandbox, reason, detail, by))
             self._taking[sandbox_id] = taking

@@ -7,6 +7,7 @@ import select
 from collections.abc import Sequence
 
 from tartarus.runtimes.cgroups.files import field_in, write_value
+from tartarus.runtimes.descriptors import close_all
 
 
 class Alarms:
@@ -46,8 +47,7 @@ class Alarms:
 
     def close(self) -> None:
         """Wait for nothing more."""
-        for fd in {self._memory, self._pids, *(fd for fd, _ in self.ringing)} - {-1}:
-            os.close(fd)
+        close_all({self._memory, self._pids, *(fd for fd, _ in self.ringing)} - {-1})
 
 
 def v1_alarms(memory: str | None, pids: str | None) -> Alarms:
@@ -62,8 +62,7 @@ def v1_alarms(memory: str | None, pids: str | None) -> Alarms:
             write_value(f"{memory}/cgroup.event_control", f"{event} {control}")
         events = -1 if pids is None else _open(f"{pids}/pids.events", opened)
     except BaseException:
-        for fd in opened:
-            os.close(fd)
+        close_all(opened)
         raise
     ringing = [] if event < 0 else [(event, select.EPOLLIN)]
     return Alarms(ringing, control, events, field="oom_kill", polled=frozenset({"pids"}))
@@ -78,8 +77,7 @@ def v2_alarms(path: str, available: frozenset[str]) -> Alarms:
         for fd in opened:
             _read(fd)  # what was there before it was opened wakes nobody: it is read by whoever begins to watch
     except BaseException:
-        for fd in opened:
-            os.close(fd)
+        close_all(opened)
         raise
     return Alarms([(fd, select.EPOLLPRI) for fd in opened], memory, pids, field="oom_kill", polled=frozenset())
 

@@ -84,6 +84,11 @@ acct quotactl quotactl_fd syslog vhangup fanotify_init lookup_dcookie
 settimeofday clock_settime adjtimex clock_adjtime sethostname setdomainname iopl ioperm
 """
 
+_ORDINARY = """
+name_to_handle_at ptrace process_vm_readv process_vm_writev acct quotactl quotactl_fd syslog vhangup lookup_dcookie
+settimeofday clock_settime adjtimex clock_adjtime sethostname setdomainname
+"""
+
 COMMON: Final = frozenset(f"{_FILES} {_MEMORY} {_PROCESSES} {_IDENTITY} {_TIME} {_WAITING} {_SOCKETS}".split())
 """Allowed at every level, whatever the arguments."""
 
@@ -98,3 +103,6 @@ SYSTEM_V: Final = frozenset(_SYSTEM_V.split())
 
 DENIED: Final = frozenset(_DENIED.split())
 """Refused with EPERM at every level."""
+
+ESCAPES: Final = DENIED - frozenset(_ORDINARY.split())
+"""Of those, what an escape begins with, and a program that was not written to run as root has no use for."""

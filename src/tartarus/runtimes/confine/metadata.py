@@ -13,25 +13,20 @@ change, however it was reached.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import errno
-import fcntl
 import os
-import select
-import socket
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tartarus.guest.syscalls import number, table
+from tartarus.guest.syscalls import number
+from tartarus.runtimes.confine.listening import Call, Listener, answer, check_waiting, next_call
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
-_NOTIFICATION = struct.Struct("<QIIiIQ6Q")
-_RESPONSE = struct.Struct("<Qqii")
-_RECEIVE, _SEND, _STILL_VALID = 0xC050_2100, 0xC018_2101, 0x4008_2102
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_SYMLINK_NOFOLLOW = -100, 0x1000, 0x100
 _PATH_BYTES, _VALUE_BYTES, _NAME_BYTES, _PAGE = 4096, 65536, 256, 4096
 _NO_CHANGE: Final = 0xFFFF_FFFF
@@ -213,33 +208,25 @@ BROKERED: Final = frozenset(_SHAPES)
 
 def serve_one(listener: int, roots: Sequence[str]) -> None:
     """Answer one waiting call. `roots`: real paths of the directories whose files the sandbox may change."""
-    buffer = bytearray(_NOTIFICATION.size)
+    call = next_call(listener)
+    if call is None:
+        return
     try:
-        fcntl.ioctl(listener, _RECEIVE, buffer)
-    except FileNotFoundError:
-        return  # the caller was killed meanwhile
-    identity, pid, _flags, nr, _arch, _ip, *args = _NOTIFICATION.unpack(buffer)
-    try:
-        error = _serve(listener, identity, pid, nr, tuple(args), roots)
+        error = _serve(listener, call, roots)
     except OSError as failure:
         error = failure.errno or errno.EIO
-    try:
-        fcntl.ioctl(listener, _SEND, _RESPONSE.pack(identity, 0, -error, 0))
-    except FileNotFoundError:
-        return
+    answer(listener, call, error)
 
 
-def _serve(listener: int, identity: int, pid: int, nr: int, args: tuple[int, ...], roots: Sequence[str]) -> int:
-    names = {value: name for name, value in table().items()}
-    shape = _SHAPES[names[nr]]
+def _serve(listener: int, call: Call, roots: Sequence[str]) -> int:
     try:
-        caller = Caller(pid)
+        caller = Caller(call.pid)
     except OSError:
         return errno.EPERM  # undumpable: nothing may be read from it
     try:
         # Only now is it certain that the directory just opened is the caller's, not that of a later process.
-        fcntl.ioctl(listener, _STILL_VALID, struct.pack("<Q", identity))
-        _make_change(caller, shape, args, roots)
+        check_waiting(listener, call)
+        _make_change(caller, _SHAPES[call.name], call.args, roots)
     finally:
         caller.close()
     return 0
@@ -271,53 +258,13 @@ def _signed(value: int) -> int:
     return low - (1 << 32) if low >= 1 << 31 else low
 
 
-class MetadataBroker:
-    """Serves one sandbox on the running event loop, from when its filter is installed until its last process ends.
-
-    `link`: our end of the socket pair whose other end the guest's program sends the listener through (see
-    `add_seccomp`). Each call is answered on the loop, one per turn, so no sandbox keeps the others waiting.
-    """
+class MetadataBroker(Listener):
+    """Serves one sandbox. `link`: see `Listener`; `roots`: the directories whose files it may change."""
 
     def __init__(self, link: socket.socket, roots: Sequence[str]) -> None:
         self._roots = tuple(os.path.realpath(root) for root in roots)
-        self._link: socket.socket | None = link
-        self._listener = -1
-        self._poll = select.poll()
-        self._loop = asyncio.get_running_loop()
-        link.setblocking(False)
-        self._loop.add_reader(link, self._receive)
+        super().__init__(link)
 
-    def _receive(self) -> None:
-        assert self._link is not None
-        try:
-            _data, fds, _flags, _address = socket.recv_fds(self._link, 1, 1)
-        except BlockingIOError:
-            return
-        except OSError:
-            fds = []
-        self._drop_link()
-        if fds:
-            self._listener = fds[0]
-            self._poll.register(self._listener, select.POLLIN)
-            self._loop.add_reader(self._listener, self._serve)
-
-    def _serve(self) -> None:
-        events = sum(event for _fd, event in self._poll.poll(0))
-        if events & select.POLLIN:
-            serve_one(self._listener, self._roots)
-        elif events:
-            self.close()
-
-    def _drop_link(self) -> None:
-        if self._link is not None:
-            self._loop.remove_reader(self._link)
-            self._link.close()
-            self._link = None
-
-    def close(self) -> None:
-        """Serve no more: calls that wait, and all later ones, fail with ENOSYS. Safe to repeat."""
-        self._drop_link()
-        if self._listener >= 0:
-            self._loop.remove_reader(self._listener)
-            os.close(self._listener)
-            self._listener = -1
+    def serve(self, listener: int) -> None:
+        """Answer one waiting call."""
+        serve_one(listener, self._roots)

@@ -184,15 +184,15 @@ def _process(*, own_uid: bool, brokered: bool, landlock_abi: int) -> dict[str, R
         rules |= dict.fromkeys(_ATTRIBUTES, _NO_ATTRIBUTES)
     else:
         # Landlock would allow these for every file of the user, and through descriptors that may only read it.
-        rules |= {name: _by_broker(rules[name]) if brokered else EPERM for name in BROKERED}
+        rules |= {name: _asking(ALLOW, rules[name]) if brokered else EPERM for name in BROKERED}
     return rules
 
 
-def _by_broker(rule: Rule) -> Rule:
-    """The rule, with the broker asked where it allows."""
+def _asking(instead_of: Rule, rule: Rule) -> Rule:
+    """The rule, with whoever holds the listener asked instead of that verdict."""
     if isinstance(rule, Branch):
-        return Branch(rule.test, _by_broker(rule.then), _by_broker(rule.otherwise))
-    return ASK if rule == ALLOW else rule
+        return Branch(rule.test, _asking(instead_of, rule.then), _asking(instead_of, rule.otherwise))
+    return ASK if rule == instead_of else rule
 
 
 def _build() -> dict[str, Rule]:
@@ -210,6 +210,9 @@ def rules_by_name(
     """Every named call's rule at a level; a call that is not here gets ENOSYS. See `seccomp_filter`."""
     if level is Isolation.CONTAINER:
         special = _build() if build else _container()
+        if brokered:
+            told: dict[str, Rule] = {**dict.fromkeys(calls.ESCAPES, EPERM), "clone": special["clone"]}
+            special |= {name: _asking(EPERM, rule) for name, rule in told.items()}
     elif level is Isolation.PROCESS:
         special = _process(own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi)
     else:
@@ -229,10 +232,10 @@ def seccomp_filter(
 ) -> bytes:
     """The filter as an array of struct sock_filter.
 
-    The options are the process level's. `own_uid`: the sandbox's user id owns nothing outside it. `brokered`:
-    if it does, changes of metadata by path are handed to a MetadataBroker, not refused. `landlock_abi`: what
-    Landlock will mediate; older ones need more refusals here. `build`: the container level's, for a build step. The
-    defaults are the careful ones.
+    The process level's options: `own_uid`: the sandbox's user id owns nothing outside it. `brokered`: if it does,
+    changes of metadata by path are handed to a MetadataBroker, not refused. `landlock_abi`: what Landlock will
+    mediate; older ones need more refusals here. The container level's: `build`, for a build step; `brokered`: what
+    escapes begin with is handed to a CallWatch, which refuses it. The defaults are the careful ones.
     LookupError for an architecture without a table.
     """
     named = rules_by_name(level, own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi, build=build)
@@ -252,7 +255,7 @@ def add_seccomp(
 ) -> None:
     """Install the filter: the program's last step. Needs `no_new_privs`, which `add_capability_drop` sets.
 
-    `broker`: a passed end of a socket pair; the filter's listener is sent through it to a MetadataBroker, and
+    `broker`: a passed end of a socket pair; the filter's listener is sent through it to its Listener, and
     neither is left open in the guest, where a listener could answer for the broker.
     """
     brokered = broker is not None and not own_uid

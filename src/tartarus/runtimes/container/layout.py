@@ -250,6 +250,7 @@ def box_program(
     staged_mounts: bool = False,
     build: bool = False,
     secrets: bool = False,
+    watched: bool = False,
     rules: Sequence[landlock.PathRule] = LANDLOCK_RULES,
 ) -> Program:
     """What a guest does to itself between its birth and its agent: join its cgroup, box, drop everything.
@@ -258,7 +259,8 @@ def box_program(
     channel, sent when the host has moved it: its cgroup namespace's root is the group it stands in when it takes
     one. `limit_level`: whose rlimits to set; the process level's stand in for the cgroups that a host does not
     give. `mounts` come as passed descriptors, or with `staged_mounts` from this nursery's own stage. `build`: root
-    keeps, over the sandbox's own files and users, what installing packages takes. `rules`: the second wall.
+    keeps, over the sandbox's own files and users, what installing packages takes. `watched`: the last descriptor takes
+    the filter's listener. `rules`: the second wall.
     """
     box, root = "/.tartarus/box", "/.tartarus/box/m"
     program = Program()
@@ -315,7 +317,8 @@ def box_program(
     rlimits.add_rlimits(program, resources, limit_level)
     _become(program, rootfs.template.user, build=build)
     landlock.add_landlock(program, landlock_abi, rules)
-    seccomp.add_seccomp(program, Isolation.CONTAINER, build=build)
+    watcher = Fd(FIRST_ENTRY + n_entries + (0 if staged_mounts else len(mounts))) if watched else None
+    seccomp.add_seccomp(program, Isolation.CONTAINER, build=build, broker=watcher)
     return program
 
 

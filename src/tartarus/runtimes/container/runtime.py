@@ -17,6 +17,7 @@ from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, admit, lacking, remove_soon, weaker_limits
 from tartarus.runtimes.confine import landlock
+from tartarus.runtimes.confine.listening import CallWatch, watched
 from tartarus.runtimes.container import layout, mounts
 from tartarus.runtimes.container.quotas import UserNamespaces
 from tartarus.runtimes.container.storage import UPPER, Storage, directory, inodes_for, tmpfs, used_bytes
@@ -77,7 +78,7 @@ class ContainerSnapshot(WarmNursery):
         self, request: GuestRequest, abi: int, limit_level: Isolation, n_entries: int, storage: Storage
     ) -> tuple[bytes, list[str]]:
         """The box program, encoded; the one for requests without mounts is kept, as only the host name differs."""
-        usual = not (request.mounts or request.build or request.secrets)
+        usual = not (request.mounts or request.build or request.secrets or request.watch)
         cached = self._programs.get(request.resources) if usual else None
         if cached is None:
             program = layout.box_program(
@@ -91,6 +92,7 @@ class ContainerSnapshot(WarmNursery):
                 staged_mounts=self._own_mounts,
                 build=request.build,
                 secrets=request.secrets,
+                watched=request.watch is not None,
                 rules=self._rules,
             )
             cached = (program.encode(), program.steps)
@@ -219,6 +221,7 @@ class ContainerRuntime(UnsavableRuntime):
         storage on disk, gets a nursery of its own, started with them.
         """
         assert isinstance(snapshot, ContainerSnapshot)
+        warm = warm and request.watch is None
         if not (request.mounts or request.storage) or self._id_map.privileged:
             return await self._clone(snapshot, request, warm=warm)
         own = await self._start_nursery(snapshot.rootfs, request.mounts, request.storage)
@@ -243,12 +246,18 @@ class ContainerRuntime(UnsavableRuntime):
         held = [] if storage is None else [storage]
         passed: list[int] = []
         quotas = -1
+        watch: CallWatch | None = None
         try:
             passed = [*held, *await self._mount_fds(request)]
+            if request.watch is not None:
+                watch, listening = watched(request.watch)
+                passed.append(listening)
             quotas = await snapshot.user_namespaces.take()
             ours, theirs = channel_pair()
         except BaseException:
             close_all([*(passed or held), *([] if quotas < 0 else [quotas])])
+            if watch is not None:
+                watch.close()
             raise
         cgroup: Cgroup | None = None
         born: Clone | None = None
@@ -263,6 +272,8 @@ class ContainerRuntime(UnsavableRuntime):
         except BaseException as error:
             ours.close()
             close_all(held)
+            if watch is not None:
+                watch.close()
             if born is not None:
                 os.close(born.pidfd)
             if cgroup is not None:
@@ -287,6 +298,8 @@ class ContainerRuntime(UnsavableRuntime):
             changes=_upper(storage, request.storage),
         )
         snapshot.hold(guest)
+        if watch is not None:
+            guest.ended.add_done_callback(lambda _: watch.close())
         return guest
 
     def _storage(self, request: GuestRequest) -> tuple[int | None, Storage]:

@@ -99,12 +99,12 @@ def enter(
     os.setresuid(0, 0, 0)
     _die_with_parent()
     os.umask(0)
-    _build_root(places, trees)
+    build_root(places, trees)
     _limit(limits)
-    _drop_capabilities()
-    _enter_landlock(places, readable, fillable)
-    _forget_modules()
-    _install_filter()
+    drop_capabilities(_KEPT)
+    enter_landlock(places, readable, fillable)
+    forget_modules()
+    install_filter(seccomp_filter(os.uname().machine))
 
 
 def _copies(places: Sequence[Place]) -> list[int]:
@@ -143,11 +143,19 @@ def _fork() -> None:
 def _die_with_parent() -> None:
     # Once more: the change of ids took it back.
     _step("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
+    hide_memory()
+
+
+def hide_memory() -> None:
+    """Nobody of the same user looks into this process, and it leaves no core."""
     _step("prctl", _PR_SET_DUMPABLE, 0)
 
 
-def _build_root(places: Sequence[Place], trees: Sequence[int]) -> None:
-    """A root with the places and nothing else. No symbolic link is followed in it, and no other mount is there."""
+def build_root(places: Sequence[Place] = (), trees: Sequence[int] = ()) -> None:
+    """In a mount namespace of our own: a root with the places and nothing else.
+
+    No symbolic link is followed in it, and no other mount is there.
+    """
     call("mount", None, b"/", None, _REC | _PRIVATE, None)
     # /proc is a directory on every host; what is mounted over is left behind with the old root.
     call("mount", b"tmpfs", b"/proc", b"tmpfs", _NOSUID | _NODEV | _NOEXEC, b"mode=755,size=64k,nr_inodes=128")
@@ -184,7 +192,8 @@ def _limit(limits: Limits) -> None:
         resource.setrlimit(which, (most, most))
 
 
-def _drop_capabilities() -> None:
+def drop_capabilities(kept: int) -> None:
+    """Hold no capabilities but those of `kept`, which is a set of bits, and never again another."""
     _step("prctl", _PR_SET_NO_NEW_PRIVS, 1)
     _step("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     for capability in range(64):
@@ -193,10 +202,13 @@ def _drop_capabilities() -> None:
         except OSError:
             break  # the first that this kernel does not know
     header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
-    call("capset", header, struct.pack("<6I", _KEPT, _KEPT, 0, 0, 0, 0))
+    call("capset", header, struct.pack("<6I", kept, kept, 0, 0, 0, 0))
 
 
-def _enter_landlock(places: Sequence[Place], readable: Sequence[int], fillable: Sequence[int]) -> None:
+def enter_landlock(
+    places: Sequence[Place] = (), readable: Sequence[int] = (), fillable: Sequence[int] = (), *, connect: bool = False
+) -> None:
+    """Where the kernel has it: no file but these, no TCP port (but for `connect`, to others), nobody else's process."""
     try:
         abi = call("landlock_create_ruleset", None, 0, 1)
     except OSError:
@@ -205,7 +217,7 @@ def _enter_landlock(places: Sequence[Place], readable: Sequence[int], fillable: 
         return  # the first version forbids every hard link between directories
     handled = (1 << _LL_KNOWN.get(abi, _LL_NEWEST)) - 1
     attributes = struct.pack("<Q", handled)
-    attributes += struct.pack("<Q", 3) if abi >= 4 else b""  # no TCP port
+    attributes += struct.pack("<Q", 1 if connect else 3) if abi >= 4 else b""  # no TCP port, at least to bind
     attributes += struct.pack("<Q", 3) if abi >= 6 else b""  # no signal, no abstract socket, beyond this process
     rules = call("landlock_create_ruleset", attributes, len(attributes), 0)
     for place in places:
@@ -220,15 +232,16 @@ def _enter_landlock(places: Sequence[Place], readable: Sequence[int], fillable: 
     os.close(rules)
 
 
-def _forget_modules() -> None:
-    """Nothing can be imported any more: the paths where modules lie now lead into what is being unpacked."""
+def forget_modules() -> None:
+    """Nothing can be imported any more: the paths where modules lie now lead elsewhere, or nowhere."""
     sys.path.clear()
     sys.meta_path.clear()
     sys.path_hooks.clear()
 
 
-def _install_filter() -> None:
-    code = ctypes.create_string_buffer(seccomp_filter(os.uname().machine))
+def install_filter(filter_code: bytes) -> None:
+    """Let the system calls pass that a filter, an array of struct sock_filter, lets pass."""
+    code = ctypes.create_string_buffer(filter_code)
     program = struct.pack("<HxxxxxxQ", (len(code) - 1) // 8, ctypes.addressof(code))
     call("seccomp", _SECCOMP_SET_MODE_FILTER, 0, program)
 
