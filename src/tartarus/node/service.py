@@ -100,14 +100,12 @@ class Node:
         )
         self._launcher = Launcher(
             store, self._metrics, self._levels.runtimes, self._pool, self.memory, self.secrecy,
-            rootfs=self._rootfs_of, log=self._open_log, adopt=self._adopt, on_end=self._ended,
-            networking=self.networking,
+            rootfs=self._rootfs_of, log=self._open_log, adopt=self._adopt, on_end=self._ended, networking=self.networking,
         )  # fmt: skip
         self.sleeper = SleepManager(
             settings, store, self.memory, self._metrics, self._live,
-            rootfs=self._rootfs_of, log=self._open_log, on_end=self._ended,
+            rootfs=self._rootfs_of, log=self._open_log, on_end=self._ended, admission=self.admission,
             places=lambda record, rootfs: self._levels.runtimes[record.isolation].places(rootfs, record.id),
-            admission=self.admission,
         )  # fmt: skip
         self.checkpoints = Checkpoints(store, self.library.snapshots, self.memory, self.create)
         self.terminator = Terminator(self._live.values, self._end_creations, self.sleeper, self.checkpoints)
