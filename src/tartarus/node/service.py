@@ -99,8 +99,8 @@ class Node:
             settings, self._levels, self._pool, self._offers, self.library.uploads, self._spares.relieve
         )
         self._launcher = Launcher(
-            store, self._metrics, self._levels.runtimes, self._pool, self.memory, self.secrecy,
-            rootfs=self._rootfs_of, log=self._open_log, adopt=self._adopt, on_end=self._ended, networking=self.networking,
+            store, self._metrics, self._levels.runtimes, self._pool, self.memory, self.secrecy, adopt=self._adopt,
+            rootfs=self._rootfs_of, log=self._open_log, on_end=self._ended, networking=self.networking,
         )  # fmt: skip
         self.sleeper = SleepManager(
             settings, store, self.memory, self._metrics, self._live,
@@ -111,8 +111,8 @@ class Node:
         self.terminator = Terminator(self._live.values, self._end_creations, self.sleeper, self.checkpoints)
         self.furies = Furies(
             settings, store, self._metrics, self._levels, self.memory, self._offers,
-            lambda record: self.admission.limits(record.tenant, record.template), self._make, self.audit,
-            self.networking,
+            lambda record: self.admission.limits(record.tenant, record.template),
+            self._make, self.audit, self.networking,
         )  # fmt: skip
         self.library.held = lambda: (sandbox.offer for sandbox in self._live.values())
         self._background: asyncio.Task[None] | None = None
