@@ -10,7 +10,7 @@ import pytest
 from tartarus.model.contract import Contract, Publish
 from tartarus.model.errors import InvalidRequest, InvalidState, Unsupported
 from tartarus.model.sandbox import ExecSpec, Isolation, Network, SandboxSpec
-from tartarus.node.publishing import Published, connect
+from tartarus.node.publishing import Published
 from tartarus.node.service import Node
 
 from .conftest import TENANT
@@ -65,7 +65,7 @@ async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def test_who_can_t(node: Node) -> None:
-    with pytest.raises(Unsupported, match="no ports to publish"):
+    with pytest.raises(Unsupported, match="no ports to show"):
         await node.create(TENANT, SandboxSpec(isolation=Isolation.PROCESS, publish=(Publish(80),)))
     with pytest.raises(InvalidRequest, match="root's"):
         Published.bind("uid-1000", (Publish(80, 80),), node.sleeper.wake)
@@ -84,5 +84,6 @@ async def test_a_contract_says_which_ports_are_exposed(node: Node) -> None:
         **{name: getattr(sandbox.record, name) for name in sandbox.record.__struct_fields__} | {"spec": asked}
     )
     with pytest.raises(InvalidState, match="not exposed"):
-        await connect(sandbox, 8080)
+        async with sandbox.connection(8080):
+            pass
     await sandbox.kill()

@@ -17,8 +17,9 @@ from litestar.handlers import HTTPRouteHandler
 from tartarus.control.auditing import Audit
 from tartarus.control.decode import nearest
 from tartarus.control.hangups import HangupWatcher
+from tartarus.control.library_ports import Modules, Snapshots, Templates, Uploads
 from tartarus.control.peers import Peer, peer_of
-from tartarus.control.ports import Modules, Node, Policies, Sandbox, Snapshots, Templates, Uploads
+from tartarus.control.ports import Node, Policies, Sandbox
 from tartarus.model.errors import InvalidRequest, InvalidState, SandboxNotFound, TartarusError
 from tartarus.model.sandbox import SandboxRecord
 from tartarus.model.settings import Settings
@@ -171,7 +172,7 @@ class ApiSocket(WebSocket[None, None, State]):
 
 async def refuse_unknown_parameters(request: Request[None, None, State]) -> None:
     """Refuse query parameters that the handler does not have: a misspelt filter must not list everything."""
-    if not request.scope["query_string"]:
+    if not request.scope["query_string"] or request.route_handler.opt.get("is_forwarded"):
         return
     known = _query_names(request.route_handler)
     for key in request.query_params:

@@ -15,9 +15,13 @@ from litestar.enums import ScopeType
 
 from tartarus.control.peers import Peer, peer_of
 from tartarus.model.audit import AuditEntry, AuditPage, AuditProof, AuditQuery, AuditVerification
+from tartarus.model.errors import TartarusError
 
 if TYPE_CHECKING:
     from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+    from tartarus.control.api import ApiSocket
+    from tartarus.control.ports import Sandbox
 
 REFUSED = frozenset({401, 403, 404})
 _SHOWN = ("path", "name")
@@ -50,6 +54,19 @@ def entry_of(peer: Peer, action: str, target: str = "", **fields: Any) -> AuditE
     )  # fmt: skip
 
 
+async def noted_socket(socket: ApiSocket, action: str, sandbox_id: str, **fields: Any) -> Sandbox:
+    """The caller's sandbox, once it is written down what they do with it, or that they may not."""
+    peer = socket.peer
+    try:
+        sandbox = await socket.api.find_live(peer.tenant, sandbox_id)
+    except TartarusError as error:
+        decision = "deny" if error.http_status in REFUSED else "error"
+        socket.api.audit.note(entry_of(peer, action, sandbox_id, decision=decision, reason=error.code))
+        raise
+    socket.api.audit.add(entry_of(peer, action, sandbox.record.id, decision="allow", **fields))
+    return sandbox
+
+
 def audited(app: ASGIApp) -> ASGIApp:
     """Middleware: writes down how each request went, as its handler says."""
 
@@ -80,6 +97,8 @@ def _note(scope: dict[str, Any], action: str, status: int, began: float, *, refu
     parameters = scope.get("path_params") or {}
     query = parse_qs(scope["query_string"].decode("latin-1"))
     shown = [f"{name}={query[name][0]}" for name in _SHOWN if name in query]
+    if scope["route_handler"].opt.get("is_forwarded"):  # what it asks is the guest's business
+        shown = [f"{scope['method']} port {parameters.get('port')}"]
     audit: Audit = scope["litestar_app"].state["api"].audit
     audit.note(
         entry_of(

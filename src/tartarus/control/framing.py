@@ -65,6 +65,8 @@ class StreamProtocol(WebSocketsSansIOProtocol):
         parts = cast("tuple[bytes, ...] | None", message.get("parts"))
         if parts is None:
             await super().send(message)
+            if message["type"] == "websocket.http.response.body":
+                self.handshake_complete = True  # refused is complete, too: uvicorn would complain that it is not
             return
         if not self.writable.is_set():
             await self.writable.wait()

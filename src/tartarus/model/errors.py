@@ -310,6 +310,13 @@ class GuestFailed(TartarusError):
     http_status = 502
 
 
+class PortFailed(TartarusError):
+    """What listens at a sandbox's port gave no answer that can be passed on."""
+
+    code = "port_failed"
+    http_status = 502
+
+
 class ContainerNotFound(TartarusError):
     """The other engine has no such container or image."""
 

@@ -56,4 +56,5 @@ class Contracts:
             )
         )  # fmt: skip
         await line.swear(held)
+        sandbox.end_unexposed()
         return await self.state(sandbox)

@@ -148,11 +148,8 @@ class Networking:
 
     def check(self, spec: SandboxSpec, contract: Contract | None, isolation: Isolation) -> None:
         """Raise Unsupported or InvalidRequest for a network that this sandbox can't have."""
-        if spec.publish and isolation in _NO_LOOPBACK:
-            raise Unsupported(
-                f"a sandbox at the {isolation.value} level has no ports to publish", why=_NO_LOOPBACK[isolation],
-                fix="use --isolation container, or leave --publish out",
-            )  # fmt: skip
+        if spec.publish:
+            refuse_without_loopback(isolation)
         if contract is None:
             return
         if isolation not in LEVELS:
@@ -288,6 +285,15 @@ def refuse_connected(spec: SandboxSpec) -> None:
             "a sandbox with a network is not saved, copied or hibernated",
             why="its connections would not be there where it goes on",
             fix="pause it instead, or make it without a network",
+        )  # fmt: skip
+
+
+def refuse_without_loopback(isolation: Isolation) -> None:
+    """Raise Unsupported at a level whose sandboxes have no loopback of their own to connect to."""
+    if isolation in _NO_LOOPBACK:
+        raise Unsupported(
+            f"a sandbox at the {isolation.value} level has no ports to show", why=_NO_LOOPBACK[isolation],
+            fix="use --isolation container",
         )  # fmt: skip
 
 

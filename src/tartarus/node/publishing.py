@@ -16,12 +16,10 @@ import structlog
 
 from tartarus.guest.ports import GuestPort
 from tartarus.model.contract import Publish
-from tartarus.model.errors import InvalidRequest, InvalidState, TartarusError
+from tartarus.model.errors import InvalidRequest, TartarusError
 from tartarus.node.sandbox import Sandbox
 
 _log = structlog.get_logger("tartarus.node.publishing")
-MAX_CONNECTIONS = 256
-"""At once, to all published ports of one sandbox."""
 _CHUNK_BYTES = 64 * 1024
 _ROOT = "uid-0"
 _FIRST_UNPRIVILEGED = 1024
@@ -79,9 +77,9 @@ class Published:
             assert task is not None
             self._carrying.add(task)
             try:
-                if len(self._carrying) <= MAX_CONNECTIONS:
-                    await self._wake(sandbox)
-                    await carry(await connect(sandbox, port), reader, writer)
+                await self._wake(sandbox)
+                async with sandbox.connection(port) as stream:
+                    await carry(stream, reader, writer)
             except (TartarusError, OSError) as error:
                 _log.info("published_connection_failed", sandbox=sandbox.record.id, port=port, error=str(error))
             except asyncio.CancelledError:
@@ -91,17 +89,6 @@ class Published:
                 writer.transport.abort()
 
         return connected
-
-
-async def connect(sandbox: Sandbox, port: int) -> GuestPort:
-    """A connection to a TCP port of a sandbox's loopback. Raises InvalidState when nothing listens, or it may not."""
-    contract = sandbox.record.spec.contract
-    if contract is not None and not contract.exposes(port):
-        raise InvalidState(
-            f"port {port} of this sandbox is not exposed", why="its contract names those that are",
-            fix="add it to exposed_ports",
-        )  # fmt: skip
-    return await sandbox.channel.open_port(port)
 
 
 async def carry(stream: GuestPort, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,8 +112,6 @@ async def carry(stream: GuestPort, reader: asyncio.StreamReader, writer: asyncio
             group.create_task(outwards())
     except* (TartarusError, OSError) as errors:
         raise errors.exceptions[0] from None
-    finally:
-        stream.close()
     with contextlib.suppress(OSError):
         await writer.drain()
 

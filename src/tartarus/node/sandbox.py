@@ -39,6 +39,7 @@ from tartarus.node.guarding import Guard, Tally
 from tartarus.node.networking import Line
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
+from tartarus.node.reaching import Reachable
 from tartarus.node.resting import Resting
 from tartarus.node.secrecy import Held
 from tartarus.node.sessions import SandboxSession
@@ -48,6 +49,7 @@ from tartarus.runtimes.base import Guest, Places, command_environment
 from tartarus.store.sandboxes import SandboxStore
 
 if TYPE_CHECKING:
+    from tartarus.guest.ports import GuestPort
     from tartarus.node.publishing import Published
 
 _log = structlog.get_logger("tartarus.node.sandbox")
@@ -57,7 +59,7 @@ _STARTED = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.HIBERNA
 _STOPPING = frozenset({State.STOPPING})
 
 
-class Sandbox(Detained, Contexts, Resting, Stopping):
+class Sandbox(Detained, Contexts, Reachable, Resting, Stopping):
     """Made by the node when the guest is running."""
 
     def __init__(
@@ -82,6 +84,7 @@ class Sandbox(Detained, Contexts, Resting, Stopping):
         self.violation: Violation | None = None
         self.calls: Tally | None = None
         self._contexts: dict[str, CodeContext] = {}
+        self._connections: dict[object, tuple[int, GuestPort] | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._timers: list[asyncio.TimerHandle] = []

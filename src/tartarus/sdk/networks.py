@@ -11,10 +11,32 @@ from tartarus.model.contract import OPEN, Contract, NetworkState, Publish, parse
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import Network, SandboxRecord
 from tartarus.sdk import network_calls
+from tartarus.sdk.http import target
 
 if TYPE_CHECKING:
     from tartarus.sdk.async_client import AsyncClient
     from tartarus.sdk.client import Client
+
+
+class PortAddress(msgspec.Struct, frozen=True):
+    """Where a sandbox's port is to be found through the API, for HTTP clients that can use a Unix socket.
+
+    Attributes:
+        url: what its paths are added to; it ends with a slash.
+        websocket_url: the same for WebSockets.
+        socket: the path of the daemon's socket, which the URLs' host stands for.
+    """
+
+    url: str
+    websocket_url: str
+    socket: str
+
+
+def _address(record: SandboxRecord, port: int, socket: str) -> PortAddress:
+    if not 0 < port < 65536:
+        raise InvalidRequest(f"{port} is no port", fix="ports are 1 to 65535")
+    path = target("sandboxes", record.id, "ports", str(port))
+    return PortAddress(f"http://tartarus{path}/", f"ws://tartarus{path}/", socket)
 
 
 class Networked:
@@ -31,6 +53,13 @@ class Networked:
         """Hold it to another contract, from one moment on; what that does not open any more ends then."""
         return self._client.transport.call(network_calls.swear(self._record.id, contract))
 
+    def port(self, port: int) -> PortAddress:
+        """Where what it serves on that port of its loopback is to be found; it takes no network.
+
+        ``httpx.Client(transport=httpx.HTTPTransport(uds=address.socket), base_url=address.url)`` asks it.
+        """
+        return _address(self._record, port, self._client.transport.places.socket)
+
 
 class AsyncNetworked:
     """The part of an `AsyncSandbox` that is about its network."""
@@ -45,6 +74,13 @@ class AsyncNetworked:
     async def swear(self, contract: Contract) -> NetworkState:
         """Hold it to another contract, from one moment on; what that does not open any more ends then."""
         return await self._client.transport.call(network_calls.swear(self._record.id, contract))
+
+    def port(self, port: int) -> PortAddress:
+        """Where what it serves on that port of its loopback is to be found; it takes no network.
+
+        ``httpx.Client(transport=httpx.HTTPTransport(uds=address.socket), base_url=address.url)`` asks it.
+        """
+        return _address(self._record, port, self._client.transport.places.socket)
 
 
 def network_fields(network: str | Contract, allow: Sequence[str]) -> tuple[Network, Contract | None]:

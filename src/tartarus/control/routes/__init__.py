@@ -14,6 +14,7 @@ from tartarus.control.routes import (
     modules,
     network,
     policies,
+    ports,
     quarantine,
     sandboxes,
     secrets,
@@ -44,6 +45,7 @@ ROUTES = [
     *policies.ROUTES,
     *audit.ROUTES,
     *network.ROUTES,
+    *ports.ROUTES,
     *lamentations.ROUTES,
     *quarantine.ROUTES,
 ]

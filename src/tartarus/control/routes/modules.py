@@ -29,7 +29,7 @@ async def listing(request: ApiRequest) -> list[ModuleInfo]:
     return await request.api.modules.list(request.peer.tenant)
 
 
-@delete("/v1/modules/{module_id:str}")
+@delete("/v1/modules/{module_id:str}", audit="module.remove")
 async def remove(request: ApiRequest, module_id: FromPath[str]) -> None:
     """Forget a module, by its sha256 or the unique beginning of it; sandboxes that were made of it go on."""
     await request.api.modules.remove(request.peer.tenant, module_id)

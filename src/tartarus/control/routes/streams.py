@@ -12,7 +12,7 @@ from litestar import websocket
 from litestar.params import FromPath
 
 from tartarus.control.api import ApiSocket
-from tartarus.control.auditing import REFUSED, entry_of
+from tartarus.control.auditing import noted_socket
 from tartarus.control.link import Link
 from tartarus.control.mounting import with_links_followed
 from tartarus.model.errors import GuestFailed, InvalidRequest, InvalidState, SandboxLost, TartarusError
@@ -64,7 +64,7 @@ async def execute(socket: ApiSocket, sandbox_id: FromPath[str]) -> None:
     """Run one more command in a live sandbox; it is killed when its client goes away."""
     async with Link(socket) as link:
         spec = await link.open(ExecSpec)
-        sandbox = await _audited(socket, "sandbox.exec", sandbox_id, spec)
+        sandbox = await noted_socket(socket, "sandbox.exec", sandbox_id, input_digest=digest_of(spec))
         process = await sandbox.exec(spec)
         status: ExitStatus | None = None
         try:
@@ -90,25 +90,11 @@ async def attach(socket: ApiSocket, sandbox_id: FromPath[str]) -> None:
     since_ns = time.time_ns()
     async with Link(socket) as link:
         await link.open(AttachRequest)
-        sandbox = await _audited(socket, "sandbox.attach", sandbox_id)
+        sandbox = await noted_socket(socket, "sandbox.attach", sandbox_id)
         main = _main_of(sandbox)
         await _tell_started(link, sandbox, main)
         await link.show(sandbox.log, since_ns)
         await _tell_end(link, sandbox, main)
-
-
-async def _audited(socket: ApiSocket, action: str, sandbox_id: str, spec: ExecSpec | None = None) -> Sandbox:
-    """The caller's sandbox, once it is written down what they do with it, or that they may not."""
-    peer = socket.peer
-    try:
-        sandbox = await socket.api.find_live(peer.tenant, sandbox_id)
-    except TartarusError as error:
-        decision = "deny" if error.http_status in REFUSED else "error"
-        socket.api.audit.note(entry_of(peer, action, sandbox_id, decision=decision, reason=error.code))
-        raise
-    digest = "" if spec is None else digest_of(spec)
-    socket.api.audit.add(entry_of(peer, action, sandbox.record.id, decision="allow", input_digest=digest))
-    return sandbox
 
 
 def _main_of(sandbox: Sandbox) -> Process:
