@@ -13,14 +13,16 @@ from tests.network import topology
 from tests.network.servers import NAME_SERVER, wait_until
 from tests.network.topology import HOST, METADATA, NEIGHBOUR, PRIVATE, PUBLIC, World, joined, off
 from tests.network.webs import WebServer
+from tests.node.images import guest_images
 
 from tartarus.model.contract import Contract
 from tartarus.model.errors import RequestRejected
+from tartarus.sdk import Sandbox
 
 pytestmark = pytest.mark.needs("root", "nft", "ip", "cgroups", "system-python")
 
 # One line for each attempt: its name, and what came of it.
-ATTEMPTS = """
+ASKING = """
 import ctypes, fcntl, os, socket, struct, subprocess
 def attempt(name, work):
     try:
@@ -40,6 +42,8 @@ def write(path, text):
 for address in ADDRESSES:
     attempt(address, lambda: ask(address))
 attempt("host", lambda: ask(HOST, 8080))
+"""
+MEDDLING = """
 attempt("raw", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
 attempt("raw icmp", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP))
 attempt("frames", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
@@ -67,7 +71,7 @@ def test_a_real_sandbox(tmp_path: Path) -> None:
 def _try_everything(world: World, home: Place) -> None:
     sandbox = home.create("sleep", "600")
     process = os.pidfd_open(home.inside(sandbox)[0])
-    code = f"ADDRESSES, HOST = {ADDRESSES!r}, {HOST!r}\n{ATTEMPTS}"
+    code = f"ADDRESSES, HOST = {ADDRESSES!r}, {HOST!r}\n{ASKING}{MEDDLING}"
 
     async def scenario() -> None:
         async with joined(world.pool()) as pool:
@@ -100,6 +104,13 @@ for name in ("public.example", "evil.example"):
     except urllib.error.HTTPError as error:
         print(error.code)
 """
+FORGE = f"""
+import fcntl, socket, struct
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    fcntl.ioctl(sock, 0x8916, struct.pack("16sHH4s8x", b"eth0:1", 2, 0, bytes([8, 8, 8, 8])))
+    sock.bind(("8.8.8.8", 0))
+    sock.sendto(b"forged", ("{PUBLIC}", 7777))
+"""
 SHOUT = """
 import socket, time
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -112,9 +123,10 @@ while True:
 """
 
 
-@pytest.mark.parametrize("level", ["container", pytest.param("gvisor", marks=pytest.mark.needs("runsc"))])
+@pytest.mark.parametrize("level", ["container", pytest.param("gvisor", marks=pytest.mark.needs("runsc")),
+                                   pytest.param("microvm", marks=pytest.mark.needs("microvm"))])  # fmt: skip
 def test_a_contract_holds_from_the_first_instruction_to_the_last(tmp_path: Path, level: str) -> None:
-    with topology.world(tmp_path) as world, place() as home:
+    with topology.world(tmp_path) as world, place() as home, guest_images(home.home):
         config = home.home / "config.yaml"
         config.write_text(f"network:\n  name_servers: [{NAME_SERVER}]\n")
         config.chmod(0o600)
@@ -135,7 +147,7 @@ def test_a_contract_holds_from_the_first_instruction_to_the_last(tmp_path: Path,
         counters = sandbox.network().counters
         assert (counters["opened"], counters["proxied"], counters["refused_proxy_name"]) == (2, 1, 1)
         addresses = ("public.example", *ADDRESSES[1:])
-        done = sandbox.run(["python3", "-c", f"ADDRESSES, HOST = {addresses!r}, {HOST!r}\n{ATTEMPTS}"])
+        done = sandbox.run(["python3", "-c", f"ADDRESSES, HOST = {addresses!r}, {HOST!r}\n{ASKING}"])
         answers = dict(line.split(": ", 1) for line in done.stdout.splitlines())
         assert answers["public.example"] == HOST, done.stderr
         assert {answers[closed] for closed in (*PRIVATE, METADATA[0], NEIGHBOUR, "host")} == {"No route to host"}
@@ -143,13 +155,34 @@ def test_a_contract_holds_from_the_first_instruction_to_the_last(tmp_path: Path,
         with pytest.raises(RequestRejected, match="private addresses"):
             sandbox.swear(Contract(allowed_cidrs=("10.0.0.0/8",), deny_private=False))
         assert sandbox.swear(Contract(allowed_cidrs=("192.0.2.0/24",))).contract is not None
-        done = sandbox.run(["python3", "-c", f"ADDRESSES, HOST = {[PUBLIC]!r}, {HOST!r}\n{ATTEMPTS}"])
+        done = sandbox.run(["python3", "-c", f"ADDRESSES, HOST = {[PUBLIC]!r}, {HOST!r}\n{ASKING}"])
         assert f"{PUBLIC}: No route to host" in done.stdout
+        if level == "microvm":
+            _goes_on_elsewhere(sandbox)
         assert sum(b"allowed" in packet for packet in spy.seen) == heard
         assert not spy.saw(b"forbidden")
         assert not spy.saw(b"inner")
+        assert not spy.saw(b"forged")
         assert home.end_daemon(signal.SIGKILL) != 0
         assert world.in_host(lambda: not any("slot" in name for name in os.listdir("/sys/class/net")))
         world.in_host(home.start)
         assert home.end_daemon(signal.SIGTERM) == 0
         assert world.traces() == []
+
+
+def _goes_on_elsewhere(sandbox: Sandbox) -> None:
+    """Asleep it has no network; awake, and each copy of it, an address of its own, under the contract it had last."""
+    before = sandbox.network()
+    sandbox.hibernate()
+    assert sandbox.network().address == ""
+    sandbox.wake()
+    addresses = {before.address}
+    for copy in (sandbox, *sandbox.fork()):
+        assert copy.network().contract == before.contract
+        addresses.add(copy.network().address)
+        done = copy.run(["python3", "-c", f"ADDRESSES, HOST = {[PUBLIC]!r}, {HOST!r}\n{ASKING}"])
+        assert f"{PUBLIC}: No route to host" in done.stdout
+    assert len(addresses) == 3
+    # A kernel of its own lets its root have any address.
+    assert sandbox.run(["python3", "-c", FORGE]).stderr == ""
+    wait_until(lambda: sandbox.network().counters.get("refused_spoofed"), "a refusal")

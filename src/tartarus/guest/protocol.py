@@ -274,6 +274,11 @@ def write_payload(path: str, mode: int, flags: int) -> bytes:
     return text(path) + U32_U32.pack(mode, flags)
 
 
+def join_payload(address: bytes, gateway: bytes, mtu: int) -> bytes:
+    """What follows a machine's FIXUP, names and limits included: its network card's address, its gateway, its MTU."""
+    return b"".join(U32.pack(len(part)) + part for part in (address, gateway)) + U32.pack(mtu)
+
+
 def connect_payload(port: int) -> bytes:
     """The payload of CONNECT."""
     return _PORT.pack(port)
@@ -288,9 +293,10 @@ class FixedUp(IntFlag):
     NAMED = 8
     MACHINE_ID = 16
     LIMITED = 32
+    JOINED = 64
 
 
-ALL_FIXED_UP = 63
+ALL_FIXED_UP = 127
 
 
 def fixup_payload(

@@ -129,9 +129,9 @@ class Links:
         """Every link."""
         return [_parse_link(message.body) for message in self._netlink.dump(Request(_GETLINK, 0, _link(0)))]
 
-    def bring_up(self, index: int) -> None:
-        """Bring a link up. Raises OSError."""
-        self._netlink.do(Request(_NEWLINK, 0, _link(index, up=True)))
+    def bring_up(self, index: int, mtu: int = 0) -> None:
+        """Bring a link up, with that MTU in bytes unless it is 0. Raises OSError."""
+        self._netlink.do(Request(_NEWLINK, 0, _link(index, up=True) + (u32(_IFLA_MTU, mtu) if mtu else b"")))
 
     def configure(self, index: int, address: IPv4Interface | None = None, routes: tuple[Request, ...] = ()) -> None:
         """Give a link that is up an address, and then add `routes` (see `route`). Raises OSError."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import functools
-import os
 import subprocess
 from collections import deque
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
 from tartarus.model.contract import OPEN
-from tartarus.model.errors import GuestFailed, InvalidState, NoSpace, TartarusError, Unsupported
-from tartarus.network import nft
+from tartarus.model.errors import InvalidState, NoSpace, TartarusError, Unsupported
+from tartarus.network import failures
 from tartarus.network.compiled import Compiled, compiled
 from tartarus.network.egress.proxy import EgressProxy, Launch
 from tartarus.network.host import Host
@@ -36,11 +36,11 @@ _FILTER_GROUPS = (7,)
 # Changes come in bursts (a link comes up, gets its address, its routes): after a look at once, the next one waits.
 _SETTLE_S = 0.1
 _SWEEP_AFTER_S = 0.3
-_EXHAUSTED = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE, errno.ENOSPC})
 # Somebody else's change may be under way, or the host out of memory for a moment; the router's rules stand meanwhile.
 _TRIES = 3
 
 _OPEN = compiled(OPEN)
+T = TypeVar("T")
 
 
 class SlotPool:
@@ -58,7 +58,7 @@ class SlotPool:
         self._free: deque[int] = deque()
         self._taken: dict[int, Slot] = {}
         self._before: dict[int, dict[str, int]] = {}
-        self._mtu = 0
+        self.mtu = 0
         self._events: list[Events] = []
         self._following: asyncio.Task[None] | None = None
         self._failure = ""
@@ -66,14 +66,7 @@ class SlotPool:
         self._dirty = asyncio.Event()
         self._sweeping: asyncio.Task[None] | None = None
 
-    @staticmethod
-    def unavailable() -> str:
-        """Why sandboxes can't have a network on this host; nothing if they can."""
-        if os.geteuid() != 0:
-            return "the daemon does not run as root, and only root can join a sandbox to the host's network"
-        if nft.path() is None:
-            return "the program nft is missing; install nftables"
-        return ""
+    unavailable = staticmethod(failures.unavailable)
 
     async def clean(self) -> bool:
         """Put back what a killed daemon left on the host; whether there was anything. Costs one look at a file."""
@@ -109,8 +102,8 @@ class SlotPool:
         avoid = [IPv4Address(text) for text in self._settings.name_servers or host_name_servers() if ":" not in text]
         network = self._host.reserve(self._settings, avoid)
         self._router = Router.create(network, self._settings)
-        self._mtu = self._host.mtu()
-        self._host.connect(self._router, self._mtu)
+        self.mtu = self._host.mtu()
+        self._host.connect(self._router, self.mtu)
         self._free = deque(range(self._settings.slots))
         self._before = {}
         self._failure = ""
@@ -156,7 +149,7 @@ class SlotPool:
         except BaseException as error:
             await self.give_back(slot)
             if isinstance(error, OSError):
-                raise _not_sworn(error) from error
+                raise failures.not_sworn(error) from error
             raise
         resolver.opened(slot.address, self._asker(router, slot))
         return slot
@@ -180,7 +173,7 @@ class SlotPool:
             except OSError as error:
                 if asker is not None:
                     asker.replace(slot.contract)
-                raise _not_sworn(error) from error
+                raise failures.not_sworn(error) from error
             slot.contract = contract
             if self._proxy is not None:
                 await self._proxy.review(slot.address)
@@ -237,15 +230,24 @@ class SlotPool:
         `guest` is a pidfd of any of its processes, or the open file of its network namespace. Everything is done from
         outside, and nothing can leave before the rules stand, which they do. Raises GuestFailed, NoSpace, InvalidState.
         """
+        await self._joined(slot, lambda router: router.attach(slot.number, guest, self.mtu))
+
+    async def attach_tap(self, slot: Slot) -> int:
+        """The slot's link as a tap, for a machine's monitor: an open file that is the caller's.
+
+        What comes through it before the machine has the slot's address is not let pass. Raises as `attach` does.
+        """
+        return await self._joined(slot, lambda router: router.attach_tap(slot.number, self.mtu))
+
+    async def _joined(self, slot: Slot, join: Callable[[Router], T]) -> T:
         async with slot.busy:
             router, _ = self._parts()
             if slot.given_back:
                 raise InvalidState("the network slot was given back")
             try:
-                await in_thread(lambda: router.attach(slot.number, guest, self._mtu))
+                return await in_thread(lambda: join(router))
             except OSError as error:
-                failed = NoSpace if error.errno in _EXHAUSTED else GuestFailed
-                raise failed("the sandbox can't be joined to the network", why=str(error)) from error
+                raise failures.not_joined(error) from error
 
     async def give_back(self, slot: Slot) -> dict[str, int]:
         """Cut the slot's link, forget its connections, and free it; safe to repeat. Returns what it did meanwhile.
@@ -392,8 +394,3 @@ class SlotPool:
             _log.warning("network_not_followed", error=str(error))
             return str(error) or type(error).__name__
         return ""
-
-
-def _not_sworn(error: OSError) -> TartarusError:
-    failed = NoSpace if error.errno in _EXHAUSTED else TartarusError
-    return failed("the network contract can't be put in force", why=str(error))

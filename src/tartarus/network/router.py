@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 from tartarus.model.errors import GuestFailed
-from tartarus.network import namespace, nft, rules
+from tartarus.network import namespace, nft, rules, taps
 from tartarus.network.compiled import Compiled
 from tartarus.network.destinations import HostNetworks
 from tartarus.network.links import End, Links, Traffic, route
@@ -74,6 +74,8 @@ class Router:
         self._oaths = oaths
         self._sworn: dict[int, Oath] = {}
         self._counted: set[int] = set()
+        # Ours as well as the monitors': what a link carried is known until it is given back.
+        self._taps: dict[int, int] = {}
 
     @classmethod
     def create(cls, network: IPv4Network, settings: NetworkSettings) -> Router:
@@ -179,11 +181,29 @@ class Router:
             self.detach(number)
             raise
 
+    def attach_tap(self, number: int, mtu: int) -> int:
+        """The slot's link as a tap, for a machine's monitor: an open file that is the caller's. Raises OSError.
+
+        Its machine's kernel must be told the address, and can have no other.
+        """
+        index, name = _FIRST_INDEX + number, rules.slot_link(number)
+        try:
+            tap = self._taps[number] = namespace.run_in(self.namespace, lambda: taps.create(name, index))
+            self._links.bring_up(index, mtu)
+            self._links.configure(index, routes=(route(IPv4Network(slot_address(self.network, number)), index),))
+            return os.dup(tap)
+        except BaseException:
+            self.detach(number)
+            raise
+
     def detach(self, number: int) -> Traffic | None:
         """Cut a slot's link, in whatever state it is, and forget its connections; what it carried, if it was there."""
         name = rules.slot_link(number)
         link = self._links.find(name)
         self._removals.remove(name)
+        tap = self._taps.pop(number, None)
+        if tap is not None:
+            os.close(tap)
         # After the link, so that none is added any more.
         self._tracking.forget(*mask_of_slot(number))
         self._oaths.forgotten(number)
@@ -227,6 +247,9 @@ class Router:
         self._removals.close()
         self._tracking.close()
         self._oaths.close()
+        for tap in self._taps.values():
+            os.close(tap)
+        self._taps.clear()
         os.close(self.namespace)
 
 

@@ -37,6 +37,11 @@ class Slot:
         self.credentials: Mapping[str, Credential] = {}
 
     @property
+    def mtu(self) -> int:
+        """Of its link, in bytes."""
+        return self._pool.mtu
+
+    @property
     def resolv_conf(self) -> bytes:
         """What the guest's /etc/resolv.conf must say."""
         return f"nameserver {self.gateway}\n".encode()

@@ -104,4 +104,4 @@ def _labels(sandbox: Sandbox) -> dict[str, str]:
 
 
 def _details(sandbox: Sandbox) -> dict[str, object]:
-    return {"spec": msgspec.to_builtins(sandbox.record.spec)}
+    return {"spec": msgspec.to_builtins(sandbox.spec)}

@@ -36,6 +36,8 @@ class Contracts:
     async def swear(self, sandbox: Sandbox, contract: Contract) -> NetworkState:
         """Put another contract in its place, at one moment. Raises RequestRejected, InvalidState, InvalidRequest."""
         line, record = sandbox.line, sandbox.record
+        if line is None and record.spec.network is not Network.NONE:
+            raise InvalidState("this sandbox sleeps, and has no network meanwhile", fix="wake it first")
         if line is None:
             raise InvalidState("this sandbox was made without a network", fix="make a new one with --network")
         policy = self._admission.limits(record.tenant, record.template).network

@@ -57,7 +57,7 @@ class Forker:
             async with sandbox.turn:  # a pause, or its sleep, comes before or after
                 written = await self._memory.write(sandbox, place, go_on=True, details={})
             source = Source(written.facts, path=place)
-            children = await self._children(sandbox, request, sandbox.record.spec, source)
+            children = await self._children(sandbox, request, sandbox.spec, source)
         return ForkResult(sandbox.record.id, SnapshotKind.MEMORY, round(written.paused_ms, 3), children)
 
     async def _of_files(self, sandbox: Sandbox, request: ForkRequest) -> ForkResult:
@@ -65,7 +65,7 @@ class Forker:
         kept = await self._snapshots.create(tenant, CreateSnapshot(sandbox.record.id))
         try:
             spec = msgspec.structs.replace(
-                sandbox.record.spec, snapshot=kept.id, command=None, isolation=sandbox.record.isolation
+                sandbox.spec, snapshot=kept.id, command=None, isolation=sandbox.record.isolation
             )
             children = await self._children(sandbox, request, spec, None)
         finally:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import msgspec
 import structlog
 
 from tartarus.model.errors import InvalidState, TartarusError, Unsupported
@@ -21,11 +22,12 @@ from tartarus.model.template import Template
 from tartarus.node.admission import Admission
 from tartarus.node.idleness import Idleness
 from tartarus.node.memory import RESTORE_LIMIT_S, Memory, Source
-from tartarus.node.networking import refuse_connected
+from tartarus.node.networking import Networking, refuse_connected
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.secrecy import refuse_to_save
+from tartarus.policy.contracts import contract_of
 from tartarus.runtimes.base import Guest, GuestRequest, Places, RootFs
 from tartarus.store.sandboxes import SandboxStore
 from tartarus.telemetry.metrics import Metrics
@@ -50,8 +52,10 @@ class SleepManager:
         log: Callable[[str], OutputLog],
         on_end: Callable[[Sandbox], None],
         admission: Admission,
+        networking: Networking,
     ) -> None:
         self._settings = settings
+        self._networking = networking
         self._store = store
         self._memory = memory
         self._metrics = metrics
@@ -79,7 +83,7 @@ class SleepManager:
         Goes on when its caller goes away. Raises Unsupported, InvalidState, NoSpace, GuestFailed.
         """
         refuse_to_save(sandbox.record.spec)
-        refuse_connected(sandbox.record.spec)
+        refuse_connected(sandbox.record)
         self._require(sandbox.record.isolation)
         self._cancel_later(sandbox.record.id)
         return await self._owned(self._sleep(sandbox))
@@ -181,12 +185,23 @@ class SleepManager:
         """Its files are kept and its record is not: it goes on from the files, as it would when woken."""
         source = await self._memory.source(sandbox.record.tenant, sandbox.record.id, digest)
         await sandbox.fall_asleep()
-        guest = await self._restored(sandbox.record, source)
+        await self._go_offline(sandbox)
+        guest = await self._restored(sandbox, source)
         try:
             await sandbox.wake_up(guest)
         except BaseException:
-            await asyncio.shield(guest.destroy())
+            await asyncio.shield(self._not_woken(sandbox, guest))
             raise
+
+    async def _not_woken(self, sandbox: Sandbox, guest: Guest) -> None:
+        await guest.destroy()
+        await self._go_offline(sandbox)
+
+    async def _go_offline(self, sandbox: Sandbox) -> None:
+        """Give its slot back, of a sandbox whose guest has gone."""
+        line, sandbox.line = sandbox.line, None
+        if line is not None:
+            await line.close()
 
     async def _release(self, sandbox: Sandbox) -> None:
         try:
@@ -194,6 +209,7 @@ class SleepManager:
         except InvalidState:  # it was killed at this very moment
             await sandbox.wait()
             raise InvalidState("the sandbox ended while it was being hibernated") from None
+        await self._go_offline(sandbox)
         if sandbox.calls_waiting:
             self._spawn(self._tried(self._wake(sandbox), sandbox))
 
@@ -212,7 +228,7 @@ class SleepManager:
                     async with asyncio.timeout(RESTORE_LIMIT_S):
                         await sandbox.wake_up(guest)
                 except BaseException:
-                    await asyncio.shield(guest.destroy())
+                    await asyncio.shield(self._not_woken(sandbox, guest))
                     raise
             except BaseException:
                 self._metrics.woke(None)
@@ -231,24 +247,36 @@ class SleepManager:
         record = sandbox.record
         moving = self._spawn(self._store.transition(record.id, {State.HIBERNATED}, State.STARTING))
         try:
-            guest = await self._restored(record, source)
+            guest = await self._restored(sandbox, source)
         except BaseException:
             sandbox.record = await moving
             raise
         try:
             sandbox.record = await moving
         except BaseException:
-            await asyncio.shield(guest.destroy())
+            await asyncio.shield(self._not_woken(sandbox, guest))
             raise
         return guest
 
-    async def _restored(self, record: SandboxRecord, source: Source) -> Guest:
+    async def _restored(self, sandbox: Sandbox, source: Source) -> Guest:
+        """Its guest, with a slot of its own, held to its contract, where it has a network."""
+        record = sandbox.record
         rootfs = await self._rootfs(record, source.offer)
-        request = GuestRequest(
-            id=record.id, hostname=record.id, resources=source.facts.resources, mounts=record.spec.mounts
-        )
+        request = GuestRequest(record.id, record.id, source.facts.resources, record.spec.mounts)
+        # What was saved knows of another contract than that which it began with.
+        contract = contract_of(source.spec, self._admission.limits(record.tenant, record.template).network)
         async with asyncio.timeout(RESTORE_LIMIT_S):
-            return await self._memory.restore(source, rootfs, request, alone=True)
+            if contract is None:
+                return await self._memory.restore(source, rootfs, request, alone=True)
+            sandbox.line = await self._networking.line(record, contract)
+            sandbox.line.sworn_anew = source.spec.contract != record.spec.contract
+            try:
+                async with sandbox.line.wire() as wire:
+                    request = msgspec.structs.replace(request, network=wire)
+                    return await self._memory.restore(source, rootfs, request, alone=True)
+            except BaseException:
+                await asyncio.shield(self._go_offline(sandbox))
+                raise
 
     async def _take_over(self, record: SandboxRecord) -> None:
         if record.state is State.STARTING:  # it was being woken: what it was woken from is still there

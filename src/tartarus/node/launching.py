@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -15,7 +14,7 @@ from tartarus.model.sandbox import Isolation, SandboxRecord
 from tartarus.node.enrolment import Enrolment
 from tartarus.node.guarding import Tally
 from tartarus.node.memory import Memory, Source, attached
-from tartarus.node.networking import STARTS_JOINED, Line, Networking
+from tartarus.node.networking import Line, Networking
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.pool import SnapshotPool
@@ -23,7 +22,7 @@ from tartarus.node.sandbox import Sandbox
 from tartarus.node.secrecy import Held, Secrecy
 from tartarus.node.spares import Spare
 from tartarus.node.starting import wants_clone
-from tartarus.runtimes.base import Guest, GuestRequest, RootFs, Runtime
+from tartarus.runtimes.base import Guest, GuestRequest, RootFs, Runtime, Wire
 from tartarus.store.sandboxes import SandboxStore
 from tartarus.telemetry.metrics import Metrics
 
@@ -66,9 +65,11 @@ class Launcher:
         held = await self._secrecy.fetch(record)
         line: Line | None = None
         try:
-            if contract is not None:
-                line = await self._networking.line(record, contract)
-            return await self._start(record, enrolment, offer, begun, clock, line, held, calls)
+            if contract is None:
+                return await self._start(record, enrolment, offer, begun, clock, None, None, held, calls)
+            line = await self._networking.line(record, contract)
+            async with line.wire() as wire:
+                return await self._start(record, enrolment, offer, begun, clock, line, wire, held, calls)
         except BaseException:
             held.close()
             if line is not None:
@@ -83,6 +84,7 @@ class Launcher:
         begun: Spare | Source | None,
         clock: float,
         line: Line | None,
+        wire: Wire | None,
         held: Held,
         calls: Tally | None,
     ) -> Sandbox:
@@ -95,25 +97,20 @@ class Launcher:
         if spare is not None:
             guest, ready = spare.give(), True
         elif isinstance(begun, Source):
-            request = GuestRequest(id=record.id, hostname=record.id, resources=limits, mounts=spec.mounts)
+            request = GuestRequest(record.id, record.id, limits, spec.mounts, network=wire)
             guest, ready = await self._memory.restore(begun, rootfs, request), True
         else:
             warm = (wants_clone(template, spec) and calls is None) or record.isolation is Isolation.WASM
             mounts = spec.mounts if line is None else (*spec.mounts, *line.mounts)
-            joined = await line.prepare() if line is not None and record.isolation in STARTS_JOINED else -1
             request = GuestRequest(
-                id=record.id, hostname=record.id, resources=limits, mounts=mounts, secrets=bool(spec.secrets),
-                network=joined, watch=None if calls is None else calls.add,
+                record.id, record.id, limits, mounts, secrets=bool(spec.secrets), network=wire,
+                watch=None if calls is None else calls.add,
             )  # fmt: skip
-            try:
-                guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
-            finally:
-                if joined >= 0:
-                    os.close(joined)
+            guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
         try:
             if spare is not None and spare.resources != limits:
                 guest.limit(limits)
-            if line is not None and record.isolation not in STARTS_JOINED:
+            if line is not None:
                 await line.attach(guest)
             sandbox = await self._run(record, rootfs, guest, begun, held)
             if spare is not None:

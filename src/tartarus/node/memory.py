@@ -90,7 +90,7 @@ class Memory:
     def require(self, sandbox: Sandbox) -> None:
         """Raise Unsupported for a sandbox whose memory can't be saved, saying what to do instead."""
         refuse_to_save(sandbox.record.spec)
-        refuse_connected(sandbox.record.spec)
+        refuse_connected(sandbox.record)
         level = sandbox.record.isolation
         if not self.can_save(level):
             raise Unsupported(
@@ -128,7 +128,7 @@ class Memory:
         facts = Facts(
             isolation=sandbox.record.isolation.value, needs=saved.needs, offer=msgspec.to_builtins(offer),
             resources=limits, session=msgspec.to_builtins(session),
-            details={"spec": msgspec.to_builtins(sandbox.record.spec), **details},
+            details={"spec": msgspec.to_builtins(sandbox.spec), **details},
         )  # fmt: skip
         return Written(facts, saved.paused_ms)
 
@@ -265,9 +265,9 @@ def continued(spec: SandboxSpec, source: Source) -> SandboxSpec:
             "a snapshot of memory takes no secrets", why="what runs in it goes on before they could be there",
             fix="leave --secret out, or go on from a snapshot of files",
         )  # fmt: skip
-    if spec.network is not Network.NONE:
+    if spec.network is not Network.NONE and source.spec.network is Network.NONE:
         raise InvalidRequest(
-            "a snapshot of memory takes no network", why="what runs in it began without one",
+            "this snapshot of memory takes no network", why="what runs in it began without one",
             fix="leave --network and --allow out, or go on from a snapshot of files",
         )  # fmt: skip
     saved, usual = source.spec, SandboxSpec()

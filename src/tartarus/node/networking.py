@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from tartarus.model.contract import Contract
 from tartarus.model.errors import GuestFailed, TartarusError, Unsupported
 from tartarus.model.sandbox import Isolation, Mount, Network, SandboxRecord, SandboxSpec
 from tartarus.model.settings import Settings
-from tartarus.runtimes.base import Guest
+from tartarus.runtimes.base import Guest, Wire
 from tartarus.telemetry.metrics import Metrics, is_refusal
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("tartarus.node.networking")
 LEDGER = "network.json"
 """What of the host's network was changed for sandboxes, as tartarus.network.ledger keeps it in the state directory."""
-LEVELS = frozenset({Isolation.CONTAINER, Isolation.GVISOR})
-STARTS_JOINED = frozenset({Isolation.GVISOR})
-"""Levels whose guests take over what links there are when they start, and no later ones."""
+LEVELS = frozenset({Isolation.CONTAINER, Isolation.GVISOR, Isolation.MICROVM})
+_MOVES = frozenset({Isolation.MICROVM})
+"""Levels whose guests can be given another address: what is saved of them goes on in another slot."""
 _RESOLV_CONF = "/etc/resolv.conf"
 
 
@@ -42,25 +43,41 @@ class Line:
     ) -> None:
         self.sandbox = record.id
         self.tenant = record.tenant
+        self.isolation = record.isolation
         self.contract = contract
+        self.sworn_anew = False
+        """Whether it is another contract than its sandbox began with."""
         self.mounts = mounts
         self._networking = networking
         self._slot = slot
 
-    async def prepare(self) -> int:
-        """A network namespace with the link in it, as an open file that the caller closes; for a guest to start in."""
-        from tartarus.network import namespace
+    @contextlib.asynccontextmanager
+    async def wire(self) -> AsyncIterator[Wire | None]:
+        """What a guest takes that must find its link when it starts; nothing at a level where it comes afterwards.
 
-        made = await asyncio.to_thread(namespace.create)
+        Raises as `attach`.
+        """
+        if self.isolation is Isolation.CONTAINER:
+            yield None
+            return
+        slots, slot = self._networking.slots, self._slot
+        if self.isolation is Isolation.MICROVM:
+            made = await slots.attach_tap(slot)
+        else:
+            from tartarus.network import namespace
+
+            made = await asyncio.to_thread(namespace.create)
         try:
-            await self._networking.slots.attach(self._slot, made)
-        except BaseException:
+            if self.isolation is not Isolation.MICROVM:
+                await slots.attach(slot, made)
+            yield Wire(made, slot.address, slot.gateway, slot.mtu)
+        finally:
             os.close(made)
-            raise
-        return made
 
     async def attach(self, guest: Guest) -> None:
-        """Join a guest that has run nothing yet. Raises GuestFailed, NoSpace, InvalidState."""
+        """Join a guest that has run nothing yet, unless `wire` did. Raises GuestFailed, NoSpace, InvalidState."""
+        if self.isolation is not Isolation.CONTAINER:
+            return
         if guest.pidfd < 0:
             raise GuestFailed("the sandbox ended before it was joined to the network")
         process = os.dup(guest.pidfd)
@@ -75,6 +92,13 @@ class Line:
 
         await self._networking.slots.swear(self._slot, compiled(contract))
         self.contract = contract
+        self.sworn_anew = True
+
+    def described(self, spec: SandboxSpec) -> SandboxSpec:
+        """Its sandbox's specification, with the contract that is in force."""
+        if not self.sworn_anew:
+            return spec
+        return msgspec.structs.replace(spec, network=Network.CONTRACT, contract=self.contract)
 
     async def cut(self) -> None:
         """Nothing passes any more. Safe to repeat."""
@@ -157,9 +181,9 @@ class Networking:
                 f"sandboxes at the {isolation.value} level can't have a network here", why=_WHY_NOT.get(isolation, ""),
                 fix="use --isolation container, or leave the network out",
             )  # fmt: skip
-        if spec.idle_s is not None:
+        if spec.idle_s is not None and isolation not in _MOVES:
             raise Unsupported("a sandbox with a network can't be hibernated", why="its connections would be lost",
-                              fix="leave --idle out")  # fmt: skip
+                              fix="leave --idle out, or use --isolation microvm")  # fmt: skip
         why = self.slots.unavailable()
         if why:
             raise Unsupported(
@@ -174,13 +198,15 @@ class Networking:
         from tartarus.network.compiled import compiled
 
         slot = await self.slots.take(compiled(contract))
+        mounts: tuple[Mount, ...] = ()
         slot.told = functools.partial(_audited, self._note, record)
         try:
-            mount = await asyncio.to_thread(self.file, "resolv.conf", slot.resolv_conf, _RESOLV_CONF)
+            if record.isolation is not Isolation.MICROVM:  # whose agent writes it
+                mounts = (await asyncio.to_thread(self.file, "resolv.conf", slot.resolv_conf, _RESOLV_CONF),)
         except BaseException:
             await self.slots.give_back(slot)
             raise
-        line = self._lines[record.id] = Line(record, self, slot, contract, (mount,))
+        line = self._lines[record.id] = Line(record, self, slot, contract, mounts)
         self._metrics.contracts_active(len(self._lines))
         return line
 
@@ -278,13 +304,13 @@ def _audited(note: Callable[[AuditEntry], None], record: SandboxRecord, carried:
     )  # fmt: skip
 
 
-def refuse_connected(spec: SandboxSpec) -> None:
-    """Raise Unsupported for a sandbox with a network: its connections would not be there where it goes on."""
-    if spec.network is not Network.NONE:
+def refuse_connected(record: SandboxRecord) -> None:
+    """Raise Unsupported for a sandbox whose network could not go on where it does: only machines change addresses."""
+    if record.spec.network is not Network.NONE and record.isolation not in _MOVES:
         raise Unsupported(
             "a sandbox with a network is not saved, copied or hibernated",
             why="its connections would not be there where it goes on",
-            fix="pause it instead, or make it without a network",
+            fix="pause it instead, make it without a network, or with --isolation microvm",
         )  # fmt: skip
 
 
@@ -304,5 +330,4 @@ _NO_LOOPBACK = {
 _WHY_NOT = {
     Isolation.PROCESS: "it shares the host's network namespace, so no link could be its own",
     Isolation.WASM: "its modules have no sockets",
-    Isolation.MICROVM: "its machines have no network card yet",
 }

@@ -25,7 +25,7 @@ from tartarus.model.errors import (
     TartarusError,
     Unsupported,
 )
-from tartarus.model.sandbox import ExecSpec, ExitStatus, Isolation, Reason, SandboxRecord, Stats, Wasm
+from tartarus.model.sandbox import ExecSpec, ExitStatus, Isolation, Reason, SandboxRecord, SandboxSpec, Stats, Wasm
 from tartarus.model.secrets import directories_of
 from tartarus.model.states import State
 from tartarus.model.template import Template
@@ -284,6 +284,11 @@ class Sandbox(Detained, Contexts, Reachable, Resting, Stopping):
         # What else runs in it has its time to end, too.
         if self._grace is None:
             await self._end_guest()
+
+    @property
+    def spec(self) -> SandboxSpec:
+        """What it is, held to the contract that is in force now."""
+        return self.record.spec if self.line is None else self.line.described(self.record.spec)
 
     async def _end_guest(self) -> None:
         """End it, and before it its network: nothing of its last moment gets out."""

@@ -103,7 +103,7 @@ class Node:
             rootfs=self._rootfs_of, log=self._open_log, on_end=self._ended, networking=self.networking,
         )  # fmt: skip
         self.sleeper = SleepManager(
-            settings, store, self.memory, self._metrics, self._live,
+            settings, store, self.memory, self._metrics, self._live, networking=self.networking,
             rootfs=self._rootfs_of, log=self._open_log, on_end=self._ended, admission=self.admission,
             places=lambda record, rootfs: self._levels.runtimes[record.isolation].places(rootfs, record.id),
         )  # fmt: skip

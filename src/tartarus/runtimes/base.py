@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +55,17 @@ class RootFs(msgspec.Struct, frozen=True):
     digest: str
 
 
+class Wire(msgspec.Struct, frozen=True):
+    """A guest's way to its network slot. `file`: an open file, the caller's: the network namespace that has its link
+    for gVisor, for a machine the tap that is its link. The rest is what a machine's kernel is told: `mtu` in bytes.
+    """  # noqa: D205
+
+    file: int
+    address: IPv4Address
+    gateway: IPv4Address
+    mtu: int
+
+
 class GuestRequest(msgspec.Struct, frozen=True):
     """What the node asks a runtime to make. `hostname` is also the cgroup's and log's name.
 
@@ -61,7 +73,7 @@ class GuestRequest(msgspec.Struct, frozen=True):
     `lend`: given where no other guest goes on from the same files: opens one of them so that processes of other users
     can open it again, also for writing.
 
-    `network`: an open network namespace, for levels whose guests must find their link there when they start.
+    `network`: for levels whose guests must find their link there when they start.
 
     `storage`: an empty host directory for what the sandbox writes, instead of memory. `build`: its root may give
     files to other users and become them, as installing packages takes; never with a warm interpreter.
@@ -78,7 +90,7 @@ class GuestRequest(msgspec.Struct, frozen=True):
     build: bool = False
     session: SessionState | None = None
     lend: Callable[[str], int] | None = None
-    network: int = -1
+    network: Wire | None = None
     secrets: bool = False
     watch: Callable[[str], None] | None = None
 

@@ -1,6 +1,7 @@
 /* See fixup.h. What the sandbox may not do (set a clock, credit entropy) is left undone and said so. */
 #include "fixup.h"
 
+#include "card.h"
 #include "machine.h"
 
 #include <errno.h>
@@ -14,7 +15,7 @@
 #include <unistd.h>
 
 enum { CLOCK_SET = 1, ENTROPY_CREDITED = 2, ENTROPY_MIXED = 4, NAMED = 8, MACHINE_ID_SET = 16,
-       LIMITED = 32, ENTROPY_MAX = 4096 };
+       LIMITED = 32, JOINED = 64, ENTROPY_MAX = 4096 };
 enum { HOSTNAME_MAX = 64, MACHINE_ID_SIZE = 32 };
 
 static uint32_t set_clock(uint64_t unix_ns)
@@ -95,7 +96,8 @@ int serve_fixup(struct session *session, uint32_t id, struct cursor *payload)
 	struct span entropy = get_string(payload);
 	struct span name = {NULL, 0}, machine_id = {NULL, 0};
 
-	uint32_t tasks = 0, done;
+	struct span address = {NULL, 0}, gateway = {NULL, 0};
+	uint32_t tasks = 0, mtu = 0, done;
 	uint64_t memory = 0;
 
 	if (!cursor_done(payload)) {
@@ -106,12 +108,19 @@ int serve_fixup(struct session *session, uint32_t id, struct cursor *payload)
 		tasks = get_u32(payload);
 		memory = get_u64(payload);
 	}
+	if (!cursor_done(payload)) {
+		address = get_string(payload);
+		gateway = get_string(payload);
+		mtu = get_u32(payload);
+	}
 	if (!cursor_done(payload) || entropy.size > ENTROPY_MAX || name.size > HOSTNAME_MAX)
 		return -EPROTO;
 	act_as_root(&session->config);
 	done = set_clock(unix_ns) | add_entropy(entropy) | set_hostname(name) | set_machine_id(machine_id);
 	if (tasks > 0 && session->config.machine && group_limit(tasks, memory))
 		done |= LIMITED;
+	if (address.size > 0 && session->config.machine && card_join(address, gateway, mtu))
+		done |= JOINED;
 	/* It is somebody else now, and may know it. */
 	if (session->config.machine && name.size > 0)
 		(void)group_freeze(false);

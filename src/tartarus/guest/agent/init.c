@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #define MODULE_LIST "/modules.list"
+#define MORE_MODULES "/more-modules.list"
 #define PORT_NAME "tartarus.channel"
 #define ROOT_SERIAL "tartarus-root"
 #define SCRATCH_SERIAL "tartarus-scratch"
@@ -68,13 +69,13 @@ static void load_module(const char *path)
 	close(fd);
 }
 
-static void load_modules(void)
+static void load_modules(const char *listing)
 {
 	char path[PATH_SIZE];
-	FILE *list = fopen(MODULE_LIST, "re");
+	FILE *list = fopen(listing, "re");
 
 	if (list == NULL)
-		fail(MODULE_LIST);
+		fail(listing);
 	while (fgets(path, sizeof path, list) != NULL) {
 		path[strcspn(path, "\n")] = '\0';
 		if (path[0] != '\0')
@@ -318,7 +319,10 @@ int init_main(void)
 	if (mount("dev", "/dev", "devtmpfs", MS_NOSUID | MS_NOEXEC, "mode=755") != 0 && errno != EBUSY)
 		fail("/dev");
 	powers_off = cmdline_word("tartarus.off", off, sizeof off) && strcmp(off, "poweroff") == 0;
-	load_modules();
+	load_modules(MODULE_LIST);
+	/* Of hardware that only some machines have. */
+	if (access(MORE_MODULES, F_OK) == 0)
+		load_modules(MORE_MODULES);
 	if (!user_read(&config))
 		fail("the sandbox's user");
 	make_root();

@@ -89,13 +89,15 @@ class Launcher:
             user=rootfs.template.user, hostname=request.hostname, root=layout.ROOT,
             binds=[(f"/b{index}", target) for index, (_source, target) in enumerate(rootfs.binds)],
             mounts=[(f"/g/m{index}", mount) for index, mount in enumerate(request.mounts)],
-            resources=request.resources, id_map=self.id_map, secrets=request.secrets, network=request.network >= 0,
+            resources=request.resources, id_map=self.id_map, secrets=request.secrets,
+            network=request.network is not None,
         )  # fmt: skip
         argv = self._argv(*how, f"--bundle={layout.BUNDLE}", request.id, shared=shared,
-                          network="sandbox" if request.network >= 0 else "none")  # fmt: skip
+                          network="none" if request.network is None else "sandbox")  # fmt: skip
         program = layout.guest_program(
             rootfs, request.mounts, config, argv,
-            n_entries=self._n_entries, owner=self.id_map.base, own_pids=not shared, network=request.network >= 0,
+            n_entries=self._n_entries, owner=self.id_map.base, own_pids=not shared,
+            network=request.network is not None,
         )  # fmt: skip
         flags = layout.SHARED_FLAGS if shared else layout.GUEST_FLAGS
         kept = self.storage_for(request) if storage is None else storage
@@ -104,7 +106,7 @@ class Launcher:
             passed = await self._mount_fds(request.mounts)
             born, channel, cgroup, log, watch = await self._begin(
                 nursery, request.id, request.resources, program, flags,
-                [kept, *passed, *([request.network] if request.network >= 0 else [])],
+                [kept, *passed, *([] if request.network is None else [request.network.file])],
             )  # fmt: skip
         except BaseException:
             os.close(kept)

@@ -172,7 +172,7 @@ class GvisorRuntime:
         # A warm one was saved without links, and gets none.
         warm = (
             warm
-            and request.network < 0
+            and request.network is None
             and snapshot.is_warm
             and request.resources.pids == snapshot.rootfs.template.resources.pids
         )

@@ -113,6 +113,7 @@ class CloudHypervisor:
     loads_packed_kernels = False
     stands_ready = False
     maps_files = False
+    takes_tap = False
 
     def __init__(self, start: Start, program: str | None = None, *, on_demand: bool = False) -> None:
         self._start = start

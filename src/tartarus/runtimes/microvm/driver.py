@@ -15,10 +15,11 @@ BOOT_TIMEOUT_S = 60.0
 
 
 class Hardware(msgspec.Struct, frozen=True):
-    """What a machine is made of. A saved one can only go on in hardware that is equal."""
+    """What a machine is made of. A saved one can only go on in hardware that is equal. `network`: it has a card."""
 
     memory_bytes: int
     cpus: int
+    network: bool = False
 
 
 class Boot(msgspec.Struct, frozen=True):
@@ -32,7 +33,7 @@ class Parts(msgspec.Struct, frozen=True):
     """Descriptors that a machine is made from; they stay the caller's.
 
     `binds`: read-only disks beside the root's (`bind_serial`). `boot`: what only a machine that boots needs.
-    `share`: its memory is to be saved later.
+    `share`: its memory is to be saved later. `tap`: where its network card leads, if its hardware has one.
     """
 
     hardware: Hardware
@@ -42,6 +43,7 @@ class Parts(msgspec.Struct, frozen=True):
     binds: tuple[int, ...] = ()
     boot: Boot | None = None
     share: bool = False
+    tap: int | None = None
 
 
 def bind_serial(index: int) -> str:
@@ -104,6 +106,7 @@ class Driver(Protocol):
 
     `modules`: what its machines load, of `kernel.WANTED`. `loads_packed_kernels`: a bzImage need not be unpacked.
     `stands_ready`: a machine may be restored long before it goes on. `maps_files`: its memory may be a file on disk.
+    `takes_tap`: its machines may have a network card.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Driver(Protocol):
     loads_packed_kernels: bool
     stands_ready: bool
     maps_files: bool
+    takes_tap: bool
 
     async def version(self) -> str:
         """Its name and version. Raises IsolationUnavailable where it is missing."""

@@ -92,6 +92,7 @@ class Firecracker:
     loads_packed_kernels = False
     stands_ready = False
     maps_files = False
+    takes_tap = False
 
     def __init__(self, start: Start, program: str | None = None) -> None:
         self._start = start

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 
 from tartarus.guest.channel import BootFailed, GuestChannel
-from tartarus.guest.protocol import FixedUp, fixup_payload
+from tartarus.guest.protocol import FixedUp, fixup_payload, join_payload
 from tartarus.guest.session import SessionState
 from tartarus.model.errors import GuestFailed
 from tartarus.model.sandbox import Resources, Stats
-from tartarus.runtimes.base import Saved
+from tartarus.runtimes.base import Saved, Wire
 from tartarus.runtimes.cgroups import Cgroup, remove_soon
 from tartarus.runtimes.microvm import saving
 from tartarus.runtimes.microvm.driver import Hardware, Machine
@@ -49,6 +49,7 @@ class MachineGuest:
         scratch: int,
         hostname: str,
         origin: Origin,
+        wire: Wire | None = None,
     ) -> None:
         self.pid = machine.pid
         self.warm = origin.warm
@@ -60,6 +61,7 @@ class MachineGuest:
         self._scratch = scratch
         self._hostname = hostname
         self._origin = origin
+        self._wire = wire
         self._paused = self._frozen = False
         self._final: Stats | None = None
         self._renewed: asyncio.Task[None] | None = None
@@ -91,9 +93,11 @@ class MachineGuest:
 
     async def _renew(self) -> None:
         # Sent with the greeting: the agent takes frames in order, so no command runs before this.
-        done = await self.channel.renew(renewal(self._hostname, self._resources))
+        done = await self.channel.renew(renewal(self._hostname, self._resources, self._wire))
         if not (done & FixedUp.CLOCK and done & FixedUp.RESEEDED):
             raise GuestFailed("a cloned machine can't be told apart from others", why="its kernel was not reseeded")
+        if self._wire is not None and not done & FixedUp.JOINED:
+            raise GuestFailed("a machine can't be joined to the network", why="its kernel did not take its address")
         if not done & FixedUp.LIMITED:
             raise GuestFailed(
                 "a machine can't hold its limits",
@@ -208,10 +212,16 @@ class MachineGuest:
                 self.ended.set_result(None)
 
 
-def renewal(hostname: str, resources: Resources | None = None) -> bytes:
-    """What makes a machine another one than those it shares its memory with: time, randomness, names, limits."""
-    held_to = None if resources is None else (resources.pids, resources.memory_bytes)
-    return fixup_payload(time.time_ns(), secrets.token_bytes(_ENTROPY), hostname, secrets.token_hex(16), held_to)
+def renewal(hostname: str, resources: Resources, wire: Wire | None = None) -> bytes:
+    """What makes a machine another one than those it shares its memory with: time, randomness, names, limits, address.
+
+    The addresses of its network card go before the new ones come, and with them every connection.
+    """
+    payload = fixup_payload(
+        time.time_ns(), secrets.token_bytes(_ENTROPY), hostname, secrets.token_hex(16),
+        (resources.pids, resources.memory_bytes),
+    )  # fmt: skip
+    return payload if wire is None else payload + join_payload(wire.address.packed, wire.gateway.packed, wire.mtu)
 
 
 def limits(resources: Resources) -> bytes:

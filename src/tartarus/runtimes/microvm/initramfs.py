@@ -14,9 +14,17 @@ _CONSOLE = (5, 1)
 
 def initramfs(agent: bytes, modules: Sequence[tuple[str, bytes]]) -> bytes:
     """The archive; `modules` (file name, content) are loaded in this order."""
+    return archive({"init": agent, **_modules("modules.list", modules)})
+
+
+def more_modules(modules: Sequence[tuple[str, bytes]]) -> dict[str, bytes]:
+    """Files for another archive behind that one: modules that are loaded after its own, in this order."""
+    return _modules("more-modules.list", modules)
+
+
+def _modules(listing: str, modules: Sequence[tuple[str, bytes]]) -> dict[str, bytes]:
     files = {f"lib/{name}": content for name, content in modules}
-    listing = "".join(f"/{path}\n" for path in files).encode()
-    return archive({"init": agent, "modules.list": listing, **files})
+    return {listing: "".join(f"/{path}\n" for path in files).encode(), **files}
 
 
 def archive(files: Mapping[str, bytes]) -> bytes:

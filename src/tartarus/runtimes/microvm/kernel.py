@@ -39,6 +39,8 @@ WANTED = ("virtio_mmio", "virtio_blk", "virtio_console", "virtio-rng", "erofs", 
 """What a machine may need. What a kernel does not bring as a module, it has built in, or the boot tells."""
 BOOT = ("virtio_mmio", "virtio_blk", "virtio_console", "virtio-rng", "erofs", "overlay", "ext4")
 """What QEMU's microvm machine needs, in the order they are loaded; each after what it depends on."""
+CARD = ("virtio_net",)
+"""What a machine with a network card needs beside."""
 VSOCK_BOOT = ("virtio_mmio", "virtio_pci", "virtio_blk", "virtio-rng", "erofs", "overlay", "ext4",
               "vmw_vsock_virtio_transport")  # fmt: skip
 """What Firecracker's and Cloud Hypervisor's machines need."""

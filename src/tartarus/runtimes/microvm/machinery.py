@@ -19,12 +19,13 @@ import structlog
 
 from tartarus.guest.binary import agent_binary
 from tartarus.guest.channel import GuestChannel
-from tartarus.model.errors import GuestFailed, IsolationUnavailable, TartarusError
+from tartarus.model.errors import GuestFailed, IsolationUnavailable, TartarusError, Unsupported
 from tartarus.model.settings import MicrovmMonitor
+from tartarus.network import taps
 from tartarus.runtimes.cgroups import Cgroup
 from tartarus.runtimes.microvm import choice, disks, kernel, memory
 from tartarus.runtimes.microvm.driver import BOOT_TIMEOUT_S, Boot, Driver, Hardware, Machine, Parts
-from tartarus.runtimes.microvm.initramfs import archive, initramfs
+from tartarus.runtimes.microvm.initramfs import archive, initramfs, more_modules
 from tartarus.runtimes.microvm.kernelfile import vmlinux
 from tartarus.runtimes.microvm.launcher import Launcher
 from tartarus.runtimes.microvm.packing import packing_tool
@@ -45,13 +46,18 @@ class Machinery:
         self.why = ""
         self.version = ""
         self._launcher = launcher
-        self._base = initramfs(agent_binary().read_bytes(), chosen.load_order(driver.modules))
+        modules = chosen.load_order(driver.modules)
+        self._base = initramfs(agent_binary().read_bytes(), modules)
+        loaded = {name for name, _ in modules}
+        # Not for all machines: who has no card does not load its driver.
+        with_card = chosen.load_order(kernel.CARD)
+        self._card = more_modules([module for module in with_card if module[0] not in loaded])
         image = chosen.image.read_bytes()
         if not driver.loads_packed_kernels:
             image = vmlinux(image)
         self.kernel_release = chosen.release
         self.processor = processor()
-        self.kernel_digest = hashlib.sha256(image + self._base).hexdigest()
+        self.kernel_digest = hashlib.sha256(image + self._base + b"".join(self._card.values())).hexdigest()
         self._kernel = memory.sealed("kernel", image)
         self._count = 0
 
@@ -132,10 +138,17 @@ class Machinery:
                 held.callback(os.close, fd)
                 return fd
 
-            extra = archive({f"sandbox/{name}": content for name, content in files.items()}) if files else b""
+            tap: int | None = None
+            more = {f"sandbox/{name}": content for name, content in files.items()}
+            if hardware.network:
+                self.require_card()
+                tap = keep(await asyncio.to_thread(taps.create_apart))
+                more |= self._card
+            extra = archive(more) if more else b""
             boot = Boot(self._kernel, keep(memory.sealed("initramfs", self._base + extra)))
             scratch = keep(await self._fresh_scratch(disk_bytes))
-            parts = Parts(hardware, keep(memory.create(hardware.memory_bytes)), root, scratch, binds, boot, share=True)
+            pages = keep(memory.create(hardware.memory_bytes))
+            parts = Parts(hardware, pages, root, scratch, binds, boot, share=True, tap=tap)
             machine = await self.driver.boot(parts, cgroup)
             try:
                 yield machine, parts
@@ -144,6 +157,21 @@ class Machinery:
                 await asyncio.shield(machine.ended)
                 with contextlib.suppress(OSError):
                     machine.channel.close()
+
+    def require_card(self) -> None:
+        """Raise Unsupported where machines can have no network card."""
+        if not self.driver.takes_tap:
+            raise Unsupported(
+                f"{self.driver.name}'s machines can't have a network here",
+                why="only QEMU takes a link that is already under its contract, as an open file",
+                fix="let microvm.monitor be qemu, or use --isolation container or gvisor",
+            )
+        if len(self._card) < 2:
+            raise Unsupported(
+                "machines can't have a network here",
+                why=f"the guest kernel {self.kernel_release} has no virtio_net",
+                fix="install one of Debian's cloud kernels: tartarus kernel install",
+            )
 
     async def _empty_root(self) -> int:
         image = self.place / "empty.erofs"

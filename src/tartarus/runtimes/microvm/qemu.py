@@ -38,6 +38,7 @@ _COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 tsc=reliable no_timer_check random.trust_cpu=on "
     "cryptomgr.notests audit=0 nowatchdog noautogroup psi=0 lsm=landlock"
 )
+_CARD_ADDRESS = "02:00:00:00:00:01"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -138,6 +139,7 @@ class Qemu:
     loads_packed_kernels = True
     stands_ready = True
     maps_files = True
+    takes_tap = True
 
     def __init__(self, launcher: Launcher, accelerator: str = "tcg", program: str | None = None) -> None:
         self._launcher = launcher
@@ -174,11 +176,13 @@ class Qemu:
         return machine
 
     def arguments(self, hardware: Hardware, numbers: list[int], *, n_binds: int = 0, share: bool) -> list[str]:
-        """The command line. `numbers` of inherited descriptors: control, memory, root, scratch, binds and, to boot, the
-        kernel and the initramfs; without these it waits for a saved state, which has them in its memory.
+        """The command line. `numbers` of inherited descriptors: control, memory, root, scratch, binds, the tap of a
+        network card, if there is to be one, and, to boot, the kernel and the initramfs; without these it waits for a
+        saved state, which has them in its memory.
         """  # noqa: D205
         control, memory_file, root, scratch, *rest = numbers
-        binds, boot = rest[:n_binds], rest[n_binds:]
+        binds, rest = rest[:n_binds], rest[n_binds:]
+        card, boot = (_card(rest[0]), rest[1:]) if hardware.network else ([], rest)
         accel = f"{self._accelerator},thread=multi,tb-size=64" if self._accelerator == "tcg" else self._accelerator
         memory = f"memory-backend-file,id=mem,size={hardware.memory_bytes},mem-path=/proc/self/fd/{memory_file}"
         argv = [
@@ -200,6 +204,7 @@ class Qemu:
             "-chardev", f"socket,id=channel,fd={descriptor(0)}",
             "-device", "virtserialport,chardev=channel,name=tartarus.channel",
             "-device", "virtio-rng-device",
+            *card,
             # Or a state that was saved without memory, which has none, could not be taken over.
             "-global", "migration.send-configuration=off",
             "-sandbox", _SANDBOX,
@@ -213,6 +218,7 @@ class Qemu:
         ends = Ends(*channel_pair())
         control, their_control = socket.socketpair()
         fds = [their_control.fileno(), parts.memory, parts.root, parts.scratch, *parts.binds]
+        fds += [] if parts.tap is None else [parts.tap]
         fds += [] if incoming or parts.boot is None else [parts.boot.kernel, parts.boot.initramfs]
 
         def arguments(numbers: list[int]) -> list[str]:
@@ -243,6 +249,12 @@ def _bind(index: int, fd: int) -> list[str]:
         "-blockdev", f"driver=file,node-name={name},filename=/dev/fdset/{3 + index},read-only=on,locking=off",
         "-device", f"virtio-blk-device,drive={name},serial={bind_serial(index)}",
     ]  # fmt: skip
+
+
+def _card(tap: int) -> list[str]:
+    # All have the same hardware address: each is alone with the router on its link.
+    card = f"virtio-net-device,netdev=network,mac={_CARD_ADDRESS}"
+    return ["-netdev", f"tap,id=network,fd={tap},vhost=off", "-device", card]
 
 
 def _ticks_khz() -> int:

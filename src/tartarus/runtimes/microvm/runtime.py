@@ -14,6 +14,7 @@ from tartarus.model.errors import GuestFailed, IsolationUnavailable, TartarusErr
 from tartarus.model.sandbox import Isolation, Resources
 from tartarus.model.settings import MicrovmMonitor
 from tartarus.model.template import Template
+from tartarus.network import taps
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, remove_soon
 from tartarus.runtimes.descriptors import close_all
@@ -112,15 +113,16 @@ class MicrovmRuntime:
         """A new machine, going on where the saved one of its size stands; that one is booted first if need be."""
         assert isinstance(snapshot, MachineSnapshot)
         _refuse_what_it_lacks(request)
-        frozen = await snapshot.frozen(request.resources, warm=warm)
+        frozen = await snapshot.frozen(request.resources, warm=warm, network=request.network is not None)
         try:
-            begun = self._ready.take(frozen)
+            begun = self._ready.take(frozen) if request.network is None else None
             if begun is None:
                 begun = await self._begin(frozen, request)
             elif begun.cgroup is not None:
                 begun.cgroup.limit(with_monitor(request.resources, frozen.parts.hardware.memory_bytes))
             guest = await self._restore(snapshot, frozen, request, begun)
-            if self._machinery is not None and self._machinery.driver.stands_ready:
+            # One with a network card would have to know whose link it leads to.
+            if self._machinery is not None and self._machinery.driver.stands_ready and request.network is None:
                 self._ready.prepare(frozen)
         finally:
             frozen.close()
@@ -259,7 +261,9 @@ class MicrovmRuntime:
         except BaseException:
             await asyncio.shield(begun.discard())
             raise
-        guest = MachineGuest(begun.machine, begun.cgroup, request.resources, begun.scratch, request.hostname, origin)
+        guest = MachineGuest(
+            begun.machine, begun.cgroup, request.resources, begun.scratch, request.hostname, origin, request.network
+        )
         try:
             await guest.open(request.session)
             await begun.machine.resume()
@@ -275,14 +279,17 @@ class MicrovmRuntime:
         `filled`: done when the memory is there.
         """
         machinery = await self._open()
+        if request.network is not None and not frozen.parts.hardware.network:
+            raise GuestFailed("a machine can't be joined to the network", why="it was saved without a network card")
         cgroup: Cgroup | None = None
+        tap = await _tap(frozen, request)
         scratch = os.open(self.place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             await asyncio.to_thread(memory.copy_data, frozen.parts.scratch, scratch)
             cgroup = self._group(request, frozen.parts.hardware.memory_bytes)
             state = os.open(f"/proc/self/fd/{frozen.device_state}", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                parts = msgspec.structs.replace(frozen.parts, scratch=scratch)
+                parts = msgspec.structs.replace(frozen.parts, scratch=scratch, tap=tap)
                 machine = await machinery.driver.restore(parts, state, cgroup, filled)
             finally:
                 os.close(state)
@@ -291,12 +298,22 @@ class MicrovmRuntime:
                 await remove_soon(cgroup)
             os.close(scratch)
             raise
+        finally:
+            if tap is not None:
+                os.close(tap)
         return Begun(machine, scratch, cgroup)
 
     async def _begin_ahead(self, frozen: Frozen) -> Begun:
         self._count += 1
         name = f"ready-{os.getpid()}-{self._count}"
         return await self._begin(frozen, GuestRequest(name, name, Resources()))
+
+
+async def _tap(frozen: Frozen, request: GuestRequest) -> int | None:
+    """Where the machine's network card leads, as a descriptor of its own: to its slot, or nowhere without one."""
+    if request.network is not None:
+        return os.dup(request.network.file)
+    return await asyncio.to_thread(taps.create_apart) if frozen.parts.hardware.network else None
 
 
 def sandbox_files(template: Template, binds: tuple[str, ...], *, warm: bool) -> dict[str, bytes]:
@@ -326,7 +343,7 @@ def _refuse_what_it_lacks(request: GuestRequest) -> None:
 
 async def _rehearse(channel: GuestChannel, size: Size, usual: Resources) -> None:
     """Do once what every clone does first, so that clones find what it takes in their memory, not on their disk."""
-    if hardware_for(usual) != size.hardware:
+    if hardware_for(usual, network=size.hardware.network) != size.hardware:
         usual = msgspec.structs.replace(usual, memory_bytes=size.hardware.memory_bytes - KERNEL_MEMORY)
     await channel.renew(renewal("localhost", usual))
     for argv in _REHEARSED:
@@ -351,5 +368,5 @@ async def _save_booted(machine: Machine, parts: Parts, channel: GuestChannel, *,
     except BaseException:
         close_all(held)
         raise
-    saved = msgspec.structs.replace(parts, memory=held[1], scratch=held[2], boot=None, share=False)
+    saved = msgspec.structs.replace(parts, memory=held[1], scratch=held[2], boot=None, share=False, tap=None)
     return Frozen(saved, state, warm)

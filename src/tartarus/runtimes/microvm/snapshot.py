@@ -99,9 +99,9 @@ class MachineSnapshot:
         self._guests.add(guest)
         guest.ended.add_done_callback(lambda _: self._guests.discard(guest))
 
-    async def frozen(self, resources: Resources, *, warm: bool) -> Frozen:
+    async def frozen(self, resources: Resources, *, warm: bool, network: bool = False) -> Frozen:
         """A machine of the size to clone, with descriptors of its own; it is booted first if need be."""
-        size = size_for(resources, warm=warm)
+        size = size_for(resources, warm=warm, network=network)
         async with self._lock:
             found = self._frozen.get(size)
             if found is None:
@@ -147,12 +147,12 @@ class MachineSnapshot:
         self.images.close()
 
 
-def hardware_for(resources: Resources) -> Hardware:
+def hardware_for(resources: Resources, *, network: bool = False) -> Hardware:
     """The machine that holds these limits: whole MiB and whole processors, rounded up."""
     memory_bytes = -(-max(resources.memory_bytes + KERNEL_MEMORY, MIN_MEMORY) // _MIB) * _MIB
-    return Hardware(memory_bytes, max(1, -(-resources.cpu_milli // 1000)))
+    return Hardware(memory_bytes, max(1, -(-resources.cpu_milli // 1000)), network)
 
 
-def size_for(resources: Resources, *, warm: bool) -> Size:
+def size_for(resources: Resources, *, warm: bool, network: bool = False) -> Size:
     """The saved machine that a guest with these limits is cloned from."""
-    return Size(hardware_for(resources), resources.disk_bytes, warm)
+    return Size(hardware_for(resources, network=network), resources.disk_bytes, warm)
