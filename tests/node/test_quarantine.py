@@ -272,3 +272,89 @@ async def test_hostile_file_names_in_evidence(typhon: Typhon, start: Start) -> N
     assert (tree / "x\x1b[2J\ny").exists()
     await typhon.destroy(case.id, "test")
     assert list(typhon._cases.root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("bomb", "kept"),
+    [
+        ("truncate -s 1000G huge; echo made", False),
+        ("for i in $(seq 600); do mkdir d; cd d; done; echo made", None),
+        ("mkfifo pipe; ln -s /proc/self/mem mem; dd if=/dev/zero of=big bs=1M count=40 2>/dev/null; echo made", True),
+    ],
+    ids=["sparse", "deep", "odd"],
+)
+async def test_files_that_are_made_to_hurt_whoever_keeps_them(
+    typhon: Typhon, start: Start, bomb: str, kept: bool | None
+) -> None:
+    sandbox = await start(f"cd /tmp; {bomb}; exec sleep 600", resources=ResourceRequest(disk_bytes=64 << 20))
+    sandbox.detach()
+    assert await _said_more(sandbox)
+    case = await held(typhon, sandbox)
+    assert case.complete
+    assert kept is None or ("files" in pieces(typhon, case)) is kept
+    used = sum(path.lstat().st_blocks for path in typhon._cases.evidence(case.id).rglob("*")) * 512
+    assert used < 100 << 20
+    await typhon.destroy(case.id, "test")
+    assert list(typhon._cases.root.iterdir()) == []
+
+
+async def test_a_flood_of_output_is_kept_as_far_as_its_log(typhon: Typhon, start: Start) -> None:
+    sandbox = await start("yes flood & yes flood")
+    sandbox.detach()
+    await asyncio.sleep(0.5)
+    case = await held(typhon, sandbox)
+    assert (case.status, case.complete) == (CaseStatus.HELD, True)
+    size = pieces(typhon, case)["output"].stat().st_size
+    assert 0 < size <= 17 << 20
+    before = sandbox.channel.output_bytes
+    await asyncio.sleep(0.2)
+    assert sandbox.channel.output_bytes <= before + (4 << 20)  # what was under way
+    await typhon.destroy(case.id, "test")
+
+
+FIGHTS = """
+import ctypes, os, signal, subprocess, sys
+for number in range(1, 65):
+    if number not in (9, 19, 32, 33):
+        try: signal.signal(number, signal.SIG_IGN)
+        except (OSError, ValueError): pass
+def each(work):
+    if os.fork() == 0:
+        try: work()
+        finally: os._exit(0)
+def churn():  # a new process each moment, the old one gone
+    while True:
+        if os.fork(): os._exit(0)
+def stopped():
+    os.kill(os.getpid(), signal.SIGSTOP)
+def vforked():
+    subprocess.run(["sleep", "600"])
+def traced():
+    child = os.fork()
+    if child == 0:
+        ctypes.CDLL(None).ptrace(0, 0, 0, 0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    os.read(os.pipe()[0], 1)
+def spin():
+    while True: pass
+for work in (churn, churn, stopped, vforked, traced, spin):
+    each(work)
+print("fights", flush=True)
+while True: os.getppid()
+"""
+
+
+async def test_programs_that_fight_the_freezer_stand_still(typhon: Typhon, start: Start) -> None:
+    sandbox = await start(f"exec python3 -c '{FIGHTS.replace(chr(39), chr(34))}'", resources=ResourceRequest(pids=64))
+    sandbox.detach()
+    assert await _said_more(sandbox)
+    case = await typhon.take(sandbox, QuarantineReason.MANUAL_FLAG, "", by="test")
+    assert (case.status, case.trouble) == (CaseStatus.HELD, "")
+    group = sandbox.guest.group
+    assert group is not None
+    used, there = sandbox.guest.stats().cpu_usec, sorted(group.pids())
+    await asyncio.sleep(0.3)
+    assert (sandbox.guest.stats().cpu_usec, sorted(group.pids())) == (used, there)
+    assert (await typhon.settled(case.id)).complete
+    await typhon.destroy(case.id, "test")
+    assert (await sandbox.wait()).state is State.KILLED

@@ -28,6 +28,7 @@ from tartarus.model.errors import (
 from tartarus.model.forking import ForkRequest
 from tartarus.model.library import CreateSnapshot
 from tartarus.model.lifecycle import CheckpointRequest
+from tartarus.model.quarantine import QuarantineReason
 from tartarus.model.sandbox import ExecSpec, Isolation, Reason, SandboxSpec, Wasm
 from tartarus.model.secrets import SecretUse
 from tartarus.model.settings import Settings
@@ -163,9 +164,52 @@ async def test_a_secrets_whole_life(node: Node, state_dir: Path, isolation: Isol
             await attempt
     with pytest.raises(Unsupported, match="with secrets"):
         node.sleeper.schedule_sleep(sandbox, 1.0)
-    await sandbox.kill()
+    # A program that has read it crashes, and leaves no picture of itself.
+    assert await said(node, name, CRASH) == ["crashed"]
+    await _no_neighbour_finds_it(node, isolation)
+    # Nor is it among what is kept of a suspect.
+    quarantine = node.furies.quarantine
+    taken = await quarantine.take(sandbox, QuarantineReason.MANUAL_FLAG, "")
+    case = await quarantine.settled(taken.id)
+    missing = {one.name: one.missing for one in case.evidence if one.missing}
+    assert all("with secrets" in missing[one] for one in ("files", "memory") if "can't" not in missing[one])
+    assert written(state_dir) == []
+    await quarantine.destroy(case.id, "test")
     assert not sandbox.held
     assert written(state_dir) == []
+
+
+CRASH = """
+cd /tmp; ulimit -c unlimited 2>/dev/null
+sh -c 'token=$(cat /run/secrets/token); kill -SEGV $$' 2>/dev/null
+echo crashed; find / -xdev -type f -name 'core*' -newer /run/secrets -not -path '/proc/*' -not -path '/sys/*' 2>/dev/null
+"""
+SEARCH = """
+import glob, os, sys
+places = ["/run", "/dev/shm", "/tmp", "/proc/1/root/run/secrets", "/proc/sys/kernel"]
+files = [os.path.join(where, name) for place in places for where, _, names in os.walk(place) for name in names]
+for process in glob.glob("/proc/[0-9]*"):
+    files += [f"{process}/{name}" for name in ("environ", "cmdline", "root/run/secrets/token", "mountinfo")]
+    files += glob.glob(f"{process}/fd/*")
+found = read = 0
+for path in files:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        content = os.read(fd, 1 << 20)
+        os.close(fd)
+    except OSError:
+        continue
+    read += 1
+    found += sys.argv[1].encode() in content and not path.endswith(("/cmdline", "/fd/0"))
+print(read > 3, found)
+"""
+
+
+async def _no_neighbour_finds_it(node: Node, isolation: Isolation) -> None:
+    """Another sandbox of the same tenant's, in all that it can open."""
+    half = VALUE[2:12]  # it knows what to look for
+    spec = SandboxSpec(isolation=isolation, command=ExecSpec(argv=("python3", "-c", SEARCH, half)))
+    assert (await finish(await node.create(TENANT, spec))).out == b"True 0\n"
 
 
 async def test_a_variable_is_the_commands_alone(node: Node) -> None:

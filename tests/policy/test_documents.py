@@ -70,7 +70,23 @@ def test_templates_below_tenants_and_nothing_for_others() -> None:
         ("id: a\ntemplates: [{id: t}, {id: t}]", "the template 't' is there twice"),
         ("id: a\ntemplates: [{id: t, default_timeout: x}]", "templates[0].default_timeout"),
         ("name: a", "id"),
+        ("id: a\nresources: {max_cpu_cores: .inf}", "line 2: resources.max_cpu_cores: it is out of range"),
+        ("id: a\nresources: {max_cpu_cores: .nan}", "line 2: resources.max_cpu_cores: it is not above 0"),
+        ("id: a\nresources: {max_total_cpu_cores: 1.0e+308}", "max_total_cpu_cores: it is out of range"),
+        ("id: a\nresources: {max_memory_mb: 1" + "0" * 30 + "}", "max_memory_mb: it is out of range"),
+        ("id: a\nresources: {max_duration: .inf}", "out of range"),
+        ("id: a\ntenants: &t [x, *t]", "aliases and anchors"),
+        ("a: &a [x]\nb: &b [*a, *a]\nid: [*b, *b]", "line 1: aliases and anchors"),
+        ("id: a\nname: " + "[" * 5000, "nested too deeply"),
+        ("id: a\n" + "#" * 300_000, "300006 bytes long"),
+        ("id: a\nname: !!python/name:os.system x", "is not taken"),
+        ("id: a\nenforcement: {quarantine_when: [" + "{violation: pids, count: 1}," * 33 + "]}", "too many rules"),
+        (
+            "id: a\ntemplates: [" + "".join(f"{{id: t{number}}}," for number in range(14000)) + "{id: t0}]",
+            "is there twice",
+        ),
     ],
+    ids=lambda value: value[:60],
 )
 def test_mistakes_are_named_with_their_line(text: str, says: str) -> None:
     with pytest.raises(InvalidRequest) as caught:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from enum import Enum
+from functools import cache
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -163,6 +164,7 @@ class StructReader(Generic[S]):
         return InvalidRequest(f"{self._source}, line {line}: {what}", why=why, fix=fix)
 
 
+@cache
 def _keys(owner: type[msgspec.Struct] | None) -> dict[str, Any]:
     """What may be written in a struct, and its types."""
     if owner is None:

@@ -21,6 +21,10 @@ from tartarus.model.units import parse_duration, parse_size
 
 _MIB = 1024**2
 _MAX_PORT = 65535
+_MOST = 10**9
+"""Of anything: no host has a thousand million CPUs, or that many MiB of memory."""
+_MOST_WINDOWS = 32
+"""Each is looked at for each violation."""
 _DURATIONS = ("max_duration", "default_timeout")
 _SEE = "see docs/policies.md for every key"
 
@@ -174,10 +178,13 @@ def _wrongs(document: PolicyDocument) -> Iterable[tuple[str, str, str]]:
             check(value)
         except InvalidRequest as error:
             yield place, error.what, error.fix
-    ids = [template.id for template in document.templates]
-    for index, name in enumerate(ids):
-        if name in ids[:index]:
-            yield f"templates[{index}].id", f"the template {name!r} is there twice", "remove one"
+    ids: set[str] = set()
+    for index, template in enumerate(document.templates):
+        if template.id in ids:
+            yield f"templates[{index}].id", f"the template {template.id!r} is there twice", "remove one"
+        ids.add(template.id)
+    if len(document.enforcement.quarantine_when or ()) > _MOST_WINDOWS:
+        yield "enforcement.quarantine_when", "there are too many rules", f"keep to {_MOST_WINDOWS}"
 
 
 def _values(document: PolicyDocument) -> Iterable[tuple[str, Any, Callable[[Any], object]]]:
@@ -207,8 +214,10 @@ def _values(document: PolicyDocument) -> Iterable[tuple[str, Any, Callable[[Any]
 
 
 def _above_zero(value: float) -> None:
-    if value <= 0:
+    if not value > 0:
         raise InvalidRequest("it is not above 0", fix="give more than 0, or leave it out")
+    if value > _MOST:
+        raise InvalidRequest("it is out of range", fix="leave it out to have no limit")
 
 
 def _port(value: int) -> None:
