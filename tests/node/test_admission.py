@@ -8,15 +8,17 @@ import pytest
 from tests.node.conftest import TENANT, Run
 
 from tartarus.model.audit import AuditQuery
+from tartarus.model.contract import Contract, Grant
 from tartarus.model.errors import DaemonUnavailable, InvalidState, RequestRejected, Unsupported
 from tartarus.model.policies import PutPolicy
-from tartarus.model.sandbox import ExecSpec, Isolation, ResourceRequest, Resources, SandboxRecord, SandboxSpec
+from tartarus.model.sandbox import ExecSpec, Isolation, Network, ResourceRequest, Resources, SandboxRecord, SandboxSpec
 from tartarus.model.states import State
 from tartarus.node.admission import Admission, Place
 from tartarus.node.service import Node
 from tartarus.node.trying import prove_level
 from tartarus.policy.documents import read_policy
-from tartarus.policy.judges import Classification, Court, Minos, court
+from tartarus.policy.judges import Admission as Asked
+from tartarus.policy.judges import Classification, Court, Minos, Rhadamanthus, Ruling, Verdict, court
 
 pytestmark = pytest.mark.anyio
 TRUE = ExecSpec(argv=("true",))
@@ -152,6 +154,36 @@ def test_one_that_begins_again_is_judged_without_its_own_place() -> None:
     second.give_back()
     admission.admit_again(first).give_back()
     assert admission._books["acme"].sandboxes == 0
+
+
+def test_a_contract_is_judged_by_what_it_opens_and_by_plugins_and_by_no_quota() -> None:
+    class Suspicious:
+        name = "suspicious"
+
+        def pre_admit(self, request: Asked) -> Ruling:
+            contract = request.spec.contract
+            odd = contract is not None and any(ports == (22,) for _, ports in contract.networks())
+            return Ruling(Verdict.QUARANTINE if odd else Verdict.ACCEPT, self.name, "port 22" if odd else "")
+
+        def post_hoc(self, record: SandboxRecord) -> None:
+            raise ZeroDivisionError(record)
+
+    def asking(to: str, *ports: int) -> SandboxSpec:
+        return SandboxSpec(network=Network.CONTRACT, contract=Contract(grants=(Grant(to, ports),)))
+
+    refused: list[str] = []
+    admission = Admission(
+        Court([Minos(), Rhadamanthus(), Suspicious()]), rejected=lambda action, *_: refused.append(action)
+    )
+    place = admission.admit("acme", asking("203.0.113.0/24"), "host", Resources(), Isolation.CONTAINER)
+    policy = "id: p\nresources: {max_instances: 1}\nnetwork: {allowed_cidrs: [203.0.113.0/24]}"
+    admission.replace([read_policy(policy)])
+    admission.admit_contract(place, asking("203.0.113.7/32", 80))
+    with pytest.raises(RequestRejected, match="rhadamanthus: network"):
+        admission.admit_contract(place, asking("198.51.100.0/24"))
+    with pytest.raises(RequestRejected, match="suspicious: port 22"):
+        admission.admit_contract(place, asking("203.0.113.7/32", 22))
+    assert refused == ["network.swear"] * 2
 
 
 def test_a_judge_that_breaks_rejects() -> None:

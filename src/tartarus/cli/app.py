@@ -31,6 +31,7 @@ COMMANDS = {
     "checkpoints": ("endings", "List what resume can start sandboxes from."),
     "hibernate": ("lifecycle", "Write sandboxes' memory to disk and free everything else."),
     "wake": ("lifecycle", "Let hibernated sandboxes go on."),
+    "swear": ("swearing", "Hold a live sandbox to another network contract."),
     "fork": ("forking", "Make live copies of a sandbox."),
     "init": ("init", "Create something of your own: a template."),
     "template": ("templates", "Make and manage what sandboxes are made from."),

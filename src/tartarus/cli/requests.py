@@ -72,10 +72,9 @@ def given_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
 def _contract(network: str, allow: Sequence[str]) -> dict[str, Any]:
     import msgspec
 
-    from tartarus.sdk.networks import network_fields, read_contract
+    from tartarus.sdk.networks import network_words
 
-    file = None if network in {"none", "open"} else read_contract(network)
-    mode, contract = network_fields(network if file is None else file, allow)
+    mode, contract = network_words(network, allow)
     return {"network": mode.value, "contract": None if contract is None else msgspec.to_builtins(contract)}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 import msgspec
 import structlog
@@ -144,17 +145,29 @@ class Admission:
             return Place(self._books[tenant], asked, Verdict.ACCEPT, ())
         verdict, rulings = self._court.pre_admit(asked)
         if verdict is Verdict.REJECT:
-            against = tuple(ruling for ruling in rulings if ruling.verdict is Verdict.REJECT)
-            _log.info("rejected", tenant=tenant, template=template, reasons=[ruling.reason for ruling in against])
-            self._rejected(action, asked, against)
-            raise RequestRejected(
-                "the request was rejected",
-                why="; ".join(f"{ruling.judge}: {ruling.reason}" for ruling in against),
-                fix="accepted would be: " + "; ".join(ruling.accepted for ruling in against if ruling.accepted)
-                if any(ruling.accepted for ruling in against)
-                else "",
-            )
+            self._refuse(action, asked, tuple(ruling for ruling in rulings if ruling.verdict is Verdict.REJECT))
         return Place(self._books[tenant], asked, verdict, rulings)
+
+    def admit_contract(self, place: Place, spec: SandboxSpec) -> None:
+        """Hear the judges about another contract of a sandbox that lives. Raises RequestRejected.
+
+        One that they would quarantine a new sandbox for is refused as well.
+        """
+        asked = msgspec.structs.replace(
+            place.asked, spec=spec, limits=self.limits(place.asked.tenant, place.asked.template)
+        )
+        if against := self._court.pre_swear(asked):
+            self._refuse("network.swear", asked, against)
+
+    def _refuse(self, action: str, asked: Asked, against: tuple[Ruling, ...]) -> NoReturn:
+        reasons = [ruling.reason for ruling in against]
+        _log.info("rejected", action=action, tenant=asked.tenant, template=asked.template, reasons=reasons)
+        self._rejected(action, asked, against)
+        accepted = "; ".join(ruling.accepted for ruling in against if ruling.accepted)
+        raise RequestRejected(
+            "the request was rejected", why="; ".join(f"{ruling.judge}: {ruling.reason}" for ruling in against),
+            fix=accepted and f"accepted would be: {accepted}",
+        )  # fmt: skip
 
     def known(self, record: SandboxRecord) -> Place:
         """The place of a sandbox that an earlier daemon admitted: it counts, and is not judged again."""

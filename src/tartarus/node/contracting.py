@@ -8,12 +8,12 @@ import msgspec
 
 from tartarus.model.audit import AuditEntry
 from tartarus.model.contract import Contract, NetworkState
-from tartarus.model.errors import InvalidState, RequestRejected
+from tartarus.model.errors import InvalidState
 from tartarus.model.sandbox import Network
 from tartarus.node.admission import Admission
 from tartarus.node.auditing import Auditor
 from tartarus.node.sandbox import Sandbox
-from tartarus.policy.contracts import contract_of, refusals
+from tartarus.policy.contracts import contract_of
 from tartarus.store.audit.entries import digest_of
 
 
@@ -34,29 +34,30 @@ class Contracts:
         return NetworkState(line.contract, line.address, counters, ports)
 
     async def swear(self, sandbox: Sandbox, contract: Contract) -> NetworkState:
-        """Put another contract in its place, at one moment. Raises RequestRejected, InvalidState, InvalidRequest."""
-        line, record = sandbox.line, sandbox.record
-        if line is None and record.spec.network is not Network.NONE:
-            raise InvalidState("this sandbox sleeps, and has no network meanwhile", fix="wake it first")
-        if line is None:
-            raise InvalidState("this sandbox was made without a network", fix="make a new one with --network")
-        policy = self._admission.limits(record.tenant, record.template).network
-        spec = msgspec.structs.replace(record.spec, network=Network.CONTRACT, contract=contract)
-        against = list(refusals(spec, policy))
-        if against:
-            raise RequestRejected(
-                "the contract was rejected", why="rhadamanthus: " + ", ".join(what for what, _ in against),
-                fix="accepted would be: " + ", ".join(accepted for _, accepted in against),
-            )  # fmt: skip
-        held = contract_of(spec, policy)
-        assert held is not None
-        await self._audit.record(
-            AuditEntry(
+        """Put another contract in its place, at one moment. Raises RequestRejected, InvalidState, InvalidRequest.
+
+        Of two at once, the one that is written down last is the one that holds.
+        """
+        async with sandbox.turn:
+            line, record, place = sandbox.line, sandbox.record, sandbox.place
+            if line is None and record.spec.network is not Network.NONE:
+                raise InvalidState("this sandbox sleeps, and has no network meanwhile", fix="wake it first")
+            if line is None or place is None:
+                raise InvalidState("this sandbox was made without a network", fix="make a new one with --network")
+            spec = msgspec.structs.replace(record.spec, network=Network.CONTRACT, contract=contract)
+            self._admission.admit_contract(place, spec)
+            held = contract_of(spec, self._admission.limits(record.tenant, record.template).network)
+            assert held is not None
+            entry = AuditEntry(
                 actor=record.tenant, tenant=record.tenant, action="network.swear", target=record.id, sandbox=record.id,
                 decision="allow", input_digest=digest_of(contract), summary=f"{len(held.networks())} networks, "
                 f"{len(held.domains())} domains",
-            )
-        )  # fmt: skip
-        await line.swear(held)
-        sandbox.end_unexposed()
+            )  # fmt: skip
+            await self._audit.record(entry)
+            try:
+                await line.swear(held)
+            except BaseException:
+                self._audit.note(msgspec.structs.replace(entry, decision="error", reason="the old one holds"))
+                raise
+            sandbox.end_unexposed()
         return await self.state(sandbox)

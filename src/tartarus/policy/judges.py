@@ -141,11 +141,7 @@ class Rhadamanthus:
         if self._weaker(request.isolation, limits.floor):
             return Ruling(Verdict.REJECT, self.name, f"isolation {request.isolation.value} is too weak",
                           f"{limits.floor.value} or stronger")  # fmt: skip
-        against = list(refusals(request.spec, limits.network))
-        if against:
-            return Ruling(Verdict.REJECT, self.name, "network: " + ", ".join(what for what, _ in against),
-                          ", ".join(accepted for _, accepted in against))  # fmt: skip
-        return Ruling(Verdict.ACCEPT, self.name)
+        return network_ruling(request) or Ruling(Verdict.ACCEPT, self.name)
 
     def _weaker(self, isolation: Isolation, floor: Isolation) -> bool:
         if floor is Isolation.AUTO:
@@ -155,6 +151,15 @@ class Rhadamanthus:
     def post_hoc(self, record: SandboxRecord) -> Classification | None:  # noqa: ARG002
         """Nothing."""
         return None
+
+
+def network_ruling(request: Admission) -> Ruling | None:
+    """Rhadamanthus' word about a network that the policy does not let this tenant have."""
+    against = list(refusals(request.spec, request.limits.network))
+    if not against:
+        return None
+    return Ruling(Verdict.REJECT, Rhadamanthus.name, "network: " + ", ".join(what for what, _ in against),
+                  ", ".join(accepted for _, accepted in against))  # fmt: skip
 
 
 class Aeacus:
@@ -191,6 +196,15 @@ class Court:
         rulings = tuple(self._heard(judge, request) for judge in self._judges)
         verdict = max((ruling.verdict for ruling in rulings), key=_STRENGTH.__getitem__, default=Verdict.ACCEPT)
         return verdict, rulings
+
+    def pre_swear(self, request: Admission) -> tuple[Ruling, ...]:
+        """What speaks against a contract for a sandbox that lives: what it may reach, and whatever plugins say.
+
+        Quotas do not: it takes nothing that it has not.
+        """
+        against = network_ruling(request)
+        rulings = [self._heard(judge, request) for judge in self._judges if type(judge) not in _OURS]
+        return tuple(one for one in (against, *rulings) if one is not None and one.verdict is not Verdict.ACCEPT)
 
     def post_hoc(self, record: SandboxRecord) -> tuple[Classification, ...]:
         """What the judges think of a run that has ended; one that breaks is left out, and logged."""

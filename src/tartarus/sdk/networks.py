@@ -96,6 +96,17 @@ def network_fields(network: str | Contract, allow: Sequence[str]) -> tuple[Netwo
     return Network.CONTRACT, msgspec.structs.replace(base, grants=grants)
 
 
+def network_words(network: str, allow: Sequence[str]) -> tuple[Network, Contract | None]:
+    """The same for ``--network`` and ``--allow``, where a network may also be a contract's file."""
+    return network_fields(network if network in {"none", "open"} else read_contract(network), allow)
+
+
+def sworn(network: str, allow: Sequence[str]) -> Contract:
+    """A contract to swear, from the same words."""
+    mode, contract = network_words(network, allow)
+    return contract or (OPEN if mode is Network.OPEN else Contract())
+
+
 def published(one: str | int | Publish) -> Publish:
     """One port to show: a number is that port on both sides. Raises InvalidRequest."""
     if isinstance(one, Publish):
