@@ -12,12 +12,15 @@ from tests.faults.place import Place, place
 from tests.network import topology
 from tests.network.servers import NAME_SERVER, wait_until
 from tests.network.topology import HOST, METADATA, NEIGHBOUR, PRIVATE, PUBLIC, World, joined, off
-from tests.network.webs import WebServer
+from tests.network.webs import Authority, WebServer
 from tests.node.images import guest_images
 
+from tartarus.model.audit import AuditQuery
 from tartarus.model.contract import Contract
-from tartarus.model.errors import RequestRejected
+from tartarus.model.errors import InvalidRequest, RequestRejected, SecretRefused
 from tartarus.sdk import Sandbox
+from tartarus.sdk.audit import Audit
+from tartarus.sdk.secrets import Secrets
 
 pytestmark = pytest.mark.needs("root", "nft", "ip", "cgroups", "system-python")
 
@@ -186,3 +189,50 @@ def _goes_on_elsewhere(sandbox: Sandbox) -> None:
     # A kernel of its own lets its root have any address.
     assert sandbox.run(["python3", "-c", FORGE]).stderr == ""
     wait_until(lambda: sandbox.network().counters.get("refused_spoofed"), "a refusal")
+
+
+VALUE = "s3cr3t-V4lue-of-an-api"
+USING = """
+import os, subprocess, urllib.request
+with urllib.request.urlopen("http://public.example/v1", timeout=10) as answer:
+    print(answer.read().decode())
+print(subprocess.run(["grep", "-ras", "s3cr3t", "/run", "/proc/self/environ", "/proc/1/environ"]).returncode != 0)
+"""
+
+
+def test_a_secret_that_the_sandbox_never_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.bundle))
+    values = tmp_path / "values.env"
+    values.write_text(f"API={VALUE}\n")
+    values.chmod(0o600)
+    with topology.world(tmp_path / "state") as world, place() as home:
+        config = home.home / "config.yaml"
+        config.write_text(
+            f"network:\n  name_servers: [{NAME_SERVER}]\nsecrets:\n  providers:\n"
+            f"    - {{name: env, kind: env-file, options: {{path: {values}}}}}\n  allow:\n"
+            '    - {name: api, ref: "env:API", deliver: [proxy], hosts: [public.example], header: X-Api-Key, prefix: ""}\n'
+        )
+        config.chmod(0o600)
+        server = world.keep(WebServer(world.internet, 443, authority.serving("public.example")))
+        world.in_host(home.start)
+        sandbox = home.create(allow=["public.example:443"], secrets=["api,as=proxy"])
+        done = sandbox.run(["python3", "-c", USING])
+        assert (done.stdout, done.stderr) == ("ok\nTrue\n", "")
+        assert f"x-api-key: {VALUE}".encode() in server.heard[0]
+        (entry,) = Audit(client=home.client).entries(AuditQuery(action="proxy"))
+        assert (entry.target, entry.decision) == ("public.example:80", "allow")
+        assert entry.summary.endswith("with a secret")
+        values.write_text("API=another-V4lue-by-now\n")
+        assert Secrets(client=home.client).refresh(sandbox.id).names == ("api",)
+        assert sandbox.run(["python3", "-c", USING]).stdout.startswith("ok")
+        assert b"x-api-key: another-V4lue-by-now" in server.heard[1]
+        for asked, allowed, refused in (
+            ("api", "public.example:443", SecretRefused), ("api,as=env", "public.example:443", SecretRefused),
+            ("api,as=proxy,target=evil.example", "evil.example:443", SecretRefused),
+            ("api,as=proxy", "public.example:8443", InvalidRequest),
+        ):  # fmt: skip
+            with pytest.raises(refused):
+                home.create("true", allow=[allowed], secrets=[asked])
+        assert VALUE not in repr(sandbox.refresh())
+        assert home.end_daemon(signal.SIGTERM) == 0

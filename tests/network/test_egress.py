@@ -5,90 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from tests.network.servers import wait_until
+from tests.network.stage import GET, SHOP, Stage, asked
 from tests.network.test_contracts import allowing, lookup
-from tests.network.topology import PUBLIC, World, off
-from tests.network.webs import ANSWER, Authority, WebServer, said, secured
+from tests.network.topology import PRIVATE, PUBLIC, off
+from tests.network.webs import ANSWER, WebServer
 
-from tartarus.network.compiled import Compiled
-from tartarus.network.egress.messages import Carried
-from tartarus.network.rules import PROXY_PORT
-from tartarus.network.slot import Slot
 from tartarus.node.egress import PROXY_UID
 
 pytestmark = pytest.mark.needs("root", "nft", "ip")
-SHOP = "shop.example"
-GET = b"GET / HTTP/1.1\r\nHost: shop.example:8080\r\n\r\n"
-
-
-class Stage:
-    """A world with a shop at 443 and 80 of one address, which has other names, too; and a guest that is held to it."""
-
-    def __init__(self, world: World, authority: Authority) -> None:
-        self.world = world
-        self.trust = authority.trusting()
-        serving = authority.serving(SHOP, "evil.example", "other.example")
-        self.secure = world.keep(WebServer(world.internet, 443, serving))
-        self.plain = world.keep(WebServer(world.internet, 8080))
-        self.guest = world.guest()
-        world.names.answers |= {SHOP: [PUBLIC], "other.example": [PUBLIC], "evil.example": [PUBLIC]}
-        self.carried: list[Carried] = []
-        self.pool = world.pool()
-        self.slot: Slot | None = None
-
-    @contextlib.asynccontextmanager
-    async def held(self, contract: Compiled) -> AsyncIterator[Slot]:
-        slot = self.slot = self.guest.slot = await self.pool.take(contract)
-        slot.told = self.carried.append
-        try:
-            await self.pool.attach(slot, self.guest.namespace)
-            await off(lambda: lookup(self.guest, SHOP))
-            yield slot
-        finally:
-            await self.pool.give_back(slot)
-            await self.pool.close()
-
-    async def tls(self, name: str | None, port: int = 443) -> bytes:
-        return await off(lambda: self.guest.run(lambda: secured(PUBLIC, port, name, self.trust)))
-
-    async def begun(self) -> socket.socket:
-        """A connection to the shop that stands."""
-
-        def begin() -> socket.socket:
-            plain = socket.create_connection((PUBLIC, 443), timeout=5)
-            return self.trust.wrap_socket(plain, server_hostname=SHOP)
-
-        return await off(lambda: self.guest.run(begin))
-
-    async def says(self, *pieces: bytes, port: int = 80, wait_s: float = 0.0, patience_s: float = 5.0) -> bytes:
-        return await off(
-            lambda: self.guest.run(lambda: said(PUBLIC, port, *pieces, wait_s=wait_s, patience_s=patience_s))
-        )
-
-    async def asks(self, *pieces: bytes) -> bytes:
-        assert self.slot is not None
-        gateway = str(self.slot.gateway)
-        return await off(lambda: self.guest.run(lambda: said(gateway, PROXY_PORT, *pieces)))
-
-
-def asked(connection: socket.socket) -> bytes:
-    """What comes back on a connection; nothing if it is dead."""
-    with contextlib.suppress(OSError):
-        connection.sendall(b"x")
-        return connection.recv(1000)
-    return b""
-
-
-@pytest.fixture(name="stage")
-def _stage(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
-    authority = Authority(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(authority.bundle))
-    return Stage(world, authority)
 
 
 def test_a_domain_is_reached_by_its_name_and_no_other(stage: Stage) -> None:
@@ -196,3 +124,19 @@ def test_what_another_contract_does_not_allow_ends_with_the_one_that_did(stage: 
             await stage.pool.restore(slot)
 
     stage.world.run(scenario)
+
+
+def test_private_addresses_where_a_contract_opens_them(stage: Stage) -> None:
+    world = stage.world
+    world.names.answers["inner.example"] = [PRIVATE[0]]
+    inner = world.keep(WebServer(world.internet, 8080, address=PRIVATE[0]))
+
+    async def scenario() -> None:
+        asking = b"GET http://inner.example:8080/ HTTP/1.1\r\nHost: inner.example:8080\r\n\r\n"
+        async with stage.held(allowing("inner.example:8080")) as slot:
+            assert b" 502 " in await stage.asks(asking)
+            await stage.pool.swear(slot, allowing("inner.example:8080", deny_private=False))
+            assert (await stage.asks(asking)).endswith(b"ok")
+            assert len(inner.heard) == 1
+
+    world.run(scenario)

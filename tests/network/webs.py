@@ -68,11 +68,14 @@ class Authority:
 class WebServer:
     """Reads one piece of each connection, keeps it in `heard`, and answers it; by TLS with a context."""
 
-    def __init__(self, where: int, port: int, context: ssl.SSLContext | None = None, answer: bytes = ANSWER) -> None:
+    def __init__(
+        self, where: int, port: int, context: ssl.SSLContext | None = None, answer: bytes = ANSWER,
+        address: str = "203.0.113.80",
+    ) -> None:  # fmt: skip
         def listen() -> socket.socket:
             sock = socket.socket()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("203.0.113.80", port))
+            sock.bind((address, port))
             sock.listen(64)
             return sock
 
@@ -119,17 +122,15 @@ class WebServer:
             sock.close()
 
 
-def said(address: str, port: int, *pieces: bytes, patience_s: float = 5.0, wait_s: float = 0.0) -> bytes:
-    """All that comes back for these pieces, sent one after the other; what went wrong, if something did."""
+def said(address: str, port: int, *pieces: bytes, until: bytes = b"ok") -> bytes:
+    """What comes back for these pieces, up to these words; what went wrong, if something did."""
     found = b""
     try:
-        with socket.create_connection((address, port), timeout=patience_s) as connection:
+        with socket.create_connection((address, port), timeout=5) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for piece in pieces:
                 connection.sendall(piece)
-                if wait_s:
-                    threading.Event().wait(wait_s)
-            while not found.endswith(b"ok") and (data := connection.recv(65536)):
+            while until not in found and (data := connection.recv(65536)):
                 found += data
     except OSError as error:
         return found or type(error).__name__.encode()

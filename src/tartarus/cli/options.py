@@ -70,8 +70,9 @@ RUN = (
     WORKDIR,
     Option("mount", ("--mount",), "Show a file or directory of this host in the sandbox. May be repeated.", kind=LIST,
            metavar="SRC:DST[:ro]"),
-    Option("secret", ("--secret",), "Give it a secret, as a file in /run/secrets or in its environment. May be "
-           "repeated.", kind=LIST, metavar="NAME[,as=env][,target=T]"),
+    Option("secret", ("--secret",), "Give it a secret, as a file in /run/secrets or in its environment, or have "
+           "one added to its requests for a domain. May be repeated.", kind=LIST,
+           metavar="NAME[,as=env|proxy][,target=T]"),
     Option("network", ("--network",), "What it may reach: none, open (every public address), or a contract's file.",
            metavar="none|open|FILE", default="none"),
     Option("allow", ("--allow",), "Let it reach this and nothing else: example.org:443, *.example.org, "

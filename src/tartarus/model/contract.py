@@ -16,7 +16,7 @@ from tartarus.model.checks import require
 from tartarus.model.errors import InvalidRequest
 
 MAX_PORT = 65535
-HTTP_PORT = 80
+HTTP_PORT, HTTPS_PORT = 80, 443
 MAX_NETWORKS = 256
 MAX_DOMAINS = 256
 MAX_PORTS = 64

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from tartarus.model.checks import require
+from tartarus.model.contract import check_domain, normal
 from tartarus.model.errors import InvalidRequest
 
 SECRETS_DIRECTORY = "/run/secrets"
@@ -17,7 +18,13 @@ MAX_SECRETS = 32
 MAX_SECRET_BYTES = 64 * 1024
 """Bytes of one secret: keys, tokens and certificate chains, not data."""
 MAX_REFERENCE = 512
-Delivery = Literal["file", "env"]
+Delivery = Literal["file", "env", "proxy"]
+MAX_HEADER_BYTES = 8192
+"""Of a value that the egress proxy adds to requests."""
+_HEADER = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", re.ASCII)
+_PREFIX = re.compile(r"[!-~]{0,32} ?", re.ASCII)
+# What says whom a request is for, and where it ends.
+_NOT_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
 _REFERENCE = re.compile(
@@ -49,7 +56,8 @@ class SecretUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A secret that a sandbox gets: by the name or the reference that its grant has.
 
     As a file below /run/secrets, readable by the template's user alone, or only on this request (`as`: env) in the
-    environment of the sandbox's command. `target`: the file's path, or the variable's name; the secret's own if empty.
+    environment of the sandbox's command, or (`as`: proxy) not at all: the egress proxy adds it to requests.
+    `target`: the file's path, the variable's name, or the domain; the secret's own if empty.
     """
 
     ref: str
@@ -65,6 +73,9 @@ class SecretUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "a secret's target is not a variable name",
                 "use letters, digits and _",
             )
+        elif self.target and self.as_ == "proxy":
+            check_domain(self.target)
+            require("*" not in self.target, "a secret's target is many domains", "name one")
         elif self.target:
             directory, _, name = self.target.rpartition("/")
             require(
@@ -73,10 +84,16 @@ class SecretUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"write it like {SECRETS_DIRECTORY}/token; only there it never touches a disk",
             )
 
-    def named(self, name: str) -> SecretUse:
-        """The same by its grant's `name`, with the target that it then has."""
-        default = f"{SECRETS_DIRECTORY}/{name}" if self.as_ == "file" else variable_of(name)
-        return SecretUse(ref=name, as_=self.as_, target=self.target or default)
+    def by(self, grant: SecretGrant) -> SecretUse:
+        """The same by its grant's name, with the target that it then has."""
+        if self.as_ == "proxy":
+            target = normal(self.target) or (grant.hosts[0] if len(grant.hosts) == 1 else "")
+            require(bool(target), f"secret {grant.name!r} is for several domains", "say which: target=api.example.org")
+        elif self.as_ == "file":
+            target = self.target or f"{SECRETS_DIRECTORY}/{grant.name}"
+        else:
+            target = self.target or variable_of(grant.name)
+        return SecretUse(ref=grant.name, as_=self.as_, target=target)
 
 
 def check_secret_name(name: str) -> None:
@@ -100,7 +117,7 @@ def check_uses(uses: tuple[SecretUse, ...], *, has_command: bool) -> None:
     require(len(uses) <= MAX_SECRETS, f"{len(uses)} secrets", f"use at most {MAX_SECRETS}")
     for use in uses:
         require(
-            use.as_ == "file" or has_command,
+            use.as_ != "env" or has_command,
             "a secret as an environment variable needs the command that gets it",
             "give a command, or take it as a file",
         )
@@ -125,7 +142,8 @@ class SecretProvider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SecretGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A secret that sandboxes may have, by `name`; of these tenants and templates only, where some are named.
 
-    `deliver`: how, at most.
+    `deliver`: how, at most. With ``proxy``, `hosts` says to which domains it may be sent, and then it is said as
+    `header`, after `prefix`.
     """
 
     name: str
@@ -133,6 +151,14 @@ class SecretGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tenants: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     deliver: tuple[Delivery, ...] = ("file", "env")
+    hosts: tuple[str, ...] = ()
+    header: str = "Authorization"
+    prefix: str = "Bearer "
+
+    def is_for(self, use: SecretUse) -> bool:
+        """Whether it may be used so, whosever it is."""
+        called = use.ref in {self.name, self.ref} and use.as_ in self.deliver
+        return called and (use.as_ != "proxy" or not use.target or normal(use.target) in map(normal, self.hosts))
 
     def holds_for(self, tenant: str, template: str) -> bool:
         """Whether a tenant's sandbox of a template may have it."""
@@ -168,11 +194,28 @@ def wrong_with(section: SecretsSection) -> Iterable[tuple[str, str, str]]:
         if reference.provider not in providers:
             yield f"{place}.ref", f"there is no provider {reference.provider!r}", "list it under secrets.providers"
         if not grant.deliver:
-            yield f"{place}.deliver", "it is empty", "leave it out, or name file, env or both"
+            yield f"{place}.deliver", "it is empty", "leave it out, or name what of file, env and proxy there is"
+        yield from _wrong_with_header(grant, place)
         for other in section.allow[:index]:
             if _overlap(grant, other):
                 yield place, f"a sandbox could have two secrets {grant.name!r}", "give them other names or tenants"
                 break
+
+
+def _wrong_with_header(grant: SecretGrant, place: str) -> Iterable[tuple[str, str, str]]:
+    if ("proxy" in grant.deliver) != bool(grant.hosts):
+        yield f"{place}.hosts", "they go together with deliver: [proxy]", "give both: hosts it may be sent to"
+    for host in grant.hosts:
+        try:
+            check_domain(host)
+        except InvalidRequest as error:
+            yield f"{place}.hosts", error.what, error.fix
+        if "*" in host:
+            yield f"{place}.hosts", f"{host!r} is many domains", "name each"
+    if not _HEADER.fullmatch(grant.header) or grant.header.lower() in _NOT_HEADERS:
+        yield f"{place}.header", "a request can't have it from us", "use one like Authorization or X-Api-Key"
+    if not _PREFIX.fullmatch(grant.prefix):
+        yield f"{place}.prefix", "it is no word before a token", 'use one like "Bearer ", or ""'
 
 
 def _overlap(one: SecretGrant, other: SecretGrant) -> bool:

@@ -111,7 +111,13 @@ class Host:
             )
             if wanted != self._let:
                 self._let = (wanted[0], wanted[1])
-                nft.apply(rules.host_openings(self.table, *self._let), self._lock)
+                nft.apply(self._openings(), self._lock)
+
+    def _openings(self) -> str:
+        """With the router's own address: what a slot may reach through the egress proxy comes from there."""
+        assert self._range is not None
+        private, metadata = (those | {self._range[1]} if those else those for those in self._let)
+        return rules.host_openings(self.table, private, metadata)
 
     def follow(self, router: Router) -> bool:
         """Make the rules fit the host's routes and links of now, and stand; whether anything had to be changed.
@@ -153,7 +159,7 @@ class Host:
             self._changes = msgspec.structs.replace(self._changes, opened=wanted)
             self._ledger.write(self._changes)
         with self._letting:  # or what a slot was denied meanwhile would be put back
-            change += rules.host_openings(self.table, *self._let)
+            change += self._openings()
             changed = self._installed != (change, nft.listing(self.table))
             if changed:
                 nft.apply(change, self._lock)

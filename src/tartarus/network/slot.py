@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Slot:
     """A sandbox's place on the network, from `take` until `give_back`.
 
-    `told` is called at the end of each connection that went through the egress proxy, which adds `credentials` to the
-    requests for the domains that they are for.
+    `told` is called at the end of each connection that went through the egress proxy, and `credential` for what that
+    one is to add to requests for a domain.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Slot:
         self.cut = False
         self.final: dict[str, int] = {}
         self.told: Callable[[Carried], None] = lambda _: None
-        self.credentials: Mapping[str, Credential] = {}
+        self.credential: Callable[[str], Credential | None] = lambda _: None
 
     @property
     def mtu(self) -> int:

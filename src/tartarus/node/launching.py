@@ -68,6 +68,7 @@ class Launcher:
             if contract is None:
                 return await self._start(record, enrolment, offer, begun, clock, None, None, held, calls)
             line = await self._networking.line(record, contract)
+            line.add(held.credential)
             async with line.wire() as wire:
                 return await self._start(record, enrolment, offer, begun, clock, line, wire, held, calls)
         except BaseException:

@@ -14,15 +14,15 @@ import msgspec
 import structlog
 
 from tartarus.model.audit import AuditEntry
-from tartarus.model.contract import Contract
-from tartarus.model.errors import GuestFailed, TartarusError, Unsupported
+from tartarus.model.contract import HTTPS_PORT, Contract
+from tartarus.model.errors import GuestFailed, InvalidRequest, TartarusError, Unsupported
 from tartarus.model.sandbox import Isolation, Mount, Network, SandboxRecord, SandboxSpec
 from tartarus.model.settings import Settings
 from tartarus.runtimes.base import Guest, Wire
 from tartarus.telemetry.metrics import Metrics, is_refusal
 
 if TYPE_CHECKING:
-    from tartarus.network.egress.messages import Carried
+    from tartarus.network.egress.messages import Carried, Credential
     from tartarus.network.pool import SlotPool
     from tartarus.network.slot import Slot
 
@@ -100,6 +100,10 @@ class Line:
             return spec
         return msgspec.structs.replace(spec, network=Network.CONTRACT, contract=self.contract)
 
+    def add(self, credential: Callable[[str], Credential | None]) -> None:
+        """What the egress proxy adds to its requests for a domain."""
+        self._slot.credential = credential
+
     async def cut(self) -> None:
         """Nothing passes any more. Safe to repeat."""
         await self._networking.slots.cut(self._slot)
@@ -174,6 +178,15 @@ class Networking:
         """Raise Unsupported or InvalidRequest for a network that this sandbox can't have."""
         if spec.publish:
             refuse_without_loopback(isolation)
+        from tartarus.network.compiled import compiled
+
+        for use in spec.secrets:
+            ports = frozenset() if contract is None else compiled(contract).ports_of(use.target)
+            if use.as_ == "proxy" and ports is not None and HTTPS_PORT not in ports:
+                raise InvalidRequest(
+                    f"secret {use.ref!r} is for requests to {use.target}, which this sandbox can't make",
+                    fix=f"allow it: --allow {use.target}:{HTTPS_PORT}",
+                )
         if contract is None:
             return
         if isolation not in LEVELS:
@@ -189,8 +202,6 @@ class Networking:
             raise Unsupported(
                 "sandboxes can't have a network here", why=why, fix="run the daemon as root, or use --network none"
             )
-        from tartarus.network.compiled import compiled
-
         compiled(contract)
 
     async def line(self, record: SandboxRecord, contract: Contract) -> Line:
@@ -299,7 +310,8 @@ def _audited(note: Callable[[AuditEntry], None], record: SandboxRecord, carried:
             actor=record.tenant, tenant=record.tenant, action="proxy.refuse" if carried.refused else "proxy.connect",
             target=f"{carried.name or carried.address}:{carried.port}", sandbox=record.id,
             decision="deny" if carried.refused else "allow", reason=carried.refused, duration_us=carried.duration_us,
-            summary=f"{carried.kind or 'unread'} {carried.address} sent {carried.sent} received {carried.received}",
+            summary=f"{carried.kind or 'unread'} {carried.address} sent {carried.sent} received {carried.received}"
+            + (", with a secret" if carried.credential else ""),
         )
     )  # fmt: skip
 

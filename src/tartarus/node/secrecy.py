@@ -10,6 +10,7 @@ import msgspec
 
 from tartarus.guest.channel import GuestChannel
 from tartarus.model.audit import AuditEntry
+from tartarus.model.contract import HTTPS_PORT
 from tartarus.model.errors import (
     FileFailed,
     GuestFailed,
@@ -22,6 +23,7 @@ from tartarus.model.errors import (
 from tartarus.model.sandbox import ExecSpec, Isolation, SandboxRecord, SandboxSpec
 from tartarus.model.secrets import SecretsSection
 from tartarus.model.states import State
+from tartarus.network.egress.messages import Credential
 from tartarus.node.auditing import Auditor
 from tartarus.secrets.broker import Broker, Granted
 from tartarus.secrets.held import Secret
@@ -55,6 +57,14 @@ class Held:
             if one.use.as_ == "env"
         }
         return msgspec.structs.replace(command, env=command.env | values)
+
+    def credential(self, host: str) -> Credential | None:
+        """What the egress proxy is to add to requests for that domain, if there is such a secret."""
+        for one, value in zip(self._granted, self._values, strict=True):
+            if one.use.as_ == "proxy" and one.use.target == host:
+                said = one.grant.prefix.encode() + value.reveal()
+                return Credential(HTTPS_PORT, one.grant.header, said.decode("ascii"))
+        return None
 
     async def deliver(self, channel: GuestChannel) -> None:
         """Write the files; each appears whole, readable by the template's user alone. Raises SecretUnavailable."""
@@ -157,6 +167,8 @@ class Secrecy:
                 held.close()
                 raise
             before, sandbox.held = sandbox.held, held
+            if sandbox.line is not None:
+                sandbox.line.add(held.credential)
             if before is not None:
                 before.close()
             try:
@@ -164,7 +176,7 @@ class Secrecy:
                     await held.deliver(sandbox.channel)
             except TimeoutError:
                 raise GuestFailed(f"the sandbox did not take its secrets within {_REFRESH_LIMIT_S:g} s") from None
-        return tuple(use.ref for use in sandbox.record.spec.secrets if use.as_ == "file")
+        return tuple(use.ref for use in sandbox.record.spec.secrets if use.as_ != "env")
 
     async def _recorded(self, record: SandboxRecord, granted: Sequence[Granted]) -> None:
         """On disk before any provider is asked: the last entry brings those before it along."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from tartarus.model.contract import OPEN, Contract, Network, normal, parse_network
+from tartarus.model.contract import HTTP_PORT, OPEN, Contract, Grant, Network, normal, parse_network
 from tartarus.model.sandbox import Network as Mode
 from tartarus.model.sandbox import SandboxSpec
 from tartarus.policy.documents import NetworkPolicy
@@ -35,8 +35,10 @@ def contract_of(spec: SandboxSpec, policy: NetworkPolicy) -> Contract | None:
     else:
         asked = spec.contract or Contract()
     most = [value for value in (asked.max_connections, policy.max_connections) if value is not None]
+    # Requests that the egress proxy adds a secret to come as HTTP, and leave it as HTTPS.
+    plain = tuple(Grant(to=use.target, ports=(HTTP_PORT,)) for use in spec.secrets if use.as_ == "proxy" and use.target)
     return msgspec.structs.replace(
-        asked, denied_cidrs=(*asked.denied_cidrs, *(policy.denied_cidrs or ())),
+        asked, grants=(*asked.grants, *plain), denied_cidrs=(*asked.denied_cidrs, *(policy.denied_cidrs or ())),
         max_connections=min(most, default=None),
     )  # fmt: skip
 

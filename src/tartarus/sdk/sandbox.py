@@ -100,7 +100,7 @@ class Sandbox(Networked):
             stop_signal: what asks it to end, by name or number; the template's (TERM if it has none) if not given.
             stop_grace: how long it then has, in seconds or as in ``"30s"``; the last part of its time limit, too.
             idle: hibernate it after so long without work, in seconds or as in ``"5m"``; what is asked of it wakes it.
-            secrets: what the host lets it have, as ``NAME[,as=env][,target=T]``; files in /run/secrets by default.
+            secrets: what the host lets it have, as ``NAME[,as=env|proxy][,target=T]``; a file if not said.
             client: which daemon; the one of your environment if not given.
 
         Raises:

@@ -46,7 +46,7 @@ def mount_fields(text: str) -> dict[str, Any]:
 
 
 def secret_fields(text: str) -> dict[str, str]:
-    """A secret's JSON from ``NAME[,as=env|file][,target=T]``; the name or reference is as its grant has it."""
+    """A secret's JSON from ``NAME[,as=env|file|proxy][,target=T]``; the name or reference is as its grant has it."""
     ref, *rest = text.split(",")
     found = {"ref": ref}
     for part in rest:

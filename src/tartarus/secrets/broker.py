@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from tartarus.model.errors import InvalidRequest, SecretRefused, SecretUnavailable, TartarusError
-from tartarus.model.secrets import MAX_SECRET_BYTES, Reference, SecretGrant, SecretsSection, SecretUse
+from tartarus.model.secrets import MAX_HEADER_BYTES, MAX_SECRET_BYTES, Reference, SecretGrant, SecretsSection, SecretUse
 from tartarus.secrets.held import Secret
 from tartarus.secrets.providers import Provider, make
 
@@ -21,10 +21,11 @@ _MOST_WAITING = 16
 
 
 class Granted(msgspec.Struct, frozen=True):
-    """A use that is allowed, by its grant's name, and where its value is kept."""
+    """A use that is allowed, by its grant's name, where its value is kept, and that grant."""
 
     use: SecretUse
     reference: Reference
+    grant: SecretGrant
 
 
 class Broker:
@@ -47,7 +48,7 @@ class Broker:
                     why=f"no grant of the host's configuration lists {use.ref!r} for it, as {use.as_}",
                     fix="ask whoever runs the daemon: secrets.allow in config.yaml",
                 )
-            granted.append(Granted(use.named(found.name), Reference.parse(found.ref)))
+            granted.append(Granted(use.by(found), Reference.parse(found.ref), found))
         targets = [one.use.target for one in granted]
         if len(set(targets)) < len(targets):
             raise InvalidRequest("two secrets have the same target", fix="give each its own")
@@ -77,6 +78,10 @@ class Broker:
             raise SecretUnavailable(f"secret {granted.use.ref!r} is larger than {MAX_SECRET_BYTES} bytes")
         if granted.use.as_ == "env" and b"\0" in value:
             raise SecretUnavailable(f"secret {granted.use.ref!r} has a NUL byte", fix="take it as a file")
+        if granted.use.as_ == "proxy" and (len(value) > MAX_HEADER_BYTES or not all(32 < each < 127 for each in value)):
+            raise SecretUnavailable(
+                f"secret {granted.use.ref!r} can't be said in a header", why="it is too long, or not plain characters"
+            )
         held = Secret(value)
         if not held.is_locked and not self._warned:
             self._warned = True
@@ -117,4 +122,4 @@ class Broker:
 
 
 def _is_meant(grant: SecretGrant, use: SecretUse, tenant: str, template: str) -> bool:
-    return use.ref in {grant.name, grant.ref} and use.as_ in grant.deliver and grant.holds_for(tenant, template)
+    return grant.is_for(use) and grant.holds_for(tenant, template)

@@ -38,6 +38,7 @@ class Connection:
         self.task: asyncio.Task[None] | None = None
         self.asked: Ask | None = None
         self.sent = self.received = 0
+        self.has_credential = False
         self._ask = ask
         self._tell = tell
         self._began = time.monotonic()
@@ -68,8 +69,9 @@ class Connection:
         asked = asked or Ask(0, self.slot, "", "", self.port or 0, self.address)
         lasted_us = int((time.monotonic() - self._began) * 1e6)
         self._tell(Carried(self.slot, asked.kind, asked.name, asked.port, asked.address, self.sent, self.received,
-                           refused, lasted_us))  # fmt: skip
+                           refused, lasted_us, self.has_credential))  # fmt: skip
         self.sent = self.received = 0
+        self.has_credential = False
         self._began = time.monotonic()
 
     async def close(self, *, at_once: bool) -> None:

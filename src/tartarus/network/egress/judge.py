@@ -38,7 +38,7 @@ class Judge:
             return Verdict(ask.number, addresses=(ask.name,))
         credential = self._credentials(ask.slot, ask.name) if ask.kind == "http" else None
         if credential is not None and ask.port not in {HTTP_PORT, credential.port}:
-            credential = None
+            credential = None  # of another server on that host
         ports = contract.ports_of(ask.name)
         if ports is not None and (ask.port if credential is None else credential.port) not in ports:
             return Verdict(ask.number, refused="name")

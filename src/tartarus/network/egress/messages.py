@@ -73,7 +73,10 @@ class Settled(msgspec.Struct, frozen=True, tag="settled"):
 
 
 class Carried(msgspec.Struct, frozen=True, tag="carried"):
-    """A connection that has ended. `refused`: why, where it was; `sent`, `received`: bytes, as the sandbox sees it."""
+    """A connection that has ended. `refused`: why, where it was; `sent`, `received`: bytes, as the sandbox sees it.
+
+    `credential`: whether one was added.
+    """
 
     slot: str
     kind: Kind
@@ -84,6 +87,7 @@ class Carried(msgspec.Struct, frozen=True, tag="carried"):
     received: int
     refused: str
     duration_us: int
+    credential: bool = False
 
 
 FromProxy = Ask | Settled | Carried

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
 from typing import Protocol
 
@@ -28,11 +28,11 @@ _MOST_QUESTIONS = 4096
 
 
 class Client(Protocol):
-    """A slot that is served: `told` is called at the end of each of its connections."""
+    """A slot that is served: `told` of the end of each of its connections, asked for a domain's `credential`."""
 
     address: IPv4Address
     told: Callable[[Carried], None]
-    credentials: Mapping[str, Credential]
+    credential: Callable[[str], Credential | None]
 
 
 class Process(Protocol):
@@ -114,7 +114,7 @@ class EgressProxy:
 
     def _credential(self, slot: str, name: str) -> Credential | None:
         client = self._clients.get(slot)
-        return None if client is None else client.credentials.get(name)
+        return None if client is None else client.credential(name)
 
     async def closed(self, slot: IPv4Address) -> dict[str, int]:
         """End what that slot has open, and count it no more; what was counted."""

@@ -18,6 +18,8 @@ from tartarus.network.egress.tunnels import open_tunnel
 
 _MOST_HEAD = 32 * 1024
 _KEPT_S = 60.0
+_LEAST_SECRET = 8
+"""Bytes; what is shorter is found everywhere."""
 _TUNNEL_STANDS = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _STATUS = {"malformed": 400, "limit": 431, "unresolved": 502, "protocol": 505}
 _ENDS = frozenset({h11.DONE, h11.MUST_CLOSE, h11.CLOSED})
@@ -72,7 +74,11 @@ class Web:
     async def _request(self, patience_s: float) -> h11.Request | None:
         async with asyncio.timeout(patience_s):
             event = await _next(self._near, self._connection.receive)
-        return event if isinstance(event, h11.Request) else None
+        if not isinstance(event, h11.Request):
+            return None
+        if len(event.target) + sum(len(name) + len(value) for name, value in event.headers) > _MOST_HEAD:
+            raise Refusal("limit")  # it came in one piece
+        return event
 
     async def _tunnel(self, target: heads.Target) -> bytes:
         self._leave()
@@ -127,6 +133,7 @@ class Web:
             secured = Secured(sock, self._context, target.name)
             await secured.begin()
             self._far = secured
+            self._connection.has_credential = True
         self._there = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MOST_HEAD)
         self._reached, self._verdict = target[:2], verdict
 
@@ -224,6 +231,8 @@ class _Watch:
         value = b"" if credential is None else credential.value.encode("latin-1")
         # Without the word before it ("Bearer"), which a server may leave out.
         self._wanted = value.rpartition(b" ")[2]
+        if len(self._wanted) < _LEAST_SECRET:
+            self._wanted = b""
         self._last = b""
 
     def see(self, piece: bytes | bytearray) -> None:
