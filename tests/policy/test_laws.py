@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import re
+import string
 from pathlib import Path
 
 import msgspec
@@ -13,11 +15,13 @@ from hypothesis import strategies as st
 from tests.policy.test_cases import EMPTY, rule, rules
 
 from tartarus.model.errors import InvalidRequest
+from tartarus.policy import patterns
 from tartarus.policy.acts import STRENGTH, Act, Effect
 from tartarus.policy.document import Loaded, Match, Rule, RuleFile, read_rules
 from tartarus.policy.gate import Gate
 from tartarus.policy.paths import canonical
 from tartarus.policy.rules import RuleSet
+from tartarus.policy.shelf import Shelf, folded
 from tartarus.policy.tokens import TokenLedger
 
 PATHS = ["a", "a/b", "src/x.py", "src/deep/y.py", ".github/ci.yml", "/etc/passwd"]
@@ -49,6 +53,78 @@ acts = st.builds(
 def made(found: list[Rule]) -> Gate:
     loaded = Loaded(RuleFile(1, tuple(found)), "generated", tuple(range(len(found))), "0", {})
     return Gate(EMPTY, RuleSet([loaded]))
+
+
+PIECES = [
+    "a",
+    "B",
+    "ab",
+    "x.py",
+    ".py",
+    "*",
+    "?",
+    "**",
+    "*.py",
+    "id_*",
+    "*_key",
+    "[ab]",
+    "[!a]c",
+    "\\*",
+    "\\a",
+    "i",
+    "\u0131",
+    "K",
+    "ss",
+    "\xdf",
+]
+spelled = st.lists(st.lists(st.sampled_from(PIECES), min_size=1, max_size=2).map("".join), min_size=1, max_size=4)
+PARTS = [
+    "a",
+    "A",
+    "b",
+    "ab",
+    "Ab",
+    "x.py",
+    ".PY",
+    "y.py",
+    "id_x",
+    "ID_",
+    "my_key",
+    "c",
+    "bc",
+    "*",
+    "\u0130",
+    "\u0131",
+    "I",
+    "\u212a",
+    "\u017fs",
+    "\xdf",
+    "\u1e9e",
+]
+reached = st.lists(st.lists(st.sampled_from(PARTS), min_size=1, max_size=2).map("".join), min_size=1, max_size=4)
+
+
+@settings(max_examples=500)
+@given(st.lists(spelled.map("/".join), min_size=1, max_size=4), reached.map("/".join), st.booleans(), st.booleans())
+def test_the_index_leaves_no_rule_out(globs: list[str], path: str, absolute: bool, strict: bool) -> None:
+    shelf: Shelf[str] = Shelf()
+    for glob in globs:
+        shelf.put(glob, [f"/{glob}" if absolute else glob])
+    shelf.put("all", globs)
+    tests = {glob: patterns.paths([f"/{glob}" if absolute else glob], strict=strict) for glob in globs}
+    path = f"/{path}" if absolute else path
+    found = list(shelf.fitting(path))
+    assert len(set(found)) == len({*globs} & {*found}) + ("all" in found)
+    assert {glob for glob in globs if tests[glob](path)} <= {*found}
+    if not absolute and patterns.paths(globs, strict=strict)(path):
+        assert "all" in found
+
+
+def test_what_matches_a_letter_regardless_of_case_is_folded_to_it() -> None:
+    everything = "".join(chr(code) for code in range(128, 0x110000) if not 0xD800 <= code < 0xE000)
+    for letter in string.ascii_lowercase:
+        for found in re.findall(letter, everything, re.IGNORECASE):
+            assert folded(found) == letter, hex(ord(found))
 
 
 @settings(max_examples=150)

@@ -63,12 +63,6 @@ def _one_of(patterns: Sequence[str], *, fold: bool) -> Test:
     return lambda path: match(path) is not None
 
 
-def first_part(pattern: str) -> str | None:
-    """The literal first part that every path of this pattern has, folded; None when there is none to tell."""
-    part, slash, _ = pattern.partition("/")
-    return part.casefold() if part and slash and not _has_magic(part) and not part.startswith(("!", "-")) else None
-
-
 def command(patterns: Sequence[Sequence[str]]) -> Callable[[Sequence[str], str], bool]:
     """Whether a command is one of these. A pattern is words; the last one may be ``**`` for any further words.
 

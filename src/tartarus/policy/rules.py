@@ -14,6 +14,7 @@ from tartarus.model.errors import InvalidRequest
 from tartarus.policy import patterns
 from tartarus.policy.acts import FACTS, STRENGTH, Act, Effect, Matched
 from tartarus.policy.document import Example, Loaded, Match, Rule, words
+from tartarus.policy.shelf import Shelf
 
 Test = Callable[[Act, str | None], bool]
 """Whether an act, on one of its paths, is what a match describes."""
@@ -41,8 +42,8 @@ class RuleSet:
 
     def __init__(self, files: Iterable[Loaded]) -> None:
         """Compile. Raises InvalidRequest, naming the rule, for a pattern that is none and an example that fails."""
-        self._exact: dict[str, _Shelf] = defaultdict(_Shelf)
-        self._other = _Shelf()
+        self._exact: dict[str, Shelf[_Compiled]] = defaultdict(Shelf)
+        self._other: Shelf[_Compiled] = Shelf()
         self._limits: list[tuple[str, float, Matched]] = []
         self.warnings: list[str] = []
         digest = hashlib.sha256()
@@ -100,11 +101,12 @@ class RuleSet:
             self.warnings.append(f"{where}: it passes over all that it matches, and never acts")
         self._try(compiled, rule, where)
         actions = words(rule.match.action)
+        about = None if rule.match.path is None else words(rule.match.path)
         if actions and not any(character in action for action in actions for character in "*?["):
             for action in set(actions):
-                self._exact[action].put(compiled, rule.match)
+                self._exact[action].put(compiled, about)
         else:
-            self._other.put(compiled, rule.match)
+            self._other.put(compiled, about)
 
     def _try(self, compiled: _Compiled, rule: Rule, where: str) -> None:
         for wanted, examples in ((True, rule.examples.match), (False, rule.examples.not_match)):
@@ -120,28 +122,6 @@ class RuleSet:
                         f"{where}: its example {shown} {'does not match' if wanted else 'matches'}",
                         fix="mend the rule or the example",
                     )
-
-
-class _Shelf:
-    """Rules of an action, by the first part of the paths they are about, so that few are tried for an act."""
-
-    def __init__(self) -> None:
-        self._any: list[_Compiled] = []
-        self._by_part: dict[str, list[_Compiled]] = defaultdict(list)
-
-    def put(self, compiled: _Compiled, match: Match) -> None:
-        globs = [pattern for pattern in words(match.path) if not pattern.startswith("!")]
-        parts = {patterns.first_part(pattern) for pattern in globs}
-        if match.path is None or not parts or None in parts:
-            self._any.append(compiled)
-        else:
-            for part in parts:
-                self._by_part[part or ""].append(compiled)
-
-    def fitting(self, path: str | None) -> Iterable[_Compiled]:
-        yield from self._any
-        if path is not None and self._by_part:
-            yield from self._by_part.get(path.partition("/")[0].casefold(), ())
 
 
 def _compile(match: Match, *, strict: bool) -> Test:
