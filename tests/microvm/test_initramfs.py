@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tartarus.model.template import RunAs, Template, WarmUp
+from tartarus.runtimes.base import RootFs
 from tartarus.runtimes.microvm.initramfs import archive, initramfs
 from tartarus.runtimes.microvm.runtime import sandbox_files
 
@@ -32,8 +33,9 @@ def test_what_init_is_told_of_a_sandbox() -> None:
     """Whose programs run, what is shown where, and what is parked; words are separated by NULs."""
     warm_up = WarmUp(interpreter="/usr/bin/python3", imports=("a", "b"))
     template = Template(id="t", name="t", user=RunAs(uid=5, gid=6, groups=(7, 8)), warm_up=warm_up, env={"X": "y z"})
-    cold = sandbox_files(template, ("/usr",), warm=False)
+    rootfs = RootFs(template, (), (), "")
+    cold = sandbox_files(rootfs, ("/usr",), warm=False)
     assert cold == {"user": b"5 6 7 8", "binds": b"tartarus-bind-0 /usr\n"}
-    warm = sandbox_files(template, (), warm=True)
+    warm = sandbox_files(rootfs, (), warm=True)
     assert warm["argv"].split(b"\0")[:4] == [b"/usr/bin/python3", b"/opt/tartarus/runner.py", b"companion", b"--link=3"]
     assert b"X=y z" in warm["env"].split(b"\0")

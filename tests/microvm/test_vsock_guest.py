@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,8 +57,9 @@ class WithLoopback(Qemu):
 
     modules: tuple[str, ...] = (*kernel.BOOT, "vsock_loopback")
 
-    def _command_line(self) -> str:
-        return f"{super()._command_line()} tartarus.channel=vsock:1024"
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.command_line += " tartarus.channel=vsock:1024"
 
 
 @pytest.fixture

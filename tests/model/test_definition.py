@@ -17,6 +17,7 @@ from tartarus.model.definition_yaml import MAX_FILE_BYTES, read_definition
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.library import Credentials, ImageSource
 from tartarus.model.sandbox import Isolation, Resources
+from tartarus.model.security import SeccompAction
 
 ROADMAP = """\
 # templates/python-ds.yaml
@@ -66,6 +67,12 @@ stop_grace_s: 30
 labels: {team: red}
 isolation: container
 network: open
+security:
+  seccomp_profile: ember
+  seccomp_default: kill
+  drop_capabilities: [ALL]
+  uid_mapping: [{container_id: 0, size: 1000}]
+  kernel_lockdown: integrity
 """
     found = read_definition(text)
     assert set(Definition.__struct_fields__) - {"base_image"} <= {
@@ -73,6 +80,8 @@ network: open
     }
     assert found.isolation is Isolation.CONTAINER
     assert found.network is BuildNetwork.OPEN
+    assert found.security is not None
+    assert (found.security.seccomp_default, found.security.uid_mapping[0].size) == (SeccompAction.KILL, 1000)
     assert found.version == "1.10"
     assert msgspec.json.decode(msgspec.json.encode(found), type=Definition) == found
 

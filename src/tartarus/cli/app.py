@@ -39,6 +39,7 @@ COMMANDS = {
     "module": ("modules", "Keep WebAssembly modules compiled."),
     "policy": ("policy", "Say what sandboxes of this host may ask for."),
     "audit": ("audit", "Look at the audit log, verify it, prove an entry."),
+    "seccomp": ("seccomp", "Make and try profiles of system calls."),
     "secret": ("secret", "Keep secrets in a vault, and renew those of sandboxes."),
     "quarantine": ("quarantine", "Hold sandboxes that broke the rules, and look at what they left."),
     "lamentations": ("lamentations", "Show what failed and why, and try again what never ran."),

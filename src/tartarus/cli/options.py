@@ -73,6 +73,8 @@ RUN = (
     Option("secret", ("--secret",), "Give it a secret, as a file in /run/secrets or in its environment, or have "
            "one added to its requests for a domain. May be repeated.", kind=LIST,
            metavar="NAME[,as=env|proxy][,target=T]"),
+    Option("security", ("--security",), "Harden it further: seccomp_profile=ember, drop_capabilities=ALL, "
+           "kernel_lockdown=integrity and others. May be repeated.", kind=LIST, metavar="KEY=VALUE"),
     Option("network", ("--network",), "What it may reach: none, open (every public address), or a contract's file.",
            metavar="none|open|FILE", default="none"),
     Option("allow", ("--allow",), "Let it reach this and nothing else: example.org:443, *.example.org, "

@@ -64,6 +64,10 @@ def given_spec(values: Values, words: Sequence[str]) -> dict[str, Any]:
         spec["publish"] = [publish_fields(text) for text in _texts(values["publish"])]
     if values["mount"]:
         spec["mounts"] = [mount_fields(text) for text in _texts(values["mount"])]
+    if values["security"]:
+        from tartarus.sdk.shorthand import security_fields
+
+        spec["security"] = security_fields(_texts(values["security"]))
     if values["secret"]:
         spec["secrets"] = [secret_fields(text) for text in _texts(values["secret"])]
     return spec

@@ -19,7 +19,8 @@ from tartarus.control.decode import nearest
 from tartarus.control.hangups import HangupWatcher
 from tartarus.control.library_ports import Modules, Snapshots, Templates, Uploads
 from tartarus.control.peers import Peer, peer_of
-from tartarus.control.ports import Node, Policies, Sandbox
+from tartarus.control.ports import Node, Sandbox
+from tartarus.control.rule_ports import Policies
 from tartarus.model.errors import InvalidRequest, InvalidState, SandboxNotFound, TartarusError
 from tartarus.model.sandbox import SandboxRecord
 from tartarus.model.settings import Settings
@@ -30,7 +31,7 @@ T = TypeVar("T")
 _PATH_PARAMETERS = frozenset(
     {
         "sandbox_id", "context_id", "template_id", "snapshot_id", "upload_id", "module_id", "policy_id", "sequence",
-        "lamentation_id", "case_id",
+        "lamentation_id", "case_id", "profile_id",
     }
 )  # fmt: skip
 

@@ -8,13 +8,13 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from tartarus.control.fury_ports import Furies
+from tartarus.control.rule_ports import Profiles
 from tartarus.model.contract import Contract, NetworkState
 from tartarus.model.forking import ForkRequest, ForkResult
 from tartarus.model.library import (
     SnapshotInfo,
 )
 from tartarus.model.lifecycle import CheckpointRequest, DrainReport, DrainRequest, Stopped, StopRequest
-from tartarus.model.policies import DryRun, DryRunReport, PolicyVersion, PutPolicy, Rollback
 from tartarus.model.sandbox import ExecSpec, ExitStatus, FileEvent, FileInfo, Reason, SandboxRecord, SandboxSpec, Stats
 
 
@@ -259,6 +259,10 @@ class Node(Protocol):
         """Checkpoints."""
 
     @property
+    def profiles(self) -> Profiles:
+        """System call profiles."""
+
+    @property
     def secrecy(self) -> Secrecy:
         """Secrets."""
 
@@ -290,31 +294,3 @@ class Node(Protocol):
 
     async def levels(self) -> list[Any]:
         """What this host can give."""
-
-
-class Policies(Protocol):
-    """The host's policies with their versions. Whoever may change them was checked before."""
-
-    async def list(self) -> builtins.list[PolicyVersion]:
-        """Those in force, by id."""
-
-    async def get(self, policy: str, version: int | None = None) -> PolicyVersion:
-        """One version, the newest if none is named. Raises PolicyNotFound."""
-
-    async def history(self, policy: str) -> builtins.list[PolicyVersion]:
-        """Every version, the newest first."""
-
-    async def put(self, policy: str, author: str, request: PutPolicy) -> PolicyVersion:
-        """A new version, from now on in force."""
-
-    async def rollback(self, policy: str, author: str, request: Rollback) -> PolicyVersion:
-        """An earlier version once more, as the newest."""
-
-    async def delete(self, policy: str, author: str) -> PolicyVersion:
-        """Not in force any more; its history stays."""
-
-    async def diff(self, policy: str, old: int, new: int | None = None) -> str:
-        """What changed between two versions, as a unified diff."""
-
-    async def dry_run(self, request: DryRun) -> DryRunReport:
-        """How recent requests would be judged."""

@@ -40,6 +40,7 @@ def describe(name: str, config: ImageConfig, view: StackView, definition: Defini
         description=definition.description,
         stop_signal=definition.stop_signal or _stop_signal(config.stop_signal),
         stop_grace_s=definition.stop_grace_s,
+        security=definition.security,
     )
 
 

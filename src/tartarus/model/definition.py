@@ -17,6 +17,7 @@ from tartarus.model.checks import MAX_ARGV_BYTES, check_env, check_labels, check
 from tartarus.model.errors import InvalidRequest, TartarusError
 from tartarus.model.ids import check_template_name
 from tartarus.model.sandbox import Isolation, Resources
+from tartarus.model.security import SecurityConfig
 
 MAX_SCRIPT_BYTES = 64 * 1024
 MAX_TEXT = 4096
@@ -150,6 +151,9 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     network: Annotated[
         BuildNetwork, Meta(description="What the steps of its build may reach; its sandboxes say so themselves.")
     ] = BuildNetwork.NONE
+    security: Annotated[
+        SecurityConfig | None, Meta(description="How its sandboxes are hardened; a request may only tighten it.")
+    ] = None
 
     def __post_init__(self) -> None:
         if self.id:

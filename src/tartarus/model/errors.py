@@ -253,6 +253,13 @@ class RequestRejected(TartarusError):
     http_status = 403
 
 
+class ProfileNotFound(TartarusError):
+    """There is no system call profile of that name for you."""
+
+    code = "profile_not_found"
+    http_status = 404
+
+
 class SecretRefused(TartarusError):
     """A secret that was asked for is not one that this sandbox may have."""
 

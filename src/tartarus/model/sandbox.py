@@ -20,6 +20,7 @@ from tartarus.model.checks import (
 from tartarus.model.contract import MAX_PUBLISHED, Contract, Publish
 from tartarus.model.ids import check_name
 from tartarus.model.secrets import SecretUse, check_uses
+from tartarus.model.security import SecurityConfig
 from tartarus.model.states import State
 
 MAX_BYTES = 2**60
@@ -158,6 +159,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `idle_s`: it is hibernated after so many seconds of idleness, and wakes when something is asked of it.
     `secrets`: by name only; values never become part of a spec or record.
+    `security`: how it is hardened besides; in a record, the template's part too. `record_calls`: each system call that
+    is made in it is noted.
     """
 
     template: str = "host"
@@ -179,6 +182,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stop_grace_s: float | None = None
     idle_s: float | None = None
     secrets: tuple[SecretUse, ...] = ()
+    security: SecurityConfig | None = None
+    record_calls: bool = False
 
     def __post_init__(self) -> None:
         if self.name:

@@ -8,6 +8,7 @@ import msgspec
 
 from tartarus.model.checks import require
 from tartarus.model.sandbox import Resources
+from tartarus.model.security import SecurityConfig
 
 MAX_SPARES = 16
 
@@ -50,7 +51,7 @@ class RunAs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One template. `python_packages` are installed once into a cached virtual environment.
 
-    `stop_signal` and `stop_grace_s` (seconds) are its sandboxes', as in SandboxSpec.
+    `stop_signal`, `stop_grace_s` (seconds) and `security` are its sandboxes', as in SandboxSpec.
     """
 
     id: str
@@ -65,3 +66,4 @@ class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     description: str = ""
     stop_signal: str = ""
     stop_grace_s: float | None = None
+    security: SecurityConfig | None = None

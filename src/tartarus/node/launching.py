@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
+import msgspec
 import structlog
 
 from tartarus.model.contract import Contract
-from tartarus.model.errors import GuestFailed, TimeLimit
+from tartarus.model.errors import GuestFailed, TimeLimit, Unsupported
 from tartarus.model.sandbox import Isolation, SandboxRecord
 from tartarus.node.enrolment import Enrolment
 from tartarus.node.guarding import Tally
@@ -23,6 +25,7 @@ from tartarus.node.secrecy import Held, Secrecy
 from tartarus.node.spares import Spare
 from tartarus.node.starting import wants_clone
 from tartarus.runtimes.base import Guest, GuestRequest, RootFs, Runtime, Wire
+from tartarus.runtimes.confine.recording import CallRecorder
 from tartarus.store.sandboxes import SandboxStore
 from tartarus.telemetry.metrics import Metrics
 
@@ -95,6 +98,7 @@ class Launcher:
         rootfs = await self._rootfs(record, offer)
         limits = spec.resources.over(template.resources)
         warm = False
+        recorder: CallRecorder | None = None
         if spare is not None:
             guest, ready = spare.give(), True
         elif isinstance(begun, Source):
@@ -107,7 +111,15 @@ class Launcher:
                 record.id, record.id, limits, mounts, secrets=bool(spec.secrets), network=wire,
                 watch=None if calls is None else calls.add,
             )  # fmt: skip
-            guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
+            try:
+                if spec.record_calls:
+                    refuse_if_watched(calls)
+                    recorder, asker = CallRecorder.open()
+                    request = msgspec.structs.replace(request, recorder=asker)
+                guest, ready = await self._clone(record.isolation, rootfs, request, warm=warm)
+            finally:
+                if request.recorder >= 0:
+                    os.close(request.recorder)
         try:
             if spare is not None and spare.resources != limits:
                 guest.limit(limits)
@@ -119,6 +131,7 @@ class Launcher:
         except BaseException:
             await asyncio.shield(guest.destroy())
             raise
+        sandbox.recorder = recorder
         start_ms = round((time.perf_counter() - clock) * 1e3, 3)
         try:
             sandbox.record = await enrolment.running(started_at=time.time(), start_ms=start_ms, warm=warm and ready)
@@ -179,3 +192,12 @@ class Launcher:
                 raise TimeLimit(f"the sandbox had not started at its time limit of {limit_s:g} s") from None
             raise GuestFailed(f"the sandbox did not start within {_START_LIMIT_S:g} s") from None
         return sandbox
+
+
+def refuse_if_watched(calls: object) -> None:
+    """A filter has one listener, and a policy's comes first."""
+    if calls is not None:
+        raise Unsupported(
+            "the calls of this sandbox can't be recorded", why="a policy has it watched for those of escapes",
+            fix="record where that policy does not hold",
+        )  # fmt: skip

@@ -15,6 +15,7 @@ from tartarus.node.memory import Memory
 from tartarus.node.networking import Networking
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.pool import SnapshotPool
+from tartarus.node.profiles import Profiles
 from tartarus.node.proving import Prover
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.scanning import Scanner
@@ -99,6 +100,7 @@ class Library:
         memory: Memory,
         awake: Callable[[str, str], Awaitable[Sandbox]],
         networking: Networking,
+        profiles: Profiles,
     ) -> None:
         self._memory = memory
         self.held: Callable[[], Iterable[Offer | None]] = tuple
@@ -107,7 +109,7 @@ class Library:
         self._pool = pool
         self._offers = offers
         self.uploads = Uploads(settings.cache_dir / "uploads", most_bytes=settings.upload_bytes)
-        prover = Prover(levels, pool, offers, spares)
+        prover = Prover(levels, pool, offers, spares, profiles)
         scanner = Scanner(settings, self.uploads, lambda: offers.uid_base)
         self._tools = Tools(settings, store, levels, offers, self.uploads, scanner, prover, networking)
         self.templates = TemplateService(store, offers, self._tools, prover, scanner)

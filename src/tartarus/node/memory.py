@@ -265,6 +265,11 @@ def continued(spec: SandboxSpec, source: Source) -> SandboxSpec:
             "a snapshot of memory takes no secrets", why="what runs in it goes on before they could be there",
             fix="leave --secret out, or go on from a snapshot of files",
         )  # fmt: skip
+    if spec.security is not None or spec.record_calls:
+        raise InvalidRequest(
+            "a snapshot of memory is hardened as it was", why="what runs in it began so",
+            fix="leave --security out, or go on from a snapshot of files",
+        )  # fmt: skip
     if spec.network is not Network.NONE and source.spec.network is Network.NONE:
         raise InvalidRequest(
             "this snapshot of memory takes no network", why="what runs in it began without one",

@@ -8,7 +8,7 @@ import errno
 import os
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -197,3 +197,10 @@ def _parse(data: bytes) -> tuple[list[LogEntry], bytes]:
         entries.append(LogEntry(time_ns, stream, data[at : at + size]))
         at += size
     return entries, data[at:]
+
+
+def remove_old(place: Path, cutoff: float, live: Container[str]) -> None:
+    """Remove the logs of sandboxes that are not live any more, last written before `cutoff` (Unix seconds)."""
+    for path in place.glob("sbx-*"):
+        if path.stat().st_mtime < cutoff and path.name.split(".")[0] not in live:
+            path.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import structlog
 from tartarus.model.errors import TartarusError
 from tartarus.model.sandbox import Isolation
 from tartarus.runtimes.base import RootFs, Runtime, Snapshot
+from tartarus.runtimes.hardening import Hardening
 
 _log = structlog.get_logger("tartarus.node.pool")
 KEEP_FREE_FRACTION = 0.10
@@ -34,7 +35,7 @@ class SnapshotPool:
     def __init__(self, runtimes: dict[Isolation, Runtime], meminfo: Callable[[], tuple[int, int]]) -> None:
         self._runtimes = runtimes
         self._meminfo = meminfo
-        self._entries: dict[tuple[str, str, Isolation], _Entry] = {}
+        self._entries: dict[tuple[str, str, Isolation, Hardening], _Entry] = {}
         self._retired: list[Snapshot] = []
 
     async def get(self, rootfs: RootFs, isolation: Isolation, *, warm: bool) -> tuple[Snapshot, bool]:
@@ -170,9 +171,9 @@ class SnapshotPool:
         self._retired.clear()
 
 
-def _key(rootfs: RootFs, isolation: Isolation) -> tuple[str, str, Isolation]:
+def _key(rootfs: RootFs, isolation: Isolation) -> tuple[str, str, Isolation, Hardening]:
     # By its template too: two of them may have the same files and warm up differently.
-    return rootfs.digest, rootfs.template.id, isolation
+    return rootfs.digest, rootfs.template.id, isolation, rootfs.hardening
 
 
 async def _close(snapshot: Snapshot) -> None:

@@ -14,6 +14,7 @@ from tartarus.model.sandbox import Isolation, SandboxSpec
 from tartarus.node.levels import Levels
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.pool import SnapshotPool
+from tartarus.node.profiles import Profiles
 from tartarus.node.selection import choose
 from tartarus.node.spares import SparePool
 from tartarus.runtimes.base import GuestRequest, Snapshot, base_environment
@@ -33,7 +34,10 @@ class Proof(msgspec.Struct, frozen=True):
 class Prover:
     """Starts templates, and lets go of those that are gone."""
 
-    def __init__(self, levels: Levels, pool: SnapshotPool, offers: Offers, spares: SparePool) -> None:
+    def __init__(
+        self, levels: Levels, pool: SnapshotPool, offers: Offers, spares: SparePool, profiles: Profiles
+    ) -> None:
+        self._profiles = profiles
         self._levels = levels
         self._pool = pool
         self._offers = offers
@@ -46,12 +50,16 @@ class Prover:
         What stood before stands as it was then, and what did not is gone.
         """
         rootfs = await self._offers.prepared(tenant, offer, lambda _line: None)
+        asked = SandboxSpec(security=offer.template.security)
         try:
-            level, _ = choose(SandboxSpec(), self._levels.unavailable, offer.floor, self._offers.host_floor)
+            unavailable = self._levels.unavailable | self._profiles.unable(asked, offer.template.user)
+            level, _ = choose(asked, unavailable, offer.floor, self._offers.host_floor)
         except IsolationUnavailable as error:
             raise TemplateFailed(
                 "no level of this host can start the template", why=error.why, fix=error.fix
             ) from error
+        self._profiles.check(asked, offer.template.user, level)
+        rootfs = await self._profiles.hardened(tenant, rootfs, level, asked.security)
         stood = self._pool.stands(rootfs, level, warm=False)
 
         began = time.perf_counter()

@@ -46,6 +46,7 @@ from tartarus.node.sessions import SandboxSession
 from tartarus.node.stopping import Stopping
 from tartarus.node.termination import Grace, outcome
 from tartarus.runtimes.base import Guest, Places, command_environment
+from tartarus.runtimes.confine.recording import CallRecorder
 from tartarus.store.sandboxes import SandboxStore
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Sandbox(Detained, Contexts, Reachable, Resting, Stopping):
         self.line: Line | None = None
         self.published: Published | None = None
         self.held: Held | None = None
+        self.recorder: CallRecorder | None = None
         self.guard: Guard | None = None
         self.violation: Violation | None = None
         self.calls: Tally | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from tartarus.images import LayerStore, catalogue
+from tartarus.images import LayerStore
 from tartarus.model.errors import (
     InvalidState,
     IsolationUnavailable,
@@ -21,9 +21,9 @@ from tartarus.model.forking import ForkRequest, ForkResult
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec
 from tartarus.model.secrets import SecretsSection
+from tartarus.model.security import combined
 from tartarus.model.settings import Settings
 from tartarus.model.states import TERMINAL, State
-from tartarus.model.template import Template
 from tartarus.node import reconcile, selection
 from tartarus.node.admission import Admission, Place
 from tartarus.node.auditing import EXEMPT, Auditor
@@ -42,9 +42,10 @@ from tartarus.node.memory import Memory, Source, continued
 from tartarus.node.modules import Modules
 from tartarus.node.networking import Networking
 from tartarus.node.offers import Offer, Offers
-from tartarus.node.outputlog import OutputLog, finished
+from tartarus.node.outputlog import OutputLog, finished, remove_old
 from tartarus.node.policies import PolicyService
 from tartarus.node.pool import SnapshotPool, host_meminfo
+from tartarus.node.profiles import Profiles
 from tartarus.node.publishing import Published
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.secrecy import Secrecy
@@ -81,6 +82,7 @@ class Node:
         self._afterwards = Afterwards(judges, self.audit)
         self.policies = PolicyService(store, self.admission, self.audit)
         self.secrecy = Secrecy(SecretsSection(settings.secret_providers, settings.secret_grants), self.audit, redactor)
+        self.profiles = Profiles(settings.state_dir / "seccomp", self._levels.id_map)
         self._pool = SnapshotPool(self._levels.runtimes, host_meminfo)
         self._spares = SparePool(self._levels.runtimes, self._pool, host_meminfo, lambda: bool(self._creating))
         self._live: dict[str, Sandbox] = {}
@@ -92,7 +94,7 @@ class Node:
         self.contracts = Contracts(self.admission, self.audit)
         self.library = Library(
             settings, store, self._levels, self._pool, self._offers, self._spares, self.memory, self._awake,
-            self.networking,
+            self.networking, self.profiles,
         )  # fmt: skip
         self._forker = Forker(self.memory, self.library.snapshots, self._live.values, self.create)
         self.modules = Modules(
@@ -209,8 +211,10 @@ class Node:
         spec = msgspec.structs.replace(
             self.admission.with_defaults(tenant, template.id, spec),
             resources=ResourceRequest(**msgspec.structs.asdict(limits)),
+            security=spec.security if source is not None else combined(template.security, spec.security),
         )
         isolation, why = await self._choose_level(tenant, spec, offer)
+        self.profiles.check(spec, template.user, isolation)
         spec = self.secrecy.granted(tenant, template.id, spec, isolation)
         self.sleeper.check(spec, isolation)
         contract = contract_of(spec, self.admission.limits(tenant, template.id).network)
@@ -290,16 +294,16 @@ class Node:
         while True:
             by_policy = self.admission.limits(tenant, offer.template.id).floor
             host_floor = selection.stricter(self._settings.isolation_floor, by_policy)
-            isolation, why = selection.choose(spec, self._levels.unavailable, offer.floor, host_floor)
+            unavailable = self._levels.unavailable | self.profiles.unable(spec, offer.template.user)
+            isolation, why = selection.choose(spec, unavailable, offer.floor, host_floor)
             if spec.isolation is not Isolation.AUTO or isolation in self._levels.proved:
                 return isolation, why
             try:
                 await self._pool.get(await self._rootfs(tenant, offer, isolation, spec), isolation, warm=False)
+                self._levels.proved.add(isolation)
             except IsolationUnavailable as error:
                 _log.warning("level_unavailable", isolation=isolation.value, error=str(error))
                 self._levels.unavailable[isolation] = f"{error.what}: {error.why}"
-            else:
-                self._levels.proved.add(isolation)
 
     async def _awake(self, tenant: str, id_or_name: str) -> Sandbox:
         sandbox = self.live(tenant, id_or_name)
@@ -319,10 +323,6 @@ class Node:
         if len(found) != 1:
             raise SandboxNotFound(f"no live sandbox {id_or_name!r}", fix="tartarus ps --all lists yours")
         return found[0]
-
-    async def templates(self) -> list[Template]:
-        """The templates that can be asked for."""
-        return list(catalogue().values())
 
     def spares_ready(self, template_id: str) -> int:
         """How many sandboxes of this template stand made ahead, with a parked interpreter."""
@@ -348,7 +348,9 @@ class Node:
 
     async def _rootfs(self, tenant: str, offer: Offer, isolation: Isolation, spec: SandboxSpec) -> RootFs:
         rootfs = await self._offers.prepared(tenant, offer, preparing(offer.template.id))
-        return rootfs if isolation is not Isolation.WASM else await self.modules.rootfs(tenant, rootfs, spec.wasm)
+        if isolation is Isolation.WASM:
+            rootfs = await self.modules.rootfs(tenant, rootfs, spec.wasm)
+        return await self.profiles.hardened(tenant, rootfs, isolation, spec.security)
 
     def _adopt(self, sandbox: Sandbox) -> None:
         self._live[sandbox.record.id] = sandbox
@@ -395,6 +397,4 @@ class Node:
         await self.library.sweep()
         await self.furies.sweep()
         await asyncio.to_thread(self.modules.sweep)
-        for path in (self._settings.state_dir / "logs").glob("sbx-*"):
-            if path.stat().st_mtime < cutoff and path.name.split(".")[0] not in self._live:
-                path.unlink(missing_ok=True)
+        remove_old(self._settings.state_dir / "logs", cutoff, self._live)

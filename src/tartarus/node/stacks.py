@@ -40,6 +40,7 @@ from tartarus.model.library import (
 )
 from tartarus.model.library import Credentials as Login
 from tartarus.model.library import Step as Part
+from tartarus.model.security import combined
 from tartarus.model.settings import Settings
 from tartarus.model.template import Template, WarmUp
 from tartarus.node.offers import Offers
@@ -192,6 +193,7 @@ class Stacks:
             id=name, name=said.name or name, base="host", python_packages=packages, env=env | said.env,
             workdir=said.workdir or base.workdir, resources=said.resources.defaults, warm_up=warm_up,
             description=said.description, stop_signal=said.stop_signal, stop_grace_s=said.stop_grace_s,
+            security=combined(base.security, said.security),
         )  # fmt: skip
 
     async def push(self, record: TemplateRecord, request: PushRequest, tell: Tell) -> None:

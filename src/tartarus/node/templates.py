@@ -48,6 +48,7 @@ from tartarus.node.offers import IMAGE, Offer, Offers, own_offer
 from tartarus.node.progress import Tell, streamed
 from tartarus.node.proving import Proof, Prover
 from tartarus.node.scanning import Scanner
+from tartarus.node.selection import stricter
 from tartarus.store.sandboxes import SandboxStore
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ class TemplateService:
         tell(StepProgress(step=Step.ROOTFS, state=StepState.DONE, text="Built rootfs"))
         layers = (system, *stack.names)
         limits = request.definition.resources
-        floor = Isolation.CONTAINER
+        floor = stricter(Isolation.CONTAINER, request.definition.isolation)
         return Offer(template, self._tools.stacks.key(template, layers), floor, limits, layers), stack
 
     def _on_host(self, request: CreateTemplate, found: Offer) -> Offer:

@@ -16,6 +16,7 @@ import msgspec
 from tartarus.model.enforcement import ViolationKind
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import Isolation
+from tartarus.model.security import Lockdown, SeccompAction, SecurityConfig, at_least_action, at_least_lockdown
 from tartarus.model.structured_yaml import StructReader
 from tartarus.model.units import parse_duration, parse_size
 
@@ -83,6 +84,25 @@ class SecretsPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allowed: tuple[str, ...] | None = None
 
 
+class SecurityPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The least that sandboxes must be hardened by, and the most that they may have: see `policy.hardening`.
+
+    `seccomp_profiles`: one of these; `drop_capabilities`: never to be had; `allowed_capabilities`: no others are added.
+    """
+
+    hardened_kernel: bool | None = None
+    kernel_lockdown: Lockdown | None = None
+    seccomp_profiles: tuple[str, ...] | None = None
+    seccomp_default: SeccompAction | None = None
+    drop_capabilities: tuple[str, ...] = ()
+    allowed_capabilities: tuple[str, ...] | None = None
+    user_namespace: bool | None = None
+
+    def __post_init__(self) -> None:
+        SecurityConfig(drop_capabilities=self.drop_capabilities)
+        SecurityConfig(add_capabilities=self.allowed_capabilities or ())
+
+
 class WindowPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """So many violations of a kind within so long."""
 
@@ -115,6 +135,7 @@ class PolicyDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resources: ResourcePolicy = ResourcePolicy()
     enforcement: EnforcementPolicy = EnforcementPolicy()
     secrets: SecretsPolicy = SecretsPolicy()
+    security: SecurityPolicy = SecurityPolicy()
     isolation: Isolation | None = None
 
 
@@ -144,6 +165,7 @@ class Limits(msgspec.Struct, frozen=True):
     secrets: tuple[str, ...] | None = None
     floor: Isolation = Isolation.AUTO
     network: NetworkPolicy = NetworkPolicy()
+    security: SecurityPolicy = SecurityPolicy()
     on_timeout: OnViolation = OnViolation.KILL
     on_resources: OnViolation = OnViolation.WARN
     on_network: OnViolation = OnViolation.WARN
@@ -236,8 +258,8 @@ def limits_of(documents: Iterable[PolicyDocument], tenant: str, template: str) -
     """What the documents that are in force say of a tenant's sandboxes of a template.
 
     A tenant's own documents go over the general ones, and within each the template's part over the rest; documents
-    of the same kind in the order of their ids. A floor only ever rises; lists of callers and secrets only ever
-    shrink.
+    of the same kind in the order of their ids. A floor only ever rises, as do minima of security; lists of callers
+    and secrets only ever shrink.
     """
     applying = sorted(
         (document for document in documents if not document.tenants or tenant in document.tenants),
@@ -245,6 +267,7 @@ def limits_of(documents: Iterable[PolicyDocument], tenant: str, template: str) -
     )
     found: dict[str, Any] = {}
     network: dict[str, Any] = {}
+    security = SecurityPolicy()
     for document in applying:
         resources, enforcement = document.resources, document.enforcement
         _put(found, "memory_bytes", resources.max_memory_mb, lambda value: value * _MIB)
@@ -267,6 +290,7 @@ def limits_of(documents: Iterable[PolicyDocument], tenant: str, template: str) -
         network |= {
             name: value for name, value in msgspec.structs.asdict(document.network).items() if value is not None
         }
+        security = stricter(security, document.security)
         _raise_floor(found, document.isolation)
         _shrink(found, "secrets", document.secrets.allowed)
         for part in document.templates:
@@ -275,7 +299,28 @@ def limits_of(documents: Iterable[PolicyDocument], tenant: str, template: str) -
                 _put(found, "default_timeout_s", part.default_timeout, parse_duration)
                 _raise_floor(found, part.isolation)
                 _shrink(found, "callers", part.allowed_callers)
-    return Limits(**found, network=NetworkPolicy(**network), documents=tuple(document.id for document in applying))
+    return Limits(
+        **found, network=NetworkPolicy(**network), security=security,
+        documents=tuple(document.id for document in applying),
+    )  # fmt: skip
+
+
+def stricter(one: SecurityPolicy, other: SecurityPolicy) -> SecurityPolicy:
+    """What both demand: a minimum only ever rises, and a list of what is allowed only ever shrinks."""
+    lists = {
+        name: second if first is None else first if second is None else tuple(x for x in first if x in second)
+        for name in ("seccomp_profiles", "allowed_capabilities")
+        for first, second in [(getattr(one, name), getattr(other, name))]
+    }
+    lockdown, action = one.kernel_lockdown, one.seccomp_default
+    return SecurityPolicy(
+        hardened_kernel=one.hardened_kernel or other.hardened_kernel,
+        user_namespace=one.user_namespace or other.user_namespace,
+        kernel_lockdown=lockdown if at_least_lockdown(lockdown, other.kernel_lockdown) else other.kernel_lockdown,
+        seccomp_default=action if at_least_action(action, other.seccomp_default) else other.seccomp_default,
+        drop_capabilities=tuple(dict.fromkeys((*one.drop_capabilities, *other.drop_capabilities))),
+        **lists,
+    )
 
 
 def _windows(written: tuple[WindowPolicy, ...]) -> tuple[WindowRule, ...]:

@@ -17,6 +17,7 @@ import structlog
 from tartarus.model.sandbox import Isolation, Resources, SandboxRecord, SandboxSpec
 from tartarus.policy.contracts import refusals
 from tartarus.policy.documents import Limits
+from tartarus.policy.hardening import shortfalls
 
 _log = structlog.get_logger("tartarus.policy")
 ENTRY_POINTS = "tartarus.judges"
@@ -141,6 +142,10 @@ class Rhadamanthus:
         if self._weaker(request.isolation, limits.floor):
             return Ruling(Verdict.REJECT, self.name, f"isolation {request.isolation.value} is too weak",
                           f"{limits.floor.value} or stronger")  # fmt: skip
+        short = list(shortfalls(request.spec.security, request.isolation, limits.security))
+        if short:
+            return Ruling(Verdict.REJECT, self.name, "security: " + ", ".join(what for what, _ in short),
+                          ", ".join(accepted for _, accepted in short))  # fmt: skip
         return network_ruling(request) or Ruling(Verdict.ACCEPT, self.name)
 
     def _weaker(self, isolation: Isolation, floor: Isolation) -> bool:

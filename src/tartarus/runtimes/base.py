@@ -14,6 +14,7 @@ from tartarus.guest.channel import GuestChannel, SessionState
 from tartarus.model.sandbox import Isolation, Mount, Resources, Stats
 from tartarus.model.template import Template
 from tartarus.runtimes.cgroups.ports import Cgroup
+from tartarus.runtimes.hardening import USUAL, Hardening
 
 GUEST_PREFIX = "/opt/tartarus"
 """Where a template keeps its runner and virtual environment, in its own root file system."""
@@ -47,12 +48,16 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 class RootFs(msgspec.Struct, frozen=True):
-    """A template's prepared files: overlay lower directories (top first) and read-only binds."""
+    """A template's prepared files: overlay lower directories (top first) and read-only binds.
+
+    `hardening`: how its guests are held besides; two that differ in it are made from different snapshots.
+    """
 
     template: Template
     layers: tuple[Path, ...]
     binds: tuple[tuple[str, str], ...]
     digest: str
+    hardening: Hardening = USUAL
 
 
 class Wire(msgspec.Struct, frozen=True):
@@ -77,6 +82,7 @@ class GuestRequest(msgspec.Struct, frozen=True):
 
     `storage`: an empty host directory for what the sandbox writes, instead of memory. `build`: its root may give
     files to other users and become them, as installing packages takes; never with a warm interpreter.
+    `recorder`: a socket's end, to send the listener of a filter through that asks about each call (`CallRecorder`).
     `secrets`: it gets a directory /run/secrets of its user's that is memory and nothing else, before anything runs.
     `watch`: called with the name of each system call of an escape's that was refused, at the container level; it then
     starts cold, as a warm interpreter has its filter already.
@@ -93,6 +99,7 @@ class GuestRequest(msgspec.Struct, frozen=True):
     network: Wire | None = None
     secrets: bool = False
     watch: Callable[[str], None] | None = None
+    recorder: int = -1
 
 
 class Places(msgspec.Struct, frozen=True):

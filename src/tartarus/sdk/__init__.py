@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tartarus.sdk.async_process import AsyncProcess
     from tartarus.sdk.async_quarantine import AsyncQuarantine
     from tartarus.sdk.async_sandbox import AsyncSandbox
+    from tartarus.sdk.async_seccomp import AsyncSeccomp
     from tartarus.sdk.async_secrets import AsyncSecrets
     from tartarus.sdk.async_snapshots import AsyncSnapshot
     from tartarus.sdk.async_templates import AsyncTemplate
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         Version,
     )
     from tartarus.sdk.sandbox import Sandbox
+    from tartarus.sdk.seccomp import Seccomp
     from tartarus.sdk.secrets import Secrets
     from tartarus.sdk.snapshots import Snapshot
     from tartarus.sdk.templates import Template
@@ -61,6 +63,7 @@ __all__ = [
     "AsyncProcess",
     "AsyncQuarantine",
     "AsyncSandbox",
+    "AsyncSeccomp",
     "AsyncSecrets",
     "AsyncSnapshot",
     "AsyncTemplate",
@@ -85,6 +88,7 @@ __all__ = [
     "Process",
     "Quarantine",
     "Sandbox",
+    "Seccomp",
     "Secrets",
     "Snapshot",
     "Template",
@@ -100,6 +104,7 @@ _MODULES = {
     "AsyncModule": "async_wasm_modules",
     "AsyncProcess": "async_process",
     "AsyncPolicies": "async_policies",
+    "AsyncSeccomp": "async_seccomp",
     "AsyncSecrets": "async_secrets",
     "AsyncQuarantine": "async_quarantine",
     "AsyncSandbox": "async_sandbox",
@@ -110,6 +115,7 @@ _MODULES = {
     "Files": "files",
     "Lamentations": "lamentations",
     "Policies": "policies",
+    "Seccomp": "seccomp",
     "Secrets": "secrets",
     "Forks": "forks",
     "Module": "wasm_modules",

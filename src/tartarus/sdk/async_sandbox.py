@@ -16,6 +16,7 @@ from tartarus.model.library import CreateSnapshot
 from tartarus.model.lifecycle import CheckpointRequest, HibernateRequest, Stopped, StopRequest
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
 from tartarus.model.secrets import SecretUse
+from tartarus.model.security import SecurityConfig
 from tartarus.model.snapshots import SnapshotKind
 from tartarus.model.states import TERMINAL, State
 from tartarus.sdk import calls, library_calls, modules
@@ -77,40 +78,15 @@ class AsyncSandbox(AsyncNetworked):
         stop_grace: float | str | None = None,
         idle: float | str | None = None,
         secrets: Iterable[str | SecretUse] = (),
+        security: SecurityConfig | None = None,
+        record_calls: bool = False,
         client: AsyncClient | None = None,
     ) -> Opening[AsyncSandbox]:
         """Make a sandbox; limits that are not given are the template's.
 
         ``sbx = await AsyncSandbox.create()``, or ``async with AsyncSandbox.create() as sbx:``.
 
-        Args:
-            template: what it is made from; `Client().templates()` lists them.
-            isolation: ``process``, ``container``, ``gvisor``, ``wasm``, or ``auto``: the strongest this host can give.
-            command: its main command; the sandbox then ends with it. Read its output with `attach` or `logs`.
-            timeout_s: how long it may live, in seconds or as in ``"10m"``; for ever if not given.
-            memory: bytes, or as in ``"512MiB"``.
-            cpus: how many CPUs' time, as in 2, 0.5 or ``"250m"``.
-            pids: how many processes and threads.
-            disk: how much it may write, in bytes or as in ``"1GiB"``.
-            env: variables for everything that runs in it.
-            workdir: the directory commands start in; the template's if not given.
-            mounts: host files or directories to show in it, as ``source:target[:ro]``.
-            network: what it may reach: ``none``, ``open`` for every public address, or a `Contract`.
-            allow: destinations that it may reach beside those, as in ``"example.org:443"``.
-            publish: ports of it to show on the host, as in ``8080`` or ``"127.0.0.1:8080:80"``.
-            name: a name to find it by; no other live sandbox of yours may have it.
-            labels: your own keys and values, to find it by.
-            snapshot: the id or name of a `Snapshot` to go on from; it brings its own template.
-            module: a WebAssembly module or component, as a path or bytes, whose command lines its commands then are.
-            fuel: how many instructions, about, each of its commands may execute.
-            stop_signal: what asks it to end, by name or number; the template's (TERM if it has none) if not given.
-            stop_grace: how long it then has, in seconds or as in ``"30s"``; the last part of its time limit, too.
-            idle: hibernate it after so long without work, in seconds or as in ``"5m"``; what is asked of it wakes it.
-            secrets: what the host lets it have, as ``NAME[,as=env|proxy][,target=T]``; a file if not said.
-            client: which daemon; the one of your environment if not given.
-
-        Raises:
-            InvalidRequest, TemplateNotFound, NoSpace, and other TartarusErrors; nothing is left behind then.
+        The arguments, and what is raised, are those of `Sandbox.create`.
         """
         code = b"" if module is None else modules.read(module)
         spec = sandbox_spec(
@@ -118,6 +94,7 @@ class AsyncSandbox(AsyncNetworked):
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, allow=allow,
             publish=publish, name=name, labels=labels, snapshot=snapshot, fuel=fuel, stop_signal=stop_signal,
             module="" if module is None else modules.digest_of(code), stop_grace=stop_grace, idle=idle, secrets=secrets,
+            security=security, record_calls=record_calls,
         )  # fmt: skip
         return Opening(cls._made(calls.create(spec), client, owned=True, code=None if module is None else code))
 

@@ -14,6 +14,7 @@ from tartarus.model.library import CreateSnapshot
 from tartarus.model.lifecycle import CheckpointRequest, HibernateRequest, Stopped, StopRequest
 from tartarus.model.sandbox import Mount, SandboxRecord, Stats
 from tartarus.model.secrets import SecretUse
+from tartarus.model.security import SecurityConfig
 from tartarus.model.snapshots import SnapshotKind
 from tartarus.model.states import TERMINAL, State
 from tartarus.sdk import calls, library_calls, modules
@@ -72,6 +73,8 @@ class Sandbox(Networked):
         stop_grace: float | str | None = None,
         idle: float | str | None = None,
         secrets: Iterable[str | SecretUse] = (),
+        security: SecurityConfig | None = None,
+        record_calls: bool = False,
         client: Client | None = None,
     ) -> Sandbox:
         """Make a sandbox; limits that are not given are the template's.
@@ -101,6 +104,8 @@ class Sandbox(Networked):
             stop_grace: how long it then has, in seconds or as in ``"30s"``; the last part of its time limit, too.
             idle: hibernate it after so long without work, in seconds or as in ``"5m"``; what is asked of it wakes it.
             secrets: what the host lets it have, as ``NAME[,as=env|proxy][,target=T]``; a file if not said.
+            security: how it is hardened beyond what its template and its level say; never less.
+            record_calls: note each system call that is made in it, for `Seccomp.recorded`; it is slower then.
             client: which daemon; the one of your environment if not given.
 
         Raises:
@@ -112,7 +117,7 @@ class Sandbox(Networked):
             pids=pids, disk=disk, env=env, workdir=workdir, mounts=mounts, network=network, allow=allow,
             publish=publish, name=name, labels=labels, snapshot=snapshot, fuel=fuel, stop_signal=stop_signal,
             module="" if module is None else modules.digest_of(code), stop_grace=stop_grace, idle=idle,
-            secrets=secrets,
+            secrets=secrets, security=security, record_calls=record_calls,
         )  # fmt: skip
         client = client or Client()
         if module is not None:

@@ -55,3 +55,33 @@ def secret_fields(text: str) -> dict[str, str]:
             raise InvalidRequest(f"{text!r} is not a secret", fix="write it like NAME, or NAME,as=env,target=VARIABLE")
         found[key] = value
     return found
+
+
+_FLAGS = ("hardened_kernel", "user_namespace")
+_WORDS = ("kernel_lockdown", "seccomp_profile", "seccomp_default")
+_NAMES = ("drop_capabilities", "add_capabilities")
+_MAPPINGS = ("uid_mapping", "gid_mapping")
+
+
+def security_fields(texts: Iterable[str]) -> dict[str, Any]:
+    """A SecurityConfig's JSON from ``KEY=VALUE`` each: names in lists with commas, mappings as ``ID:SIZE``."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not value or key in found:
+            raise InvalidRequest(f"{text!r} is no security setting", fix="write it once, like seccomp_profile=ember")
+        if key in _FLAGS and value in {"true", "false"}:
+            found[key] = value == "true"
+        elif key in _WORDS:
+            found[key] = value
+        elif key in _NAMES:
+            found[key] = value.split(",")
+        elif key in _MAPPINGS:
+            first, _, size = value.partition(":")
+            if not (first.isdecimal() and size.isdecimal()):
+                raise InvalidRequest(f"{text!r} is no range of ids", fix=f"write it like {key}=0:1000")
+            found[key] = [{"container_id": int(first), "size": int(size)}]
+        else:
+            known = ", ".join((*_FLAGS, *_WORDS, *_NAMES, *_MAPPINGS))
+            raise InvalidRequest(f"{text!r} is no security setting", fix=f"of settings there are: {known}")
+    return found

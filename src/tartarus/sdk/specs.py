@@ -11,6 +11,7 @@ from tartarus.model.contract import Contract, Publish
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import ExecSpec, Isolation, Mount, ResourceRequest, SandboxSpec, Wasm
 from tartarus.model.secrets import SecretUse
+from tartarus.model.security import SecurityConfig
 from tartarus.model.units import parse_cpus, parse_duration, parse_size
 from tartarus.sdk.networks import network_fields, published
 from tartarus.sdk.shorthand import mount_fields, secret_fields
@@ -43,6 +44,8 @@ def sandbox_spec(
     stop_grace: float | str | None = None,
     idle: float | str | None = None,
     secrets: Iterable[str | SecretUse] = (),
+    security: SecurityConfig | None = None,
+    record_calls: bool = False,
 ) -> SandboxSpec:
     """A whole spec. Raises InvalidRequest, naming what is wrong, before anything is asked of the daemon."""
     mode, contract = network_fields(network, tuple(allow))
@@ -71,6 +74,8 @@ def sandbox_spec(
         stop_grace_s=duration_or_none(stop_grace),
         idle_s=None if idle is None else parse_duration(idle),
         secrets=tuple(parse_secret(secret) if isinstance(secret, str) else secret for secret in secrets),
+        security=security,
+        record_calls=record_calls,
     )
 
 

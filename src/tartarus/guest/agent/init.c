@@ -7,6 +7,7 @@
 
 #include "agent.h"
 #include "cmdline.h"
+#include "harden.h"
 #include "listen.h"
 #include "machine.h"
 
@@ -339,6 +340,7 @@ int init_main(void)
 	loopback_up();
 	set_knobs();
 	open_channel(&config);
+	harden_kernel();
 	companion_start(&config);
 	attach_null();
 	/* Or each clone would begin by writing to its disk what is left of this. */

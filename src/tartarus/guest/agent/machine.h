@@ -26,7 +26,8 @@ bool become_program(const struct agent_config *config, bool in_group);
 /* Act as the sandbox's user, whose files the host asks for, or, where only root may do it, as root again. */
 void act_as_user(const struct agent_config *config);
 void act_as_root(const struct agent_config *config);
-/* From the initramfs: the interpreter that is to be parked beside the agent. Then start it, and wait until it is. */
+/* From the initramfs: how programs are confined, and the interpreter that is to be parked beside the agent. Then start
+   that, and wait until it is. */
 void companion_read(void);
 void companion_start(struct agent_config *config);
 

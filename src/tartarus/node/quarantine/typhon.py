@@ -25,6 +25,7 @@ from tartarus.model.sandbox import (
     SandboxRecord,
     SandboxSpec,
 )
+from tartarus.model.security import SeccompAction, SecurityConfig
 from tartarus.model.states import State
 from tartarus.node.quarantine.cases import Cases
 from tartarus.node.quarantine.evidence import Collector
@@ -318,7 +319,7 @@ class Typhon:
         spec = SandboxSpec(
             isolation=level, command=command, timeout_s=_EXAMINED_S, resources=_EXAMINER,
             mounts=(Mount(str(self._cases.evidence(case.id)), "/evidence", read_only=True),),
-            labels={"tartarus.io/examines": case.id},
+            labels={"tartarus.io/examines": case.id}, security=examiner_security(level),
         )  # fmt: skip
         return await self._make(tenant, spec)
 
@@ -335,6 +336,13 @@ class Typhon:
 
     def _count(self) -> None:
         self._metrics.in_quarantine(len(self._held))
+
+
+def examiner_security(level: Isolation) -> SecurityConfig:
+    """The strictest filter there is: it reads what it is shown, and makes no socket. Evidence is hostile, too."""
+    # gVisor's kernel would end a thread, and leave a program that waits for it.
+    action = SeccompAction.TRAP if level is Isolation.GVISOR else SeccompAction.KILL
+    return SecurityConfig(seccomp_profile="examine", seccomp_default=action, drop_capabilities=("ALL",))
 
 
 def _check(sandbox: Sandbox) -> None:

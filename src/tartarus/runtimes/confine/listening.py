@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _NOTIFICATION = struct.Struct("<QIIiIQ6Q")
 _RESPONSE = struct.Struct("<Qqii")
 _RECEIVE, _SEND, _STILL_VALID = 0xC050_2100, 0xC018_2101, 0x4008_2102
+_CONTINUE = 1
 _MOST_PER_S = 500
 """Calls of one sandbox that a CallWatch answers in a second: one that makes more waits, and the daemon does not."""
 
@@ -57,8 +58,17 @@ def check_waiting(listener: int, call: Call) -> None:
 
 def answer(listener: int, call: Call, error: int) -> bool:
     """Let it fail with this errno, or succeed with 0; whether it was still there."""
+    return _respond(listener, _RESPONSE.pack(call.identity, 0, -error, 0))
+
+
+def let_go_on(listener: int, call: Call) -> bool:
+    """Let the kernel make it, as if nobody had been asked: what other filters say of it holds all the same."""
+    return _respond(listener, _RESPONSE.pack(call.identity, 0, 0, _CONTINUE))
+
+
+def _respond(listener: int, response: bytes) -> bool:
     try:
-        fcntl.ioctl(listener, _SEND, _RESPONSE.pack(call.identity, 0, -error, 0))
+        fcntl.ioctl(listener, _SEND, response)
     except FileNotFoundError:
         return False
     return True

@@ -19,6 +19,8 @@ from tartarus.model.sandbox import Isolation
 from tartarus.runtimes.confine import calls
 from tartarus.runtimes.confine.bpf import ALLOW, ASK, Branch, Match, Rule, assemble, refuse
 from tartarus.runtimes.confine.metadata import BROKERED
+from tartarus.runtimes.confine.narrowing import narrowed
+from tartarus.runtimes.hardening import USUAL, Hardening
 
 if TYPE_CHECKING:
     from tartarus.guest.program import Fd, Program, Ref
@@ -229,19 +231,30 @@ def seccomp_filter(
     brokered: bool = False,
     landlock_abi: int = 0,
     build: bool = False,
+    hardening: Hardening = USUAL,
 ) -> bytes:
     """The filter as an array of struct sock_filter.
 
     The process level's options: `own_uid`: the sandbox's user id owns nothing outside it. `brokered`: if it does,
     changes of metadata by path are handed to a MetadataBroker, not refused. `landlock_abi`: what Landlock will
     mediate; older ones need more refusals here. The container level's: `build`, for a build step; `brokered`: what
-    escapes begin with is handed to a CallWatch, which refuses it. The defaults are the careful ones.
+    escapes begin with is handed to a CallWatch, which refuses it. The defaults are the careful ones. `hardening`: a
+    profile that leaves less of it.
     LookupError for an architecture without a table.
     """
     named = rules_by_name(level, own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi, build=build)
+    named, default = narrowed(named, hardening, ENOSYS)
     numbers = table(arch)
     rules: dict[int, Rule] = {numbers[name]: rule for name, rule in named.items() if name in numbers}
-    return assemble(arch or machine(), rules, ENOSYS)
+    return assemble(arch or machine(), rules, default)
+
+
+@cache
+def profile_filter(hardening: Hardening, arch: str | None = None) -> bytes:
+    """The filter of a level that has none of its own, where the kernel is the sandbox's alone."""
+    numbers = table(arch)
+    named, default = narrowed(dict.fromkeys(numbers, ALLOW), hardening, ENOSYS)
+    return assemble(arch or machine(), {numbers[name]: rule for name, rule in named.items()}, default)
 
 
 def add_seccomp(
@@ -252,6 +265,7 @@ def add_seccomp(
     landlock_abi: int = 0,
     broker: Fd | None = None,
     build: bool = False,
+    hardening: Hardening = USUAL,
 ) -> None:
     """Install the filter: the program's last step. Needs `no_new_privs`, which `add_capability_drop` sets.
 
@@ -259,19 +273,27 @@ def add_seccomp(
     neither is left open in the guest, where a listener could answer for the broker.
     """
     brokered = broker is not None and not own_uid
-    code = seccomp_filter(level, own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi, build=build)
-    filter_ = _place(program, code)
+    code = seccomp_filter(
+        level, own_uid=own_uid, brokered=brokered, landlock_abi=landlock_abi, build=build, hardening=hardening
+    )
     if not brokered:
-        program.syscall("seccomp", SET_MODE_FILTER, 0, filter_, step=_INSTALL)
+        add_filter(program, code)
         return
     assert broker is not None
+    hand_over(program, code, broker)
+
+
+def hand_over(program: Program, code: bytes, link: Fd, *, flags: int = 0) -> None:
+    """Install a filter that asks, and send its listener through `link`, which is closed."""
+    filter_ = _place(program, code)
     # A struct cmsghdr and the descriptor that it carries, which the next call fills in.
     control = program.blob(struct.pack("<Qiii4x", 20, socket.SOL_SOCKET, socket.SCM_RIGHTS, -1))
     listener = program.slot_at(control, 16)
-    program.syscall("seccomp", SET_MODE_FILTER, _FILTER_FLAG_NEW_LISTENER, filter_, store=listener, step=_INSTALL)
-    _send(program, broker, control)
+    flags |= _FILTER_FLAG_NEW_LISTENER
+    program.syscall("seccomp", SET_MODE_FILTER, flags, filter_, store=listener, step=_INSTALL)
+    _send(program, link, control)
     program.syscall("close", listener, step="close the filter's listener")
-    program.syscall("close", broker, step="close the way to the broker")
+    program.syscall("close", link, step="close the way to who answers")
 
 
 def add_zygote_seccomp(program: Program) -> None:

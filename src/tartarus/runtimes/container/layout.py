@@ -20,7 +20,7 @@ from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.model.template import RunAs
 from tartarus.runtimes.base import RootFs
 from tartarus.runtimes.cgroups import add_joining
-from tartarus.runtimes.confine import caps, keyring, landlock, masks, rlimits, seccomp
+from tartarus.runtimes.confine import caps, keyring, landlock, masks, recording, rlimits, seccomp
 from tartarus.runtimes.container import secretsdir
 from tartarus.runtimes.container.storage import Storage, inodes_for
 from tartarus.runtimes.idmap import OWNER_UID
@@ -251,6 +251,7 @@ def box_program(
     build: bool = False,
     secrets: bool = False,
     watched: bool = False,
+    recorded: bool = False,
     rules: Sequence[landlock.PathRule] = LANDLOCK_RULES,
 ) -> Program:
     """What a guest does to itself between its birth and its agent: join its cgroup, box, drop everything.
@@ -259,8 +260,8 @@ def box_program(
     channel, sent when the host has moved it: its cgroup namespace's root is the group it stands in when it takes
     one. `limit_level`: whose rlimits to set; the process level's stand in for the cgroups that a host does not
     give. `mounts` come as passed descriptors, or with `staged_mounts` from this nursery's own stage. `build`: root
-    keeps, over the sandbox's own files and users, what installing packages takes. `watched`: the last descriptor takes
-    the filter's listener. `rules`: the second wall.
+    keeps, over the sandbox's own files and users, what installing packages takes. `rules`: the second wall. `watched`
+    or `recorded`: the last descriptor takes a filter's listener, of what escapes begin with or of every call.
     """
     box, root = "/.tartarus/box", "/.tartarus/box/m"
     program = Program()
@@ -315,25 +316,26 @@ def box_program(
     # From here on the guest has power over nothing: what was mounted and made belongs to the namespace that it leaves.
     program.syscall("setns", Fd(USER_NAMESPACE), CLONE_NEWUSER, step="enter a user namespace of its own")
     rlimits.add_rlimits(program, resources, limit_level)
-    _become(program, rootfs.template.user, build=build)
+    hardening = rootfs.hardening
+    _become(program, rootfs.template.user, added=hardening.added, build=build)
     landlock.add_landlock(program, landlock_abi, rules)
-    watcher = Fd(FIRST_ENTRY + n_entries + (0 if staged_mounts else len(mounts))) if watched else None
-    seccomp.add_seccomp(program, Isolation.CONTAINER, build=build, broker=watcher)
+    listener = Fd(FIRST_ENTRY + n_entries + (0 if staged_mounts else len(mounts)))
+    seccomp.add_seccomp(
+        program, Isolation.CONTAINER, build=build, broker=listener if watched else None, hardening=hardening
+    )
+    if recorded:
+        recording.add_recording(program, listener)
     return program
 
 
-def _become(program: Program, user: RunAs, *, build: bool) -> None:
-    """Take the template's user, for good, and let go of every capability; but a `build`'s root keeps a few."""
+def _become(program: Program, user: RunAs, *, added: int, build: bool) -> None:
+    """Take the template's user, for good, and let go of all capabilities but those; a `build`'s root keeps a few."""
     if build and user.uid == 0:
         caps.add_build_capabilities(program)
         return
-    caps.add_bounding_drop(program)
-    if user.uid or user.gid or user.groups:
-        groups = program.blob(struct.pack(f"<{len(user.groups)}I", *user.groups) or bytes(4))
-        program.syscall("setgroups", len(user.groups), groups, step="take the groups of the template's user")
-        program.syscall("setresgid", user.gid, user.gid, user.gid, step="take the group of the template's user")
-        program.syscall("setresuid", user.uid, user.uid, user.uid, step="become the template's user")
-    caps.add_capability_drop(program, bounding=False)
+    caps.add_bounding_drop(program, kept=added)
+    caps.add_user(program, user)
+    caps.add_capability_drop(program, bounding=False, kept=added)
 
 
 def _cover(program: Program, source: str, target: str) -> None:

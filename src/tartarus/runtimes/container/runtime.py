@@ -78,7 +78,9 @@ class ContainerSnapshot(WarmNursery):
         self, request: GuestRequest, abi: int, limit_level: Isolation, n_entries: int, storage: Storage
     ) -> tuple[bytes, list[str]]:
         """The box program, encoded; the one for requests without mounts is kept, as only the host name differs."""
-        usual = not (request.mounts or request.build or request.secrets or request.watch)
+        usual = not (
+            request.mounts or request.build or request.secrets or request.watch is not None or request.recorder >= 0
+        )
         cached = self._programs.get(request.resources) if usual else None
         if cached is None:
             program = layout.box_program(
@@ -93,6 +95,7 @@ class ContainerSnapshot(WarmNursery):
                 build=request.build,
                 secrets=request.secrets,
                 watched=request.watch is not None,
+                recorded=request.recorder >= 0,
                 rules=self._rules,
             )
             cached = (program.encode(), program.steps)
@@ -185,7 +188,7 @@ class ContainerRuntime(UnsavableRuntime):
                 )
                 cgroup.attach(nursery.pid)
             await self._build(nursery, rootfs, own_mounts, storage)
-            user_namespaces = UserNamespaces(nursery, self._id_map.span)
+            user_namespaces = UserNamespaces(nursery, rootfs.hardening.ids or self._id_map.span)
             await user_namespaces.open()
         except BaseException as error:
             nursery.close()
@@ -266,7 +269,8 @@ class ContainerRuntime(UnsavableRuntime):
             if self._hierarchy is not None:
                 cgroup = self._hierarchy.create(request.id, request.resources)
                 entries = cgroup.entries()
-            fds = [theirs.fileno(), self._agent_fd, quotas, *entries, *passed]
+            asker = [] if request.recorder < 0 else [request.recorder]
+            fds = [theirs.fileno(), self._agent_fd, quotas, *entries, *passed, *asker]
             born = await snapshot.clone(program, layout.GUEST_FLAGS, fds, warm=warm)
             admit(cgroup, ours, born.pid, len(entries))
         except BaseException as error:

@@ -63,9 +63,10 @@ class Launcher:
             return None
         return self.hierarchy.create(name, None if resources is None else with_overhead(resources))
 
-    def _argv(self, *words: str, shared: bool = True, network: str = "none") -> list[str]:
+    def _argv(self, *words: str, shared: bool = True, network: str = "none", filtered: bool = False) -> list[str]:
         root = layout.SHARED_STATE if shared else layout.STATE
-        return [*_COMMON, f"--network={network}", f"--platform={self.platforms.name}", f"--root={root}", *words]
+        common = [*_COMMON, "--oci-seccomp"] if filtered else _COMMON
+        return [*common, f"--network={network}", f"--platform={self.platforms.name}", f"--root={root}", *words]
 
     async def start(
         self,
@@ -90,10 +91,11 @@ class Launcher:
             binds=[(f"/b{index}", target) for index, (_source, target) in enumerate(rootfs.binds)],
             mounts=[(f"/g/m{index}", mount) for index, mount in enumerate(request.mounts)],
             resources=request.resources, id_map=self.id_map, secrets=request.secrets,
-            network=request.network is not None,
+            network=request.network is not None, hardening=rootfs.hardening,
         )  # fmt: skip
         argv = self._argv(*how, f"--bundle={layout.BUNDLE}", request.id, shared=shared,
-                          network="none" if request.network is None else "sandbox")  # fmt: skip
+                          network="none" if request.network is None else "sandbox",
+                          filtered=rootfs.hardening.filters)  # fmt: skip
         program = layout.guest_program(
             rootfs, request.mounts, config, argv,
             n_entries=self._n_entries, owner=self.id_map.base, own_pids=not shared,

@@ -77,6 +77,7 @@ def needs_of(rootfs: RootFs, runsc: Path, platform_name: str) -> dict[str, str]:
         "processor": f"{platform.machine()} {_processor()}",
         "agent": _agent(),
         "template": rootfs.digest,
+        "hardening": rootfs.hardening.digest,
     }
 
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
+from tartarus.guest.syscalls import machine, table
 from tartarus.model.sandbox import Isolation, Mount, Resources
 from tartarus.model.secrets import SECRETS_DIRECTORY
+from tartarus.model.security import CAPABILITIES, SeccompAction
 from tartarus.model.template import RunAs
-from tartarus.runtimes.confine import rlimits
+from tartarus.runtimes.confine import narrowing, rlimits
 from tartarus.runtimes.container.secretsdir import SECRETS_BYTES
+from tartarus.runtimes.hardening import USUAL, Hardening
 from tartarus.runtimes.idmap import IdMap
 
 AGENT = "/.tartarus/guest"
 """Where a guest finds the agent: in a layer above the template's."""
 SHM_MIN = 64 * 1024**2
+_ACTIONS = {
+    SeccompAction.ERRNO: "SCMP_ACT_ERRNO", SeccompAction.TRAP: "SCMP_ACT_TRAP",
+}  # fmt: skip
+_ARCHITECTURES = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
 _LIMIT_NAMES = {
     getattr(resource, name): name
     for name in ("RLIMIT_CORE", "RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "RLIMIT_STACK", "RLIMIT_NICE", "RLIMIT_RTPRIO",
@@ -37,6 +45,7 @@ def bundle(
     id_map: IdMap,
     secrets: bool = False,
     network: bool = False,
+    hardening: Hardening = USUAL,
 ) -> bytes:
     """The bundle's config.json. `binds` and `mounts` name their sources as runsc finds them.
 
@@ -44,7 +53,7 @@ def bundle(
     """
     kinds = [{"type": kind} for kind in ("user", "pid", "ipc", "uts", "mount")]
     kinds.append({"type": "network", "path": "/proc/self/ns/net"} if network else {"type": "network"})
-    identity = {"containerID": 0, "hostID": id_map.base, "size": id_map.span}
+    identity = {"containerID": 0, "hostID": id_map.base, "size": hardening.ids or id_map.span}
     config = {
         "ociVersion": "1.0.2",
         "process": {
@@ -52,7 +61,7 @@ def bundle(
             "env": [f"{name}={value}" for name, value in env.items()],
             "cwd": "/",
             "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
-            "capabilities": {},
+            "capabilities": _capabilities(hardening.added),
             "noNewPrivileges": True,
             "rlimits": [
                 {"type": _LIMIT_NAMES[which], "soft": soft, "hard": hard}
@@ -86,6 +95,23 @@ def bundle(
             "namespaces": kinds,
             "uidMappings": [identity],
             "gidMappings": [identity],
+            **({"seccomp": seccomp(hardening)} if hardening.filters else {}),
         },
     }  # fmt: skip
     return msgspec.json.encode(config)
+
+
+def _capabilities(added: int) -> dict[str, list[str]]:
+    names = [f"CAP_{name}" for number, name in enumerate(CAPABILITIES) if added & 1 << number]
+    return dict.fromkeys(("bounding", "effective", "permitted", "inheritable", "ambient"), names) if names else {}
+
+
+def seccomp(hardening: Hardening) -> dict[str, Any]:
+    """The profile as OCI has it, judged by gVisor's own kernel. What falls back there is that kernel's to answer."""
+    calls = table() if hardening.calls is None else hardening.calls
+    allowed = narrowing.AGENT | narrowing.FALLS_BACK | frozenset(calls)
+    rules = [{"names": sorted(allowed), "action": "SCMP_ACT_ALLOW"}]
+    if features := sorted(narrowing.FEATURES - allowed):
+        rules.append({"names": features, "action": "SCMP_ACT_ERRNO"})
+    return {"defaultAction": _ACTIONS[hardening.default], "architectures": [_ARCHITECTURES[machine()]],
+            "syscalls": rules}  # fmt: skip

@@ -15,7 +15,7 @@ import msgspec
 
 from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.runtimes.cgroups import Cgroup
-from tartarus.runtimes.microvm import kernel, versions, vsock
+from tartarus.runtimes.microvm import hardened, kernel, versions, vsock
 from tartarus.runtimes.microvm.driver import BOOT_TIMEOUT_S, Machine, Parts, disks, end, serials
 from tartarus.runtimes.microvm.monitor import (
     API_SOCKET,
@@ -40,7 +40,7 @@ _KEPT = ("cpus", "memory", "payload", "disks", "rng", "serial", "console", "vsoc
 """What a saved configuration may hold; whatever else a monitor that was taken over wrote into it is left out."""
 _COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=4 panic=-1 random.trust_cpu=on cryptomgr.notests audit=0 tartarus.off=poweroff "
-    f"tartarus.channel=vsock:{vsock.PORT}"
+    f"tartarus.channel=vsock:{vsock.PORT} {hardened.COMMAND_LINE}"
 )
 
 
@@ -110,6 +110,7 @@ class CloudHypervisor:
 
     name = versions.CLOUD_HYPERVISOR.name
     modules: tuple[str, ...] = kernel.VSOCK_BOOT
+    command_line = _COMMAND_LINE
     loads_packed_kernels = False
     stands_ready = False
     maps_files = False
@@ -180,10 +181,11 @@ class CloudHypervisor:
 def configuration(parts: Parts) -> dict[str, Any]:
     """A machine, as `vm.create` takes it."""
     cpus = parts.hardware.cpus
+    words = parts.boot.words if parts.boot else ""
     return {
         "cpus": {"boot_vcpus": cpus, "max_vcpus": cpus, "nested": False},
         "memory": {"size": parts.hardware.memory_bytes, "shared": False, "prefault": False},
-        "payload": {"kernel": "kernel", "initramfs": "initramfs", "cmdline": _COMMAND_LINE},
+        "payload": {"kernel": "kernel", "initramfs": "initramfs", "cmdline": f"{_COMMAND_LINE} {words}".rstrip()},
         "disks": [_disk(name, serial) for name, serial in zip(disks(parts), serials(parts), strict=True)],
         "rng": {"src": "/dev/urandom"},
         # Its own standard output, which is a pipe to us.

@@ -23,10 +23,14 @@ class Hardware(msgspec.Struct, frozen=True):
 
 
 class Boot(msgspec.Struct, frozen=True):
-    """What a machine starts from: descriptors of memory files that a monitor of another user may open."""
+    """What a machine starts from: descriptors of memory files that a monitor of another user may open.
+
+    `words`: what its kernel's command line has besides the monitor's own.
+    """
 
     kernel: int
     initramfs: int
+    words: str = ""
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -104,13 +108,14 @@ class Machine(Protocol):
 class Driver(Protocol):
     """One kind of monitor.
 
-    `modules`: what its machines load, of `kernel.WANTED`. `loads_packed_kernels`: a bzImage need not be unpacked.
-    `stands_ready`: a machine may be restored long before it goes on. `maps_files`: its memory may be a file on disk.
-    `takes_tap`: its machines may have a network card.
+    `modules`: what its machines load, of `kernel.WANTED`. `command_line`: what all its kernels are told.
+    `loads_packed_kernels`: a bzImage need not be unpacked. `stands_ready`: a machine may be restored long before it
+    goes on. `maps_files`: its memory may be a file on disk. `takes_tap`: its machines may have a network card.
     """
 
     name: str
     modules: tuple[str, ...]
+    command_line: str
     loads_packed_kernels: bool
     stands_ready: bool
     maps_files: bool

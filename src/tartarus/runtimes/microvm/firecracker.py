@@ -13,7 +13,7 @@ from typing import Any
 
 from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.runtimes.cgroups import Cgroup
-from tartarus.runtimes.microvm import kernel, versions, vsock
+from tartarus.runtimes.microvm import hardened, kernel, versions, vsock
 from tartarus.runtimes.microvm.driver import BOOT_TIMEOUT_S, Hardware, Machine, Parts, disks, end, serials
 from tartarus.runtimes.microvm.monitor import (
     API_SOCKET,
@@ -34,7 +34,7 @@ _MOST_DEVICE_BYTES = 16 * 1024 * 1024
 _MIB = 1024 * 1024
 _COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=4 reboot=k panic=-1 random.trust_cpu=on i8042.noaux i8042.nomux i8042.dumbkbd "
-    f"cryptomgr.notests audit=0 tartarus.channel=vsock:{vsock.PORT}"
+    f"cryptomgr.notests audit=0 tartarus.channel=vsock:{vsock.PORT} {hardened.COMMAND_LINE}"
 )
 
 
@@ -89,6 +89,7 @@ class Firecracker:
 
     name = versions.FIRECRACKER.name
     modules: tuple[str, ...] = kernel.VSOCK_BOOT
+    command_line = _COMMAND_LINE
     loads_packed_kernels = False
     stands_ready = False
     maps_files = False
@@ -158,7 +159,7 @@ def configuration(parts: Parts) -> list[tuple[str, dict[str, Any]]]:
     boot = {
         "kernel_image_path": "kernel",
         "initrd_path": "initramfs",
-        "boot_args": f"{_COMMAND_LINE} {' '.join(words)}",
+        "boot_args": " ".join([_COMMAND_LINE, *words, parts.boot.words if parts.boot else ""]).rstrip(),
     }
     hardware = _machine_config(parts.hardware)
     drives = [(f"/drives/{name}", _drive(name, read_only=name != "scratch")) for name in names]

@@ -57,7 +57,8 @@ class Machinery:
             image = vmlinux(image)
         self.kernel_release = chosen.release
         self.processor = processor()
-        self.kernel_digest = hashlib.sha256(image + self._base + b"".join(self._card.values())).hexdigest()
+        told = (*self._card.values(), driver.command_line.encode())
+        self.kernel_digest = hashlib.sha256(image + self._base + b"".join(told)).hexdigest()
         self._kernel = memory.sealed("kernel", image)
         self._count = 0
 
@@ -130,8 +131,12 @@ class Machinery:
         disk_bytes: int,
         files: dict[str, bytes],
         cgroup: Cgroup | None = None,
+        words: str = "",
     ) -> AsyncIterator[tuple[Machine, Parts]]:
-        """A machine that boots, with `files` in its first file system; it is ended afterwards, its parts are closed."""
+        """A machine that boots, with `files` in its first file system; it is ended afterwards, its parts are closed.
+
+        `words`: what its kernel is told besides.
+        """
         async with contextlib.AsyncExitStack() as held:
 
             def keep(fd: int) -> int:
@@ -145,7 +150,7 @@ class Machinery:
                 tap = keep(await asyncio.to_thread(taps.create_apart))
                 more |= self._card
             extra = archive(more) if more else b""
-            boot = Boot(self._kernel, keep(memory.sealed("initramfs", self._base + extra)))
+            boot = Boot(self._kernel, keep(memory.sealed("initramfs", self._base + extra)), words)
             scratch = keep(await self._fresh_scratch(disk_bytes))
             pages = keep(memory.create(hardware.memory_bytes))
             parts = Parts(hardware, pages, root, scratch, binds, boot, share=True, tap=tap)

@@ -19,8 +19,8 @@ from tartarus.guest.binary import agent_binary
 from tartarus.guest.channel import channel_pair
 from tartarus.model.errors import GuestFailed
 from tartarus.runtimes.cgroups import Cgroup
-from tartarus.runtimes.microvm import kernel, versions
-from tartarus.runtimes.microvm.driver import Hardware, Machine, Parts, bind_serial, end
+from tartarus.runtimes.microvm import hardened, kernel, versions
+from tartarus.runtimes.microvm.driver import Boot, Hardware, Machine, Parts, bind_serial, end
 from tartarus.runtimes.microvm.launcher import Ends, Launcher, descriptor
 from tartarus.runtimes.microvm.qmp import Qmp
 from tartarus.runtimes.nursery import Clone
@@ -36,7 +36,7 @@ _ENDS = {
 _SCRATCH_OPTIONS = "discard=unmap,cache.no-flush=on"
 _COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 tsc=reliable no_timer_check random.trust_cpu=on "
-    "cryptomgr.notests audit=0 nowatchdog noautogroup psi=0 lsm=landlock"
+    f"cryptomgr.notests audit=0 nowatchdog noautogroup psi=0 lsm=landlock,lockdown {hardened.COMMAND_LINE}"
 )
 _CARD_ADDRESS = "02:00:00:00:00:01"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -146,12 +146,13 @@ class Qemu:
         self._accelerator = accelerator
         self._program = program or versions.program_of(versions.QEMU)
         self._ticks_khz = _ticks_khz()
+        self.command_line = _COMMAND_LINE if accelerator == "kvm" else f"{_COMMAND_LINE} mitigations=off"
 
-    def _command_line(self) -> str:
+    def _words(self, boot: Boot) -> str:
         """An emulated machine's counter is the host's; on a busy host its kernel measures it wrong, and then hangs."""
-        if self._accelerator == "kvm" or not self._ticks_khz:
-            return _COMMAND_LINE
-        return f"{_COMMAND_LINE} tsc_early_khz={self._ticks_khz} mitigations=off"
+        emulated = self._accelerator != "kvm" and self._ticks_khz
+        ticks = f" tsc_early_khz={self._ticks_khz}" if emulated else ""
+        return f"{self.command_line}{ticks} {boot.words}".rstrip()
 
     async def version(self) -> str:
         """Its version line. Raises IsolationUnavailable below 7.2, whose microvm was not tried."""
@@ -175,10 +176,12 @@ class Qemu:
             raise
         return machine
 
-    def arguments(self, hardware: Hardware, numbers: list[int], *, n_binds: int = 0, share: bool) -> list[str]:
+    def arguments(
+        self, hardware: Hardware, numbers: list[int], *, n_binds: int = 0, share: bool, words: str = ""
+    ) -> list[str]:
         """The command line. `numbers` of inherited descriptors: control, memory, root, scratch, binds, the tap of a
         network card, if there is to be one, and, to boot, the kernel and the initramfs; without these it waits for a
-        saved state, which has them in its memory.
+        saved state, which has them in its memory. `words`: the kernel's command line.
         """  # noqa: D205
         control, memory_file, root, scratch, *rest = numbers
         binds, rest = rest[:n_binds], rest[n_binds:]
@@ -212,7 +215,7 @@ class Qemu:
         if not boot:
             return [*argv, "-S", "-incoming", "defer"]
         kernel, initramfs = (f"/proc/self/fd/{number}" for number in boot)
-        return [*argv, "-kernel", kernel, "-initrd", initramfs, "-append", self._command_line()]
+        return [*argv, "-kernel", kernel, "-initrd", initramfs, "-append", words]
 
     async def _start(self, parts: Parts, cgroup: Cgroup | None, *, incoming: bool) -> QemuMachine:
         ends = Ends(*channel_pair())
@@ -222,7 +225,8 @@ class Qemu:
         fds += [] if incoming or parts.boot is None else [parts.boot.kernel, parts.boot.initramfs]
 
         def arguments(numbers: list[int]) -> list[str]:
-            return self.arguments(parts.hardware, numbers, n_binds=len(parts.binds), share=parts.share)
+            words = "" if parts.boot is None else self._words(parts.boot)
+            return self.arguments(parts.hardware, numbers, n_binds=len(parts.binds), share=parts.share, words=words)
 
         try:
             born = await self._launcher.start(arguments, ends, fds, cgroup, reopened=[parts.memory])

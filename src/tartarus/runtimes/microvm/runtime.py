@@ -13,13 +13,12 @@ from tartarus.guest.channel import GuestChannel, GuestExec
 from tartarus.model.errors import GuestFailed, IsolationUnavailable, TartarusError, TemplateFailed, Unsupported
 from tartarus.model.sandbox import Isolation, Resources
 from tartarus.model.settings import MicrovmMonitor
-from tartarus.model.template import Template
 from tartarus.network import taps
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, remove_soon
 from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.idmap import IdMap
-from tartarus.runtimes.microvm import choice, kept, memory, saving
+from tartarus.runtimes.microvm import choice, hardened, kept, memory, saving
 from tartarus.runtimes.microvm.driver import BOOT_TIMEOUT_S, Machine, Parts, bind_serial
 from tartarus.runtimes.microvm.guest import MachineGuest, Origin, renewal, with_monitor
 from tartarus.runtimes.microvm.images import Packer
@@ -140,6 +139,7 @@ class MicrovmRuntime:
             "processor": machinery.processor,
             "kernel": machinery.kernel_digest,
             "images": snapshot.images.identity,
+            "hardening": snapshot.rootfs.hardening.digest,
         }
 
     async def restore(self, snapshot: Snapshot, saved: Path, request: GuestRequest) -> Guest:
@@ -193,7 +193,7 @@ class MicrovmRuntime:
     async def freeze(self, snapshot: MachineSnapshot, size: Size) -> Frozen:
         """A machine whose agent serves, its interpreter parked if it is to be warm: as it was kept, or booted now."""
         images = snapshot.images
-        files = sandbox_files(snapshot.rootfs.template, tuple(target for _, target in images.binds), warm=size.warm)
+        files = sandbox_files(snapshot.rootfs, tuple(target for _, target in images.binds), warm=size.warm)
         name = kept.name_of(self.needs(snapshot), size, files)
         frozen = await asyncio.to_thread(self._kept.load, name, images)
         if frozen is None:
@@ -210,8 +210,9 @@ class MicrovmRuntime:
         cgroup = self._group(request, size.hardware.memory_bytes)
         try:
             booting = machinery.booting(
-                images.root, tuple(fd for fd, _ in images.binds), size.hardware, size.disk_bytes, files, cgroup
-            )
+                images.root, tuple(fd for fd, _ in images.binds), size.hardware, size.disk_bytes, files, cgroup,
+                hardened.words(snapshot.rootfs.hardening),
+            )  # fmt: skip
             async with booting as (machine, parts):
                 channel = await reach_agent(machine, BOOT_TIMEOUT_S + (WARM_UP_TIMEOUT_S if size.warm else 0.0))
                 if size.warm and not (await channel.ready()).warm_runner:
@@ -316,10 +317,12 @@ async def _tap(frozen: Frozen, request: GuestRequest) -> int | None:
     return await asyncio.to_thread(taps.create_apart) if frozen.parts.hardware.network else None
 
 
-def sandbox_files(template: Template, binds: tuple[str, ...], *, warm: bool) -> dict[str, bytes]:
-    """What a machine's init is told of its sandbox: whose programs run, what is shown where, what is parked."""
-    user = template.user
+def sandbox_files(rootfs: RootFs, binds: tuple[str, ...], *, warm: bool) -> dict[str, bytes]:
+    """What a machine's init is told of its sandbox: whose programs run, how confined, what is shown, what is parked."""
+    template, user = rootfs.template, rootfs.template.user
     files = {"user": " ".join(map(str, (user.uid, user.gid, *user.groups))).encode()}
+    if program := hardened.program_of(rootfs.hardening, user):
+        files["program"] = program
     if binds:
         files["binds"] = "".join(f"{bind_serial(index)} {target}\n" for index, target in enumerate(binds)).encode()
     if warm:

@@ -264,8 +264,9 @@ class ProcessRuntime(UnsavableRuntime):
         )
         broker = None if self._privileged else Fd(2)
         seccomp.add_seccomp(
-            program, Isolation.PROCESS, own_uid=self._privileged, landlock_abi=self._landlock_abi, broker=broker
-        )
+            program, Isolation.PROCESS, own_uid=self._privileged, landlock_abi=self._landlock_abi, broker=broker,
+            hardening=rootfs.hardening,
+        )  # fmt: skip
         return program
 
     async def close(self) -> None:

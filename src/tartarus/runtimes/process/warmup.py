@@ -20,7 +20,7 @@ from tartarus.runtimes.confine.seccomp import add_filter
 from tartarus.runtimes.process import paths
 
 _SETGID, _SETUID, _SETPCAP = 1 << 6, 1 << 7, 1 << 8
-_PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 38, 47, 2
+_PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 8, 38
 _EPERM = refuse(errno.EPERM)
 
 
@@ -54,10 +54,7 @@ def _become(program: Program, uid: int) -> None:
     program.syscall("setresgid", uid, uid, uid, step="take a group of its own")
     program.syscall("setresuid", uid, uid, uid, step="take a user of its own")
     caps.add_capset(program, effective=kept | _SETPCAP, inheritable=kept)
-    for capability in (6, 7):
-        program.syscall(
-            "prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0, step="carry a capability over"
-        )
+    caps.add_ambient(program, kept)
     caps.add_bounding_drop(program)
     caps.add_capset(program, effective=kept, inheritable=kept)
 
