@@ -8,6 +8,7 @@ escapes its parent, its session, its namespaces and its cgroup is still found by
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
@@ -25,6 +26,7 @@ from typing import Any
 
 from tartarus.runtimes.cgroups import group_name
 from tartarus.sdk import Client, Sandbox
+from tartarus.store.database import migrate, open_engine
 
 PATIENCE_S = 45.0
 """How long a test waits for something that happens by itself. Nothing asserts that it takes less."""
@@ -271,11 +273,25 @@ def place(environ: Mapping[str, str] | None = None) -> Iterator[Place]:
     directory = Path(tempfile.mkdtemp(prefix="tartarus-faults-", dir="/var/tmp"))
     directory.chmod(0o711)
     made = Place(directory, environ)
+    database = made.home / "state.db"
+    database.write_bytes(_empty_database())
+    database.chmod(0o600)
     try:
         yield made
     finally:
         made.close()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@functools.cache
+def _empty_database() -> bytes:
+    """With its tables: to make them anew takes each daemon a third of its start, and other tests see to that."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "state.db"
+        engine = open_engine(path)
+        migrate(engine, path)
+        engine.dispose()
+        return path.read_bytes()
 
 
 def tag_of(pid: int) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,15 +15,23 @@ from tartarus.model.quarantine import CaseStatus
 from tartarus.model.states import State
 from tartarus.sdk import Quarantine
 
-from .place import PATIENCE_S, Place, wait_until
+from .place import PATIENCE_S, Place, place, wait_until
 
 pytestmark = pytest.mark.needs("root", "cgroups", "landlock")
 TALK = "echo taken >/tmp/loot; while :; do echo on; sleep 0.01; done"
 
 
+@pytest.fixture(scope="module")
+def stands() -> Iterator[Place]:
+    """One daemon after the other for all tests here: to start one takes longer than what is done to it."""
+    with place() as made:
+        made.start()
+        yield made
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_case_outlives_the_daemon_and_its_processes_do_not(home: Place, number: int) -> None:
-    home.start()
+def test_a_case_outlives_the_daemon_and_its_processes_do_not(stands: Place, number: int) -> None:
+    home = stands
     sandbox = home.create("sh", "-c", TALK, level="container", name="suspect")
     quarantine = Quarantine(home.client)
     case = quarantine.take(sandbox.id, detail="talks too much")
@@ -53,9 +62,9 @@ def _take(quarantine: Quarantine, sandbox: str) -> None:
         quarantine.take(sandbox)
 
 
-def test_killed_at_any_moment_of_taking_one_a_case_is_whole_or_says_so(home: Place) -> None:
+def test_killed_at_any_moment_of_taking_one_a_case_is_whole_or_says_so(stands: Place) -> None:
+    home = stands
     for delay_s in (0.01, 0.05):
-        home.start()
         sandbox = home.create("sh", "-c", TALK, level="container")
         quarantine = Quarantine(home.client)
         taking = threading.Thread(target=_take, args=(quarantine, sandbox.id))
@@ -74,11 +83,10 @@ def test_killed_at_any_moment_of_taking_one_a_case_is_whole_or_says_so(home: Pla
             quarantine.destroy(case.id)
         assert sandbox.refresh().state in {State.KILLED, State.LOST}
         home.settle()
-        home.end_daemon(signal.SIGTERM)
 
 
-def test_whoever_runs_one_in_the_foreground_is_told(home: Place) -> None:
-    home.start()
+def test_whoever_runs_one_in_the_foreground_is_told(stands: Place) -> None:
+    home = stands
     client = home.cli("run", "--isolation", "container", "--name", "watched", "--", "sh", "-c", "echo begun; sleep 600")
     assert client.stdout.readline() == b"begun\n"
     Quarantine(home.client).take("watched", detail="looked odd")
