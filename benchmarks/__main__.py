@@ -17,6 +17,7 @@ from benchmarks import (
     image_benches,
     machine_benches,
     memory_benches,
+    network_benches,
     node_benches,
     peers,
     policy_benches,
@@ -38,6 +39,7 @@ BENCHES = {
     "admission": policy_benches.admission,
     "audit": policy_benches.audit,
     **furies_benches.BENCHES,
+    **network_benches.BENCHES,
 }
 
 

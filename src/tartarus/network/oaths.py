@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import struct
 import threading
-from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, summarize_address_range
 from typing import NamedTuple
 
 from tartarus.model.contract import MAX_PORT, RateLimit
-from tartarus.network.compiled import Compiled, Opening
+from tartarus.network.compiled import MAX_OPENINGS, Compiled, Opening
 from tartarus.network.netlink import (
     CREATE,
     NETLINK_NETFILTER,
@@ -24,7 +24,7 @@ from tartarus.network.netlink import (
     nested,
     text,
 )
-from tartarus.network.rules import ROUTER_TABLE, count_chain
+from tartarus.network.rules import PREFIX_LENGTHS, ROUTER_TABLE, count_chain, network_set
 
 _GENERATIONS = 15
 _PER_SLOT = 16
@@ -38,6 +38,7 @@ _EXPR_NAME, _EXPR_DATA = 1, 2
 _RATE, _UNIT, _BURST, _TYPE, _FLAGS = 1, 2, 3, 4, 5
 _PACKETS, _BYTES, _INVERTED = 0, 1, 1
 _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN, _JUMP = 2, 1, 2, -3
+_MOST_BLOCKS = 64
 _EVERYWHERE = Opening(0, 2**32 - 1, 0, MAX_PORT)
 _ANY_PROTOCOL, _TCP_TO_UDP = (0, 255), (6, 17)
 _NAME_BYTES = 16
@@ -71,17 +72,21 @@ class Oaths:
 
     def __init__(self) -> None:
         self._netlink = NetlinkSocket(NETLINK_NETFILTER)
+        # The kernel takes long for each removal from a long set of ranges; who swears waits behind one at most.
+        self._removals = NetlinkSocket(NETLINK_NETFILTER)
         self._counts: dict[int, int] = {}
         self._since: dict[int, int] = {}
-        # Members of contracts that are void. Taking them out of a long set of ranges takes the kernel 10 ms.
+        # Members of contracts that are void.
         self._void: dict[int, dict[str, list[bytes]]] = {}
         # What was opened under each number that holds: it must be gone before another contract has that number.
         self._answers: dict[int, set[tuple[str, bytes]]] = {}
         self._lock = threading.Lock()
+        self._sweeping = threading.Lock()
 
     def close(self) -> None:
         """Close it; safe to repeat."""
         self._netlink.close()
+        self._removals.close()
 
     def next_mark(self, slot: int) -> tuple[int, bool]:
         """The number of the slot's next contract, and whether connections of its 15th last may still have it."""
@@ -89,7 +94,7 @@ class Oaths:
         since = self._since[slot] = self._since.get(slot, 0) + 1
         mark = _palindrome(slot * _PER_SLOT + count)
         if mark in self._void:
-            self.sweep()
+            self._sweep(mark)
         return mark, since > _GENERATIONS
 
     def forgotten(self, slot: int) -> None:
@@ -148,10 +153,14 @@ class Oaths:
 
     def sweep(self) -> None:
         """Take out what was of contracts that are void. Raises OSError."""
-        with self._lock:
-            while self._void:
-                mark = next(iter(self._void))
-                self._remove(self._void[mark])
+        while (mark := next(iter(list(self._void)), None)) is not None:
+            self._sweep(mark)
+
+    def _sweep(self, mark: int) -> None:
+        with self._sweeping:
+            members = self._void.get(mark)
+            if members is not None:
+                self._remove(members)
                 del self._void[mark]
 
     def answer(self, mark: int, answer: Answer) -> None:
@@ -188,7 +197,7 @@ class Oaths:
     def _remove(self, members: dict[str, list[bytes]]) -> None:
         for name, elements in members.items():
             try:
-                self._netlink.transact(*_change(_DELETE, [(name, elements)]))
+                self._removals.transact(*_change(_DELETE, [(name, elements)]))
             except OSError as error:
                 if error.errno != errno.ENOENT:
                     raise
@@ -198,7 +207,7 @@ class Oaths:
 
     def _remove_one(self, name: str, element: bytes) -> None:
         try:
-            self._netlink.transact(*_change(_DELETE, [(name, [element])]))
+            self._removals.transact(*_change(_DELETE, [(name, [element])]))
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -217,9 +226,7 @@ def _palindrome(number: int) -> int:
 def _members(mark: int, contract: Compiled) -> Iterator[tuple[str, list[bytes]]]:
     """The members of each set that a contract is, encoded; sets without any are left out."""
     number = struct.pack("=I", mark)
-    # Sets of ranges take long to change when they are long: what is no range goes where answers are, without an end.
-    ranges = [one for one in contract.openings if one.first != one.last or not (one.all or one.is_port)]
-    singles = [one for one in contract.openings if one not in ranges]
+    ranges, networks = split(contract.openings)
     if contract.openings == (_EVERYWHERE,):
         yield "opens_all", [_element(number)]
     elif ranges:
@@ -233,10 +240,8 @@ def _members(mark: int, contract: Compiled) -> Iterator[tuple[str, list[bytes]]]
                 for one in ranges
             ],
         )
-    for name, those in (("answers_any", [one for one in singles if one.all]),
-                        ("answers", [one for one in singles if not one.all])):  # fmt: skip
-        if those:
-            yield name, [_element(_answer(number, one.first, None if one.all else one.first_port)) for one in those]
+    for name, those in networks.items():
+        yield name, [_element(_answer(number, address, port)) for address, port in those]
     for name, holds in (("opens_private", not contract.deny_private), ("opens_metadata", not contract.deny_metadata),
                         ("nameless", contract.deny_dns), ("proxied", contract.is_proxied)):  # fmt: skip
         if holds:
@@ -250,6 +255,36 @@ def _members(mark: int, contract: Compiled) -> Iterator[tuple[str, list[bytes]]]
         yield "counts", [_element(number, extra=nested(_DATA, nested(_DATA_VERDICT, code, chain)))]
     if contract.rate is not None:
         yield from _rates(number, contract.rate)
+
+
+def split(openings: Sequence[Opening]) -> tuple[list[Opening], dict[str, list[tuple[int, int | None]]]]:
+    """What has to be a range, and the rest as networks with a port, or None for all of them, by the sets they go to."""
+    ranges: list[Opening] = []
+    networks: dict[str, list[tuple[int, int | None]]] = {}
+    count = 0
+    for one in openings:
+        blocks = _blocks(one)
+        count += len(blocks)
+        if not blocks or count > MAX_OPENINGS:
+            ranges.append(one)
+            continue
+        for length, address in blocks:
+            name = network_set(length) + ("_any" if one.all else "")
+            networks.setdefault(name, []).append((address, None if one.all else one.first_port))
+    return ranges, networks
+
+
+def _blocks(one: Opening) -> list[tuple[int, int]]:
+    """Networks of the lengths that have sets, which make up an opening; none where they can't, or are too many."""
+    found: list[tuple[int, int]] = []
+    if not (one.all or one.is_port):
+        return []
+    for network in summarize_address_range(IPv4Address(one.first), IPv4Address(one.last)):
+        if network.prefixlen < PREFIX_LENGTHS[0] or len(found) > _MOST_BLOCKS:
+            return []
+        length = next(length for length in PREFIX_LENGTHS if length >= network.prefixlen)
+        found += [(length, int(part.network_address)) for part in network.subnets(new_prefix=length)]
+    return found
 
 
 def _rates(number: bytes, rate: RateLimit) -> Iterator[tuple[str, list[bytes]]]:

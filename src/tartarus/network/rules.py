@@ -29,6 +29,8 @@ OPENABLE = frozenset({"private", "metadata"})
 """What of `CLOSED` a contract may open."""
 PROXY_PORT, REDIRECTED_PORT = 3128, 3129
 """Where the egress proxy listens at the gateway: for those who ask it, and for what is led to it."""
+PREFIX_LENGTHS = tuple(range(8, 33, 2))
+"""Of networks that have sets of their own. Sets of ranges take the kernel long to change when they are long."""
 _MOST = 65535
 _MOST_ANSWERS = 262144
 
@@ -64,6 +66,7 @@ table inet {ROUTER_TABLE} {{
   map sworn_to {{ type ipv4_addr : mark; size {_MOST}; }}
   set live {{ type mark; size {_MOST}; }}
   set openings {{ type mark . ipv4_addr . inet_proto . inet_service; flags interval; }}
+  {_network_sets()}
   set opens_all {{ type mark; size {_MOST}; }}
   set answers {{ type mark . ipv4_addr . inet_service; size {_MOST_ANSWERS}; flags timeout; }}
   set answers_any {{ type mark . ipv4_addr; size {_MOST_ANSWERS}; flags timeout; }}
@@ -131,9 +134,7 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
     meta l4proto != {{ tcp, udp, icmp }} {_refuse("protocol")}
     meta l4proto icmp icmp type != echo-request {_refuse("protocol")}
     meta mark @opens_all goto opening
-    meta mark . ip daddr . meta l4proto . th dport @openings goto opening
-    meta l4proto {{ tcp, udp }} meta mark . ip daddr . th dport @answers goto opening
-    meta mark . ip daddr @answers_any goto opening
+    {_opened("daddr", "goto opening")}
     meta l4proto tcp ct state new goto judging_web
     meta l4proto tcp ct status dnat goto judging_web
     {_refuse("contract")}
@@ -149,9 +150,7 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
     iifname != "slot*" accept
     ip daddr {gateway} accept
     meta mark @opens_all accept
-    meta mark . ip daddr . meta l4proto . th dport @openings accept
-    meta mark . ip daddr . th dport @answers accept
-    meta mark . ip daddr @answers_any accept
+    {_opened("daddr", "accept")}
     meta l4proto tcp dnat ip to {gateway}:{REDIRECTED_PORT}
   }}
   chain opening {{
@@ -176,9 +175,7 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
     meta mark 0 drop
     {_closed("saddr", network)}
     meta mark @opens_all accept
-    meta mark . ip saddr . meta l4proto . th sport @openings accept
-    meta l4proto {{ tcp, udp }} meta mark . ip saddr . th sport @answers accept
-    meta mark . ip saddr @answers_any accept
+    {_opened("saddr", "accept")}
   }}
 
   chain forward {{
@@ -204,6 +201,31 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
   }}
 }}
 """
+
+
+def network_set(length: int) -> str:
+    """The set of what contracts open at one port of networks of that prefix length; with `_any`, whatever the port."""
+    return "answers" if length == PREFIX_LENGTHS[-1] else f"net{length}"
+
+
+def _network_sets() -> str:
+    lines = []
+    for name in map(network_set, PREFIX_LENGTHS[:-1]):
+        lines.append(f"set {name} {{ type mark . ipv4_addr . inet_service; size {_MOST_ANSWERS}; }}")
+        lines.append(f"set {name}_any {{ type mark . ipv4_addr; size {_MOST_ANSWERS}; }}")
+    return "\n  ".join(lines)
+
+
+def _opened(side: str, verdict: str) -> str:
+    """The rules for what a contract's networks and its domains' answers open, by address and port of one side."""
+    port = f"th {side[0]}port"
+    lines = [f"meta mark . ip {side} . meta l4proto . {port} @openings {verdict}"]
+    for length in reversed(PREFIX_LENGTHS):
+        name = network_set(length)
+        masked = f"ip {side}" if length == PREFIX_LENGTHS[-1] else f"ip {side} & {IPv4Network((0, length)).netmask}"
+        lines.append(f"meta l4proto {{ tcp, udp }} meta mark . {masked} . {port} @{name} {verdict}")
+        lines.append(f"meta mark . {masked} @{name}_any {verdict}")
+    return "\n    ".join(lines)
 
 
 def _closed(side: str, network: IPv4Network) -> str:
