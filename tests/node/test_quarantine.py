@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tartarus.model.audit import AuditQuery
 from tartarus.model.errors import CaseNotFound, GuestFailed, InvalidState, NoSpace, Quarantined
 from tartarus.model.quarantine import Case, CaseStatus, QuarantineReason, ReleaseRequest
 from tartarus.model.sandbox import ExecSpec, Isolation, Reason, ResourceRequest, SandboxSpec
@@ -155,6 +156,26 @@ async def test_its_time_limit_rests_and_counts_again(typhon: Typhon, start: Star
     assert sandbox.record.state is State.QUARANTINED
     await typhon.release(case.id, "test", ReleaseRequest(paused=True))
     assert (await sandbox.wait()).state is State.TIMED_OUT
+
+
+async def test_cases_that_hold_nobody_are_let_go_after_their_time(
+    node: Node, typhon: Typhon, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox, ended = await start(), await start()
+    first, other = await held(typhon, sandbox), await held(typhon, ended)
+    await typhon.release(first.id, "test", ReleaseRequest())
+    again = await held(typhon, sandbox)  # the same sandbox, for another case
+    await typhon.destroy(other.id, "test", keep_evidence=True)
+    await node.furies.sweep()
+    assert {case.id for case in typhon.list()} == {first.id, other.id, again.id}
+    monkeypatch.setattr(typhon, "_kept_s", 0.0)
+    await node.furies.sweep()
+    assert [(case.id, case.status) for case in typhon.list()] == [(again.id, CaseStatus.HELD)]
+    assert not typhon._cases.evidence(first.id).parent.exists()
+    assert typhon._cases.evidence(again.id).exists()
+    assert sandbox.record.state is State.QUARANTINED
+    page = await node.audit.find(AuditQuery(action="quarantine.destroy", limit=2))
+    assert {(one.target, one.actor) for one in page.entries} == {(first.id, "tartarus"), (other.id, "tartarus")}
 
 
 async def test_taken_twice_at_once_it_is_one_case(typhon: Typhon, start: Start) -> None:

@@ -481,6 +481,43 @@ async def test_a_witness_that_hangs_or_fails_holds_nothing_up(tmp_path: Path, mo
     assert b"\n5\n" in told[-1]
 
 
+async def test_one_tenants_flood_keeps_no_other_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "_MOST_OF_A_TENANT", 10)
+    monkeypatch.setattr(log_module, "_MAX_WAITING", 40)
+    full = threading.Event()
+    write = writing.LogFiles.write
+
+    def slow(self: writing.LogFiles, batch: Any) -> Any:
+        full.wait(10)
+        return write(self, batch)
+
+    monkeypatch.setattr(writing.LogFiles, "write", slow)
+    log = await AuditLog.open(tmp_path, "tartarus.test/log")
+
+    def said(tenant: str) -> AuditEntry:
+        return msgspec.structs.replace(entry(), tenant=tenant)
+
+    for _ in range(10):
+        log.add(said("greedy"))
+    for _ in range(5):
+        with pytest.raises(DaemonUnavailable, match="too many of yours"):
+            log.add(said("greedy"))
+    for _ in range(10):
+        log.add(said("other"))
+    durable = asyncio.create_task(log.append(said("greedy"), durable=True))
+    await asyncio.sleep(0)
+    full.set()
+    await durable
+    await log.flush()
+    log.add(said("greedy"))
+    await log.close()
+    entries = reading.find(tmp_path, AuditQuery(limit=100)).entries
+    assert sum(one.tenant == "greedy" and one.action != log_module.GAP for one in entries) == 12
+    (gap,) = [one for one in entries if one.action == log_module.GAP]
+    assert (gap.tenant, gap.reason) == ("greedy", "5 entries of greedy were lost: the disk could not keep up")
+    assert reading.verify(tmp_path).findings == ()
+
+
 async def test_a_writer_that_breaks_lets_nobody_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError

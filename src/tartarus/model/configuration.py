@@ -74,6 +74,7 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node_name: str = "local"
     ended_kept: str | int = "7d"
     lamentations_kept: str | int = "30d"
+    quarantine_kept: str | int = "90d"
     upload: str | int = "16GiB"
     stop_grace: str | int = "10s"
     memory_budget: str | int = "64GiB"
@@ -170,6 +171,7 @@ KEYS: dict[str, Key] = {
     "node_name": Key("node_name", _name, str),
     "ended_kept": Key("ended_kept_s", parse_duration, _seconds),
     "lamentations_kept": Key("lamentations_kept_s", parse_duration, _seconds),
+    "quarantine_kept": Key("quarantine_kept_s", parse_duration, _seconds),
     "upload": Key("upload_bytes", parse_size, format_size),
     "stop_grace": Key("stop_grace_s", parse_duration, _seconds),
     "memory_budget": Key("memory_budget_bytes", parse_size, format_size),

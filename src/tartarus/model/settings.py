@@ -37,7 +37,7 @@ class Settings(msgspec.Struct, frozen=True):
     """One daemon's places and limits. Paths are absolute; sizes are bytes, durations seconds.
 
     `ended_kept_s`: how long the records and logs of ended sandboxes are kept.
-    `lamentations_kept_s`: how long failures are.
+    `lamentations_kept_s`: how long failures are. `quarantine_kept_s`: how long cases of quarantine that hold nobody are.
     `upload_bytes`: the largest file that a client may send ahead of making a template.
     `memory_budget_bytes`: how much disk memory snapshots and hibernated sandboxes may take in all.
     `stop_grace_s`: how long a graceful stop waits for sandboxes and open requests.
@@ -58,6 +58,7 @@ class Settings(msgspec.Struct, frozen=True):
     log_files: int = 3
     ended_kept_s: float = 7 * 86400.0
     lamentations_kept_s: float = 30 * 86400.0
+    quarantine_kept_s: float = 90 * 86400.0
     upload_bytes: int = 16 * 1024**3
     stop_grace_s: float = 10.0
     isolation_floor: Isolation = Isolation.AUTO

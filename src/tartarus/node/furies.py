@@ -44,6 +44,7 @@ class Furies:
         self.quarantine = Typhon(
             store, metrics, Cases(root / "cases", offers.remover), Collector(memory, offers, sets),
             sets, self.lamentations.wail, make, lambda: [each for each in _EXAMINING if each in levels.runtimes],
+            settings.quarantine_kept_s,
         )  # fmt: skip
         self.quarantine.tell = partial(_audited, audit)
         self.quarantine.collector.audit = audit.find

@@ -47,12 +47,15 @@ ENTER, RELEASE, DESTROY, EXAMINE = "quarantine.enter", "quarantine.release", "qu
 
 
 class Typhon:
-    """One node's quarantine. `make`: makes a sandbox; `levels`: those that can show evidence, the strongest first."""
+    """One node's quarantine. `make`: makes a sandbox; `levels`: those that can show evidence, the strongest first.
+
+    `kept_s`: for how many seconds cases that hold no sandbox any more are kept.
+    """
 
     def __init__(
         self, store: SandboxStore, metrics: Metrics, cases: Cases, collector: Collector, sets: MemorySets,
         wail: Callable[[Lamentation], None], make: Callable[[str, SandboxSpec], Awaitable[Sandbox]],
-        levels: Callable[[], builtins.list[Isolation]],
+        levels: Callable[[], builtins.list[Isolation]], kept_s: float,
     ) -> None:  # fmt: skip
         self.cut: Cut | None = None
         self.restore: Cut | None = None
@@ -65,6 +68,7 @@ class Typhon:
         self._wail = wail
         self._make = make
         self._levels = levels
+        self._kept_s = kept_s
         self._held: dict[str, Sandbox] = {}
         self._taking: dict[str, asyncio.Task[Case]] = {}
         self._untold: set[str] = set()
@@ -217,7 +221,7 @@ class Typhon:
             self._count()
 
     async def sweep(self) -> None:
-        """Try again what a full disk kept from being written."""
+        """Try again what a full disk kept from being written, and let go of what was kept long enough."""
         await asyncio.to_thread(self._cases.flush)
         for sandbox in list(self._held.values()):
             case = self._cases.find(sandbox.record.id)
@@ -225,6 +229,16 @@ class Typhon:
                 await self._say(sandbox)
             if not case.complete and case.id not in self._collecting:
                 self._collect(sandbox, case)
+        before = time.time() - self._kept_s
+        for case in self._cases.list():
+            if case.status is not CaseStatus.HELD and (case.closed_at or case.at) < before:
+                await self._expire(case)
+
+    async def _expire(self, case: Case) -> None:
+        try:
+            await self.destroy(case.id, "tartarus")
+        except (TartarusError, OSError) as error:  # the next sweep tries again
+            _log.error("case_not_removed", case=case.id, error=str(error))
 
     async def settled(self, case_id: str) -> Case:
         """The case, once its evidence is collected or could not be."""
@@ -277,7 +291,8 @@ class Typhon:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-        sandbox = self._held.pop(case.sandbox_id, None)
+        # One that was released may be held again, for another case, which is not what is being destroyed.
+        sandbox = self._held.pop(case.sandbox_id, None) if case.status is CaseStatus.HELD else None
         if sandbox is not None:
             await sandbox.end_quarantined(Reason.POLICY_VIOLATION)
         elif case.status is CaseStatus.DEAD:

@@ -8,6 +8,7 @@ import fcntl
 import os
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +25,15 @@ FLUSH_S = 0.5
 CHECKPOINT_ENTRIES = 1000
 CHECKPOINT_S = 60.0
 _MAX_WAITING = 100_000
+_MOST_OF_A_TENANT = 20_000
+"""Of those that wait: whoever asks faster than the disk writes is refused before the others are."""
 _LOOK_S = 0.005
 _RETRY_S = 0.1
 _RETRY_MAX_S = 5.0
 BREAK = "audit.break"
 """The action of the entry that begins a log in the place of one that did not hold together."""
 GAP = "audit.gap"
-"""The action of the entry that says how many were lost, because the disk could not keep up."""
+"""The action of the entry that says how many were lost, and whose, because the disk could not keep up."""
 
 
 class _Waiting(NamedTuple):
@@ -55,7 +58,9 @@ class AuditLog:
         self._urgent = self._closing = False
         self._stop = threading.Event()
         self._failure: OSError | None = None
-        self._lost = self._taken = self._written = 0
+        self._taken = self._written = 0
+        self._waiting_of: Counter[str] = Counter()
+        self._lost: Counter[str] = Counter()
         self._signed_at = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
         self._lock = -1
@@ -102,7 +107,7 @@ class AuditLog:
     async def flush(self) -> None:
         """Returns once everything that was added is on disk. Raises DaemonUnavailable when it can't be written."""
         with self._changed:
-            wanted = self._taken + bool(self._lost)
+            wanted = self._taken + len(self._lost)
             self._urgent = self._urgent or bool(self._waiting)
             self._changed.notify()
         while self._written < wanted:
@@ -120,18 +125,25 @@ class AuditLog:
 
     def _take(self, entry: AuditEntry, future: asyncio.Future[Written] | None) -> None:
         with self._changed:
-            if self._closing or len(self._waiting) >= _MAX_WAITING:
+            # What is waited for comes only as fast as it is written, and is not kept out by what is not.
+            greedy = future is None and self._waiting_of[entry.tenant] >= _MOST_OF_A_TENANT
+            if self._closing or greedy or len(self._waiting) >= _MAX_WAITING:
                 if not self._closing:
-                    self._lost, self._urgent = self._lost + 1, True
+                    self._lost[entry.tenant if greedy else ""] += 1
+                    self._urgent = True
                     self._changed.notify()
                 raise DaemonUnavailable(
-                    "the audit log takes no entry", why="it is closed, or its disk can't keep up",
-                    fix="make room on its disk",
+                    "the audit log takes no entry",
+                    why="too many of yours are still to be written" if greedy
+                    else "it is closed, or its disk can't keep up",
+                    fix="try again in a moment" if greedy else "make room on its disk",
                 )  # fmt: skip
             if not self._waiting:
                 self._since = time.monotonic()
             self._waiting.append(_Waiting(entry, time.time_ns() // 1_000_000, future))
             self._taken += 1
+            if entry.tenant:
+                self._waiting_of[entry.tenant] += 1
             count = len(self._waiting)
             if future is not None or count == FLUSH_ENTRIES:
                 self._urgent = True
@@ -215,11 +227,14 @@ class AuditLog:
                     break
                 self._changed.wait(left_s)
             self._urgent = False
-            if self._lost:
-                reason = f"{self._lost} entries were lost: the disk could not keep up"
-                entry = AuditEntry(actor="tartarus", tenant="", action=GAP, decision="error", reason=reason)
+            for tenant, lost in self._lost.items():
+                whose = f" of {tenant}" if tenant else ""
+                reason = f"{lost} entries{whose} were lost: the disk could not keep up"
+                entry = AuditEntry(actor="tartarus", tenant=tenant, action=GAP, decision="error", reason=reason)
                 self._waiting.append(_Waiting(entry, time.time_ns() // 1_000_000, None))
-                self._taken, self._lost = self._taken + 1, 0
+                self._taken += 1
+                self._waiting_of[tenant] += 1
+            self._lost.clear()
             return list(self._waiting), self._closing
 
     def _sign_in(self) -> float:
@@ -229,6 +244,7 @@ class AuditLog:
         placed = self._files.write([(one.entry, one.time_ms) for one in batch])
         with self._changed:
             del self._waiting[: len(batch)]
+            self._waiting_of = Counter(one.entry.tenant for one in self._waiting if one.entry.tenant)
             self._written += len(batch)
             self._since = time.monotonic()
         for one, written in zip(batch, placed, strict=True):
