@@ -37,7 +37,7 @@ class Settings(msgspec.Struct, frozen=True):
     """One daemon's places and limits. Paths are absolute; sizes are bytes, durations seconds.
 
     `ended_kept_s`: how long the records and logs of ended sandboxes are kept.
-    `lamentations_kept_s`: how long failures are. `quarantine_kept_s`: how long cases of quarantine that hold nobody are.
+    `lamentations_kept_s`: how long failures are. `quarantine_kept_s`: how long closed cases of quarantine are.
     `upload_bytes`: the largest file that a client may send ahead of making a template.
     `memory_budget_bytes`: how much disk memory snapshots and hibernated sandboxes may take in all.
     `stop_grace_s`: how long a graceful stop waits for sandboxes and open requests.
