@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from benchmarks import (
+    egress_benches,
     furies_benches,
     image_benches,
     machine_benches,
@@ -38,6 +39,7 @@ BENCHES = {
     "rules": policy_benches.rules,
     "admission": policy_benches.admission,
     "audit": policy_benches.audit,
+    "egress": egress_benches.egress,
     **furies_benches.BENCHES,
     **network_benches.BENCHES,
 }

@@ -592,6 +592,7 @@ def test_the_second_wall_holds_without_the_first(world: World) -> None:
         f"add chain inet {rules.ROUTER_TABLE} {name} {{ type filter hook {hook}; policy accept; }}\n"
         for name, hook in hooks.items()
     )
+    open_door += f"flush chain inet {rules.ROUTER_TABLE} redirecting\n"  # nothing is led to the proxy either
 
     def attack(pool: SlotPool) -> None:
         router = pool._router

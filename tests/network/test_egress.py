@@ -14,6 +14,7 @@ from tests.network.test_contracts import allowing, lookup
 from tests.network.topology import PRIVATE, PUBLIC, off
 from tests.network.webs import ANSWER, WebServer
 
+from tartarus.network.pool import SlotPool
 from tartarus.node.egress import PROXY_UID
 
 pytestmark = pytest.mark.needs("root", "nft", "ip")
@@ -51,22 +52,23 @@ def test_a_domain_is_reached_by_its_name_and_no_other(stage: Stage) -> None:
     assert stage.world.traces() == []
 
 
-def proxies() -> list[int]:
-    """The egress proxies' processes, of this test's daemon or another's."""
-    found = []
+def proxies(pool: SlotPool) -> set[int]:
+    """The egress proxies' processes of one router: other tests have their own."""
+    assert pool._router is not None
+    ours = os.fstat(pool._router.namespace).st_ino
+    found = set()
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and b"tartarus.node.egress_inside" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
+                found |= {int(entry.name)} if (entry / "ns" / "net").stat().st_ino == ours else set()
     return found
 
 
 def test_without_the_proxy_nothing_gets_out_and_another_takes_its_place(stage: Stage) -> None:
     async def scenario() -> None:
-        others = set(proxies())
         async with stage.held(allowing(f"{SHOP}:443")):
             assert await stage.tls(SHOP) == ANSWER
-            (first,) = set(proxies()) - others
+            (first,) = proxies(stage.pool)
             kept = await stage.begun()
             os.kill(first, signal.SIGKILL)
             with kept:
@@ -75,19 +77,18 @@ def test_without_the_proxy_nothing_gets_out_and_another_takes_its_place(stage: S
             assert await stage.tls("evil.example") != ANSWER
             assert stage.secure.accepted == before
             assert await stage.tls(SHOP) == ANSWER  # what waited meanwhile is served by the next
-            (second,) = set(proxies()) - others
+            (second,) = proxies(stage.pool)
             assert second != first
-        assert set(proxies()) == others
+        assert not Path(f"/proc/{second}").exists()
 
     stage.world.run(scenario)
 
 
 def test_it_holds_nothing_but_what_it_needs(stage: Stage) -> None:
     async def scenario() -> None:
-        others = set(proxies())
         async with stage.held(allowing(f"{SHOP}:443")):
             assert await stage.tls(SHOP) == ANSWER
-            (process,) = set(proxies()) - others
+            (process,) = proxies(stage.pool)
             status = dict(
                 line.split(":\t", 1)
                 for line in Path(f"/proc/{process}/status").read_text().splitlines()

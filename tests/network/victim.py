@@ -7,15 +7,19 @@ import os
 import sys
 from pathlib import Path
 
+from tartarus.model.contract import Contract
+from tartarus.network.compiled import compiled
 from tartarus.network.pool import SlotPool
 from tartarus.network.settings import NetworkSettings
+from tartarus.node.egress import launch
 
 
 async def main() -> None:
-    pool = SlotPool(Path(sys.argv[1]), NetworkSettings(name_servers=("203.0.113.53",)))
+    pool = SlotPool(Path(sys.argv[1]), NetworkSettings(name_servers=("203.0.113.53",)), launch)
     os.write(1, b"starting\n")
     slot = await pool.take()
     await pool.attach(slot, int(sys.argv[2]))
+    await pool.take(compiled(Contract(allowed_domains=("public.example",))))  # with a proxy, which lives in the router
     os.write(1, b"joined\n")
     await asyncio.Event().wait()
 

@@ -12,6 +12,7 @@ import contextlib
 import encodings.idna  # noqa: F401 - TLS loads it by name, when there is nothing to load from any more
 import errno
 import fcntl
+import gc
 import os
 import resource
 import socket
@@ -77,6 +78,7 @@ def main(uid: int, control: int, asked: int, led: int) -> None:
     if bundle is not None:  # without, no server proves who it is, and no credential leaves
         context.load_verify_locations(cadata=bundle.decode("ascii"))
     loop = asyncio.new_event_loop()
+    gc.freeze()
     os.environ.clear()
     confine(uid)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import Any
 
 from tartarus.model.contract import HTTP_PORT
 from tartarus.network.compiled import Compiled
 from tartarus.network.egress.messages import Ask, Credential, Verdict
-from tartarus.network.resolver import Resolver
+from tartarus.network.resolver import Asker, Resolver
 
 Credentials = Callable[[str, str], Credential | None]
 """What is added to requests of a slot for a name."""
@@ -23,8 +24,8 @@ class Judge:
         self._refuses = refuses
         self._credentials = credentials
 
-    async def decide(self, ask: Ask) -> Verdict:
-        """Whether a slot may reach what it names, and where that is."""
+    def decide(self, ask: Ask) -> Verdict | Coroutine[Any, Any, Verdict]:
+        """Whether a slot may reach what it names, and where that is: at once, unless that must be looked up."""
         slot = IPv4Address(ask.slot)
         asker = self._resolver.asker(slot)
         if asker is None:
@@ -48,6 +49,10 @@ class Judge:
             if not asker.was_answered(ask.name, IPv4Address(ask.address)):
                 return Verdict(ask.number, refused="mismatch")
             return Verdict(ask.number, addresses=(ask.address,), credential=credential)
+        return self._looked_up(ask, asker, credential)
+
+    async def _looked_up(self, ask: Ask, asker: Asker, credential: Credential | None) -> Verdict:
+        slot, contract = IPv4Address(ask.slot), asker.contract
         found = await self._resolver.look_up(slot, ask.name)
         if self._resolver.asker(slot) is not asker or asker.contract is not contract or not found:
             return Verdict(ask.number, refused="unresolved")

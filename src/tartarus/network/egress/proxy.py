@@ -9,9 +9,9 @@ import asyncio
 import itertools
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from ipaddress import IPv4Address
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -161,19 +161,27 @@ class EgressProxy:
                     counts["proxied"] += 1
                 self._clients[message.slot].told(message)
         elif len(self._tasks) < _MOST_QUESTIONS:
-            task = asyncio.get_running_loop().create_task(self._decide(message))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._decide(message)
 
-    async def _decide(self, ask: Ask) -> None:
+    def _decide(self, ask: Ask) -> None:
         link = self._link
+        if link is None:
+            return
         try:
-            verdict = await self._judge.decide(ask)
-        except (ValueError, OSError) as error:
+            verdict = self._judge.decide(ask)
+        except ValueError as error:
             _log.warning("egress_question_refused", error=str(error))
             verdict = Verdict(ask.number, refused="malformed")
-        if link is not None:
+        if isinstance(verdict, Verdict):
             link.tell(verdict)
+            return
+
+        async def later(looking: Coroutine[Any, Any, Verdict]) -> None:
+            link.tell(await looking)
+
+        task = asyncio.get_running_loop().create_task(later(verdict))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _settle(self, number: int) -> None:
         done = self._unsettled.get(number)
