@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 
 import httpx
 import msgspec
@@ -108,3 +110,32 @@ async def test_a_log_that_takes_nothing_stops_what_would_begin(
     assert (await client.get("/v1/policies")).json() == []
     gaps = (await client.get("/v1/audit", params={"action": "audit.gap"})).json()["entries"]
     assert sum(int(gap["reason"].split()[0]) for gap in gaps) == 5  # two beginnings, the policy's failure, two ends
+
+
+async def test_a_database_that_was_put_back_or_written_to_by_others_shows(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    async def findings() -> list[tuple[str, str]]:
+        found = (await client.get("/v1/audit/verification")).json()["findings"]
+        return [(one["where"], one["what"].partition(" entry ")[0]) for one in found]
+
+    for policy, pids in (("put-back", 10), ("put-back", 20), ("gone", 10), ("kept", 10)):
+        text = f"id: {policy}\nresources: {{max_pids: {pids}}}\n"
+        assert (await client.put(f"/v1/policies/{policy}", json={"text": text})).is_success
+    assert (await client.delete("/v1/policies/gone")).is_success
+    assert await findings() == []
+    with contextlib.closing(sqlite3.connect(service.settings.database)) as database, database:
+        database.execute("DELETE FROM policy_versions WHERE id = 'put-back' AND version = 2")
+        database.execute("DELETE FROM policy_versions WHERE id = 'gone' AND version = 2")
+        database.execute("UPDATE policy_versions SET text = 'id: kept' WHERE id = 'kept'")
+        database.execute(
+            "INSERT INTO policy_versions SELECT 'forged', 1, 'id: forged', digest, author, comment, created_at, deleted"
+            " FROM policy_versions WHERE id = 'kept'"
+        )
+    other = "what is in force of it is not what"
+    assert await findings() == [
+        ("policy 'forged'", "it is in force, and no"), ("policy 'gone'", other), ("policy 'kept'", other),
+        ("policy 'put-back'", other),
+    ]  # fmt: skip
+    with contextlib.closing(sqlite3.connect(service.settings.database)) as database, database:
+        database.execute("DELETE FROM policy_versions")

@@ -208,7 +208,7 @@ print(read > 3, found)
 async def _no_neighbour_finds_it(node: Node, isolation: Isolation) -> None:
     """Another sandbox of the same tenant's, in all that it can open."""
     half = VALUE[2:12]  # it knows what to look for
-    spec = SandboxSpec(isolation=isolation, command=ExecSpec(argv=("python3", "-c", SEARCH, half)))
+    spec = SandboxSpec(isolation=isolation, command=ExecSpec(argv=("env", "python3", "-c", SEARCH, half)))
     assert (await finish(await node.create(TENANT, spec))).out == b"True 0\n"
 
 

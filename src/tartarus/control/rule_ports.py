@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 from typing import Any, Protocol
 
+from tartarus.model.audit import AuditFinding, AuditVerification
 from tartarus.model.policies import DryRun, DryRunReport, PolicyVersion, PutPolicy, Rollback
 from tartarus.model.seccomp import Profile, PutProfile, RecordedCalls
 
@@ -29,6 +30,9 @@ class Policies(Protocol):
 
     async def delete(self, policy: str, author: str) -> PolicyVersion:
         """Not in force any more; its history stays."""
+
+    async def findings(self, verified: AuditVerification) -> builtins.list[AuditFinding]:
+        """Where what is in force is not what the audit log has last of it."""
 
     async def diff(self, policy: str, old: int, new: int | None = None) -> str:
         """What changed between two versions, as a unified diff."""

@@ -11,7 +11,7 @@ import time
 import msgspec
 import structlog
 
-from tartarus.model.audit import AuditEntry
+from tartarus.model.audit import MOST_PAGE, AuditEntry, AuditFinding, AuditQuery, AuditVerification, Written
 from tartarus.model.errors import InvalidRequest, InvalidState, TartarusError
 from tartarus.model.policies import (
     ChangedVerdict,
@@ -33,6 +33,8 @@ from tartarus.store.sandboxes import SandboxStore
 _log = structlog.get_logger("tartarus.node.policies")
 _MOST_TRIED = 10_000
 _MOST_SHOWN = 200
+_DELETE = "policy.delete"
+_CHANGES = frozenset({"policy.put", "policy.rollback", _DELETE})
 
 
 class PolicyService:
@@ -43,6 +45,7 @@ class PolicyService:
         self._admission = admission
         self._audit = audit
         self._changing = asyncio.Lock()
+        self._writing = asyncio.Lock()
 
     async def open(self) -> None:
         """Put in force what is kept. Raises InvalidRequest for a document that this version can't read.
@@ -91,7 +94,39 @@ class PolicyService:
         newest = await self._store.policies.get(policy)
         if newest.deleted:
             raise InvalidState(f"policy {policy!r} is deleted already", fix="roll it back to have it again")
-        return await self._add("policy.delete", policy, author, newest.text, "deleted", newest.version, deleted=True)
+        return await self._add(_DELETE, policy, author, newest.text, "deleted", newest.version, deleted=True)
+
+    async def findings(self, verified: AuditVerification) -> builtins.list[AuditFinding]:
+        """Where what is in force is not what the audit log has last of it, as far back as that goes.
+
+        So shows a database that was put back to an earlier moment, or that somebody else has written to.
+        """
+        async with self._writing:
+            last = await self._last_changes()
+            in_force = {version.id: version for version in await self._store.policies.in_force()}
+            began_anew = (await self._audit.find(AuditQuery(action="audit.break", limit=1))).entries
+        found = []
+        for policy in sorted(in_force.keys() | last.keys()):
+            entry, version = last.get(policy), in_force.get(policy)
+            digest = None if version is None else _digest(version.text)
+            if entry is None and verified.first == 0 and not began_anew:
+                found.append(AuditFinding(f"policy {policy!r}", "it is in force, and no entry says so"))
+            elif entry is not None and entry.decision == "allow" and digest != _said(entry):
+                what = f"what is in force of it is not what entry {entry.sequence} says"
+                found.append(AuditFinding(f"policy {policy!r}", what))
+        return found
+
+    async def _last_changes(self) -> dict[str, Written]:
+        last: dict[str, Written] = {}
+        before: int | None = None
+        while True:
+            page = await self._audit.find(AuditQuery(action="policy", before=before, limit=MOST_PAGE))
+            for entry in page.entries:
+                if entry.action in _CHANGES and entry.decision != "deny":
+                    last.setdefault(entry.target, entry)
+            before = page.next_before
+            if before is None:
+                return last
 
     async def diff(self, policy: str, old: int, new: int | None = None) -> str:
         """What changed between two versions, as a unified diff. Raises PolicyNotFound."""
@@ -129,7 +164,7 @@ class PolicyService:
         self, action: str, policy: str, author: str, text: str, comment: str, expected: int | None, *,
         deleted: bool = False,
     ) -> PolicyVersion:  # fmt: skip
-        digest = hashlib.sha256(text.encode()).hexdigest()
+        digest = _digest(text)
         entry = AuditEntry(
             actor=author, tenant=author, action=action, target=policy, decision="allow", input_digest=digest,
             summary=comment,
@@ -142,15 +177,25 @@ class PolicyService:
         return await asyncio.shield(asyncio.create_task(self._change(entry, made, expected)))
 
     async def _change(self, entry: AuditEntry, made: PolicyVersion, expected: int | None) -> PolicyVersion:
-        await self._audit.record(entry)
-        try:
-            kept = await self._store.policies.add(made, expected)
-        except TartarusError as error:
-            self._audit.note(msgspec.structs.replace(entry, decision="error", reason=str(error)))
-            raise
+        async with self._writing:
+            await self._audit.record(entry)
+            try:
+                kept = await self._store.policies.add(made, expected)
+            except TartarusError as error:
+                self._audit.note(msgspec.structs.replace(entry, decision="error", reason=str(error)))
+                raise
         await self._put_in_force()
         _log.info("policy_changed", policy=kept.id, version=kept.version, author=kept.author, deleted=kept.deleted)
         return kept
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _said(entry: Written) -> str | None:
+    """The digest of what is in force after a change."""
+    return None if entry.action == _DELETE else entry.input_digest
 
 
 def _read(version: PolicyVersion) -> PolicyDocument:

@@ -34,9 +34,10 @@ async def listing(
 
 @get("/v1/audit/verification", audit="audit.verify")
 async def verification(request: ApiRequest) -> AuditVerification:
-    """What holds and what does not: every hash, the chain, the tree, every checkpoint."""
+    """What holds and what does not: every hash, the chain, the tree, every checkpoint, the policies in force."""
     _require_owner(request)
-    return await request.api.audit.verify()
+    found = await request.api.audit.verify()
+    return msgspec.structs.replace(found, findings=(*found.findings, *await request.api.policies.findings(found)))
 
 
 @get("/v1/audit/{sequence:int}/proof", audit="audit.prove")
