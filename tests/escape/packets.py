@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 
 from tests.network.servers import Sniffer, wait_until
 from tests.network.topology import PUBLIC, Guest, World, joined, off
+
+from tartarus.model.contract import OPEN, Contract, Grant
 
 
 def ip_packet(
@@ -80,10 +82,25 @@ def arrives(world: World, guest: Guest, sniffer: Sniffer) -> None:
 Attack = Callable[[Guest, bytes], None]
 
 
-def attempt(world: World, *attacks: tuple[str, Attack], others: int = 0) -> None:
-    """Run attacks that send packets with a mark, which must be seen nowhere, but be counted under the attack's reason."""
-    guest = world.guest()
+ONE_HOST = Contract(grants=(Grant(PUBLIC),))
+
+
+def attempt(
+    world: World, *attacks: tuple[str, Attack], others: int = 0, contracts: Sequence[Contract] = (OPEN, ONE_HOST)
+) -> None:
+    """Run attacks that send packets with a mark, which must be seen nowhere, but be counted under the attack's reason.
+
+    Under each contract; what is closed to everybody is told as that, whatever the contract says.
+    """
     spies = [world.sniff(where) for where in (world.internet, world.lan, world.host)]
+    for contract in contracts:
+        _attempt(world, attacks, others, contract, spies)
+
+
+def _attempt(
+    world: World, attacks: Sequence[tuple[str, Attack]], others: int, contract: Contract, spies: list[Sniffer]
+) -> None:
+    guest = world.guest()
 
     def all_of_them() -> None:
         for reason, attack in attacks:
@@ -95,7 +112,7 @@ def attempt(world: World, *attacks: tuple[str, Attack], others: int = 0) -> None
             assert not reason or more.get(f"refused_{reason}", 0) >= 1, more
 
     async def scenario() -> None:
-        async with joined(world.pool(), guest, *(world.guest() for _ in range(others))):
+        async with joined(world.pool(), guest, *(world.guest() for _ in range(others)), contract=contract):
             await off(all_of_them)
 
     world.run(scenario)

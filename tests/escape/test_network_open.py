@@ -14,7 +14,6 @@ import struct
 import subprocess
 import threading
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import pytest
 from tests.escape.packets import (
@@ -30,7 +29,6 @@ from tests.escape.packets import (
     udp,
     whole_frame,
 )
-from tests.network import topology
 from tests.network.servers import NAME_SERVER, wait_until
 from tests.network.topology import (
     HOST,
@@ -51,12 +49,6 @@ from tartarus.network.pool import SlotPool
 
 pytestmark = pytest.mark.needs("root", "nft", "ip")
 REFUSED = {"No route to host", "TimeoutError"}
-
-
-@pytest.fixture(name="world")
-def _world(tmp_path: Path):
-    with topology.world(tmp_path / "state") as made:
-        yield made
 
 
 CLOSED = {

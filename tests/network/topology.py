@@ -22,7 +22,9 @@ from typing import Any, Protocol, TypeVar
 
 from tests.network.servers import NAME_SERVER, NameServer, Server, Sniffer
 
+from tartarus.model.contract import OPEN, Contract
 from tartarus.network import namespace
+from tartarus.network.compiled import compiled
 from tartarus.network.links import End, Links, route
 from tartarus.network.pool import SlotPool
 from tartarus.network.settings import NetworkSettings
@@ -215,11 +217,11 @@ def world(state_dir: Path) -> Iterator[World]:
 
 
 @contextlib.asynccontextmanager
-async def joined(pool: SlotPool, *guests: Guest) -> Any:
-    """Guests on the network, and off it again."""
+async def joined(pool: SlotPool, *guests: Guest, contract: Contract = OPEN) -> Any:
+    """Guests on the network, each held to that contract, and off it again."""
     try:
         for guest in guests:
-            guest.slot = await pool.take()
+            guest.slot = await pool.take(compiled(contract))
             await pool.attach(guest.slot, guest.namespace)
         yield pool
     finally:
