@@ -15,7 +15,7 @@ from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
+from tests.aws import aws
 
 from tartarus.model.errors import InvalidRequest, SecretNotFound, SecretUnavailable
 from tartarus.model.secrets import Reference, SecretProvider
@@ -23,6 +23,7 @@ from tartarus.secrets.providers import Provider, hashicorp, make
 from tartarus.secrets.providers.aws import CONTEXT
 from tartarus.secrets.vault import IdentityKey, PassphraseKey, Vault
 
+__all__ = ["aws"]
 VALUE = b"s3cr3t-V4lue\n\xff\x00 not text"
 
 
@@ -324,19 +325,6 @@ def test_vault_is_asked_with_tls_and_one_login_only(options: dict[str, str]) -> 
 
 
 # AWS.
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[str]:
-    fixed = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in fixed.items():
-            patch.setenv(name, value)
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
-        server.stop()
 
 
 def test_secrets_manager_gives_texts_keys_and_bytes(aws: str) -> None:

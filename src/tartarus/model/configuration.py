@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from tartarus.model.buckets import SCHEME, Bucket
 from tartarus.model.errors import InvalidRequest
 from tartarus.model.sandbox import Isolation
 from tartarus.model.secrets import SecretGrant, SecretProvider, SecretsSection, wrong_with
@@ -127,8 +128,12 @@ def _above_zero(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _witness(text: str) -> str:
     if not text or text == "syslog" or text.startswith(("/", "https://")):
         return text
+    if text.startswith(SCHEME):
+        Bucket.parse(text)
+        return text
     raise InvalidRequest(
-        f"{text!r} is no place for checkpoints", fix="use a file's absolute path, an https:// address, or syslog"
+        f"{text!r} is no place for checkpoints",
+        fix="use an absolute path, an https:// or s3:// address, or syslog",
     )
 
 

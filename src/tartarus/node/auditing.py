@@ -15,12 +15,12 @@ from tartarus.model.errors import DaemonUnavailable, InvalidRequest
 from tartarus.model.sandbox import SandboxRecord
 from tartarus.model.settings import Settings
 from tartarus.node.admission import Place
+from tartarus.node.witnessing import witness
 from tartarus.policy.judges import Admission as Asked
 from tartarus.policy.judges import Classification, Ruling, Verdict
 from tartarus.store.audit import reading
 from tartarus.store.audit.entries import digest_of
 from tartarus.store.audit.log import AuditLog
-from tartarus.store.audit.witnesses import witness_of
 from tartarus.store.audit.writing import Retention
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Auditor:
         name = re.sub(r"[^A-Za-z0-9.-]", "-", settings.node_name)
         self._log = await AuditLog.open(
             settings.audit_dir, f"tartarus/{name}/audit",
-            witness=witness_of(settings.audit_witness) if settings.audit_witness else None,
+            witness=witness(settings.audit_witness) if settings.audit_witness else None,
             retention=Retention(settings.audit_kept_s, settings.audit_bytes),
         )  # fmt: skip
 

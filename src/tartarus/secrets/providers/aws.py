@@ -22,7 +22,8 @@ CONTEXT = "tartarus:secret"
 """The key of the encryption context: a value's name, so that none can be put in another's place."""
 
 
-def _client(service: str, region: str, endpoint: str) -> Any:
+def client(service: str, region: str, endpoint: str) -> Any:
+    """A client that gives up soon, and asks once. Raises InvalidRequest without boto3, or for an unsafe address."""
     try:
         import boto3
         from botocore.config import Config
@@ -52,7 +53,7 @@ class SecretsManager:
 
     def __init__(self, options: dict[str, str]) -> None:
         region, endpoint = take(options, "region", optional=("endpoint",))
-        self._client = _client("secretsmanager", region, endpoint)
+        self._client = client("secretsmanager", region, endpoint)
 
     def fetch(self, reference: Reference) -> bytes:
         """The current version. Raises SecretUnavailable."""
@@ -75,7 +76,7 @@ class KmsFile:
     def __init__(self, options: dict[str, str]) -> None:
         path, region, endpoint = take(options, "path", "region", optional=("endpoint",))
         self._file = EnvFile(Path(absolute(path)))
-        self._client = _client("kms", region, endpoint)
+        self._client = client("kms", region, endpoint)
 
     def fetch(self, reference: Reference) -> bytes:
         """Decrypted by KMS; the key that it was encrypted with never leaves there. Raises SecretUnavailable."""
