@@ -17,6 +17,7 @@ RAW = {
     b"Content-Security-Policy: default-src 'self'\r\nContent-Type: image/png\r\n"
     b"Content-Length: 25\r\n\r\n<script>alert(1)</script>",
     b"/split": OK + b"X-A: 1\r\nX-B: a\rSet-Cookie: b\r\nContent-Length: 0\r\n\r\n",
+    b"/control": OK + b"X-A: a\x01b\r\nContent-Length: 0\r\n\r\n",
     b"/two-lengths": OK + b"Content-Length: 3\r\nContent-Length: 30\r\n\r\nabc",
     b"/both": OK + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"/huge": OK + b"X-Long: " + b"a" * 1_000_000,

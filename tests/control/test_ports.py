@@ -93,6 +93,17 @@ async def test_bodies_stream_both_ways_at_once(shared: Service, guest: str) -> N
     writer.close()
 
 
+async def test_an_answer_that_breaks_off_while_the_request_goes_on(shared: Service, guest: str) -> None:
+    sandbox = shared.api.node.live(TENANT, guest.split("/")[3])
+    assert isinstance(sandbox, Sandbox)
+    reader, writer = await asyncio.open_unix_connection(str(shared.settings.socket))
+    writer.write(f"POST {guest}/short HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nabc".encode())
+    with contextlib.suppress(ConnectionError):
+        assert (await reader.read()).endswith(b"abc")
+    await until_free(sandbox)
+    writer.close()
+
+
 async def test_an_answer_has_no_say_about_the_apis_origin(caller: httpx.AsyncClient, guest: str) -> None:
     answer = await caller.get(f"{guest}/hostile")
     headers = answer.headers
@@ -130,7 +141,7 @@ def test_no_redirection_leads_out_of_the_port(location: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["split", "two-lengths", "huge", "many", "early-forever", "switch", "odd", "nonsense", "nothing"]
+    "path", ["split", "control", "two-lengths", "huge", "many", "early-forever", "switch", "odd", "nonsense", "nothing"]
 )
 async def test_what_is_no_answer_is_a_problem(caller: httpx.AsyncClient, guest: str, path: str) -> None:
     answer = await caller.get(f"{guest}/{path}")
@@ -256,6 +267,12 @@ async def test_a_sandbox_that_sleeps_wakes_for_a_request(shared: Service, caller
     assert (await caller.post(f"{root}/hibernate", json={})).is_success
     assert (await caller.get(root)).json()["state"] == "hibernated"
     assert (await caller.get(f"{root}/ports/8080/early")).content == b"ok"
+    async with wire.connect(shared.settings.socket, f"{root}/ports/8080/ws") as talk:
+        await talk.send("before")
+        assert await talk.recv() == "BEFORE"
+        assert (await caller.post(f"{root}/hibernate", json={})).is_success
+        await talk.send("after")  # wakes it, and goes on
+        assert await talk.recv() == "AFTER"
     await sandbox.kill()
 
 

@@ -7,6 +7,7 @@ answer. What the guest says before its answer (1xx) is dropped, and so is what i
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ MAX_EARLY_ANSWERS = 16
 ANSWER_S = 300.0
 """How long a guest may take to begin its answer."""
 _MOST_STATUS = 599
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _WITHOUT_BODY = frozenset({204, 304})
 
 
@@ -68,7 +70,7 @@ class Forwarded:
             self._begun = True
             await send({"type": "http.response.start", "status": head.status_code, "headers": fields})
             if method != "HEAD":
-                await self._pass_on(whole_or_cut(self._request, _body(connection, stream)), send)
+                await self._pass_on(whole_or_cut(self._request, _body(connection, stream, address.port)), send)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
             raise PortFailed(f"port {self._address.port} gave no answer within {ANSWER_S:g} s") from None
@@ -93,8 +95,12 @@ class Forwarded:
             raise InvalidRequest("the request can't be passed on", why=str(error)) from error
         await stream.write(head or b"")
         if has_body:
-            async for piece in _received(receive):
-                await stream.write(connection.send(h11.Data(data=piece)) or b"")
+            try:
+                async for piece in _received(receive):
+                    await stream.write(connection.send(h11.Data(data=piece)) or b"")
+            except ClientGone:
+                self._leaving.cancel()
+                raise
         await stream.write(connection.send(h11.EndOfMessage()) or b"")
         # From here on there is only one thing that the caller can say.
         while (await receive())["type"] != "http.disconnect":
@@ -130,18 +136,24 @@ async def _answer(connection: h11.Connection, stream: PortStream, port: int) -> 
         event = await _next(connection, stream, port)
         if isinstance(event, h11.InformationalResponse) and early < MAX_EARLY_ANSWERS:
             early += 1
-        elif isinstance(event, h11.Response) and event.status_code <= _MOST_STATUS:
-            return event
-        else:
-            raise PortFailed(f"port {port} gave no answer that can be passed on", why=f"it said {_short(event)}")
+            continue
+        if why := _unfit(event):
+            raise PortFailed(f"port {port} gave no answer that can be passed on", why=why)
+        assert isinstance(event, h11.Response)
+        return event
 
 
-def _short(event: object) -> str:
-    return f"status {event.status_code}" if isinstance(event, h11.Response) else "too much before its answer"
+def _unfit(event: h11.Event) -> str:
+    """Why what h11 let pass is no answer for our own server to give."""
+    if not isinstance(event, h11.Response):
+        return "it said too much before its answer"
+    if event.status_code > _MOST_STATUS:
+        return f"it said status {event.status_code}"
+    return "a control character in a field" if any(_CONTROL.search(value) for _, value in event.headers) else ""
 
 
-async def _body(connection: h11.Connection, stream: PortStream) -> AsyncIterator[bytes]:
-    while isinstance(event := await _next(connection, stream, 0), h11.Data):
+async def _body(connection: h11.Connection, stream: PortStream, port: int) -> AsyncIterator[bytes]:
+    while isinstance(event := await _next(connection, stream, port), h11.Data):
         yield bytes(event.data)
 
 
