@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
+import ssl
 from pathlib import Path
 
+import dns.message
+import dns.query
 import pytest
 from tests.network.servers import wait_until
 from tests.network.stage import GET, SHOP, Stage, asked
 from tests.network.test_contracts import allowing, lookup
 from tests.network.topology import PRIVATE, PUBLIC, off
-from tests.network.webs import ANSWER, WebServer
+from tests.network.webs import ANSWER, Authority, WebServer, client_hello, secured
 
 from tartarus.network.pool import SlotPool
 from tartarus.node.egress import PROXY_UID
@@ -141,3 +145,46 @@ def test_private_addresses_where_a_contract_opens_them(stage: Stage) -> None:
             assert len(inner.heard) == 1
 
     world.run(scenario)
+
+
+def test_a_second_hello_is_read_as_well(stage: Stage, tmp_path: Path) -> None:
+    context = Authority(tmp_path).serving(SHOP)
+    context.set_ecdh_curve("secp384r1")  # of which no client sends a key before it is asked to
+    server = stage.world.keep(WebServer(stage.world.internet, 444, context))
+    unverified = ssl._create_unverified_context()
+
+    def twice(name: str) -> bytes:
+        with socket.create_connection((PUBLIC, 444), timeout=5) as connection:
+            connection.sendall(client_hello(SHOP))
+            answer = connection.recv(65536)
+            assert answer[0] == 0x16
+            connection.sendall(b"\x14\3\3\0\1\1" + client_hello(name))
+            with contextlib.suppress(OSError):
+                return connection.recv(65536)
+            return b""
+
+    async def scenario() -> None:
+        async with stage.held(allowing(f"{SHOP}:444")) as slot:
+            assert await off(lambda: stage.guest.run(lambda: secured(PUBLIC, 444, SHOP, unverified))) == ANSWER
+            assert await off(lambda: stage.guest.run(lambda: twice("evil.example"))) == b""
+            await off(lambda: wait_until(lambda: slot.counters().get("refused_proxy_mismatch"), "a refusal"))
+            assert await off(lambda: stage.guest.run(lambda: twice(SHOP))) != b""  # an alert, of the server's own
+            assert "evil.example" not in server.names
+
+    stage.world.run(scenario)
+
+
+def test_how_to_connect_is_not_told(stage: Stage) -> None:
+    def ask(kind: str) -> dns.message.Message:
+        assert stage.slot is not None
+        gateway = str(stage.slot.gateway)
+        return stage.guest.run(lambda: dns.query.udp(dns.message.make_query(SHOP, kind), gateway, timeout=5))
+
+    async def scenario() -> None:
+        async with stage.held(allowing(f"{SHOP}:443")):
+            asked_before = len(stage.world.names.asked)
+            answer = await off(lambda: ask("HTTPS"))
+            assert (answer.rcode(), answer.answer) == (0, [])
+            assert len(stage.world.names.asked) == asked_before
+
+    stage.world.run(scenario)

@@ -31,6 +31,7 @@ def spec(**contract: object) -> SandboxSpec:
         ({"grants": (Grant("example.net", (80,)),)}, ["domain example.net"]),
         ({"grants": (Grant("badexample.net", (80,)),)}, ["domain badexample.net"]),
         ({"grants": (Grant("2001:db8::/32", (80,)),)}, ["network 2001:db8::/32"]),
+        ({"grants": (Grant("example.org", (80,), direct=True),)}, ["domains past the egress proxy"]),
         ({"deny_private": False}, ["private addresses"]), ({"deny_metadata": False}, ["the metadata services"]),
     ],
 )  # fmt: skip
@@ -42,6 +43,15 @@ def test_private_addresses_are_opened_by_name_only() -> None:
     asked = spec(allowed_cidrs=("10.0.0.0/8",), deny_private=False)
     assert list(refusals(asked, NetworkPolicy()))
     assert not list(refusals(asked, NetworkPolicy(deny_private=False)))
+
+
+def test_a_policy_says_whether_domains_may_be_direct() -> None:
+    asked = spec(grants=(Grant("git.example.org", (22,), direct=True),))
+    assert not list(refusals(asked, NetworkPolicy()))
+    assert list(refusals(asked, NetworkPolicy(allow_direct=False)))
+    only = NetworkPolicy(allowed_domains=("*.example.org",))
+    assert [what for what, _ in refusals(asked, only)] == ["domains past the egress proxy"]
+    assert not list(refusals(asked, NetworkPolicy(allowed_domains=("*.example.org",), allow_direct=True)))
 
 
 def test_a_policy_may_close_all() -> None:

@@ -46,6 +46,11 @@ class Question(NamedTuple):
         """The name it is about."""
         return self.message.question[0].name
 
+    @property
+    def tells_how_to_connect(self) -> bool:
+        """Whether it asks for protocols and keys rather than for addresses (RFC 9460)."""
+        return self.message.question[0].rdtype in {dns.rdatatype.HTTPS, dns.rdatatype.SVCB}
+
     def to_upstream(self) -> dns.message.QueryMessage:
         """The same question in our own words and with a fresh id: nothing else of a sandbox's packet goes on."""
         query = dns.message.make_query(

@@ -204,6 +204,9 @@ class Resolver:
         if (contract.deny_private or not allowed) and names.is_private_name(question, self._closed_to(contract)):
             counts["dns_private"] += 1
             return question, names.failure(question, dns.rcode.NXDOMAIN)
+        if question.tells_how_to_connect and contract.direct.ports_of(name) != ports:
+            # HTTP/3, and hidden names: neither passes the egress proxy, so nobody is to try.
+            return question, names.failure(question, dns.rcode.NOERROR)
         self._in_flight[sender] += 1
         try:
             answer = await self._ask(question, stream=stream)

@@ -57,6 +57,9 @@ def refusals(spec: SandboxSpec, policy: NetworkPolicy) -> Iterator[tuple[str, st
         yield "private addresses", "deny_private: true"
     if not contract.deny_metadata and policy.deny_metadata is not False:
         yield "the metadata services", "deny_metadata: true"
+    names_matter = policy.allowed_domains is not None and not policy.allow_direct
+    if contract.direct_domains() and (names_matter or policy.allow_direct is False):
+        yield "domains past the egress proxy", "domains that are not direct"
     if policy.deny_dns and not contract.deny_dns:
         yield "names that resolve", "deny_dns: true"
     if policy.allowed_egress_ports is not None:

@@ -50,7 +50,11 @@ class TemplatePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NetworkPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What contracts may open, at most. Ports and networks in lists; domains with ``*.`` for all below."""
+    """What contracts may open, at most. Ports and networks in lists; domains with ``*.`` for all below.
+
+    `allow_direct`: whether domains may be reached past the egress proxy. Unsaid it is no where there are
+    `allowed_domains`.
+    """
 
     allow: bool | None = None
     deny_private: bool | None = None
@@ -60,6 +64,7 @@ class NetworkPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allowed_cidrs: tuple[str, ...] | None = None
     denied_cidrs: tuple[str, ...] | None = None
     allowed_domains: tuple[str, ...] | None = None
+    allow_direct: bool | None = None
     max_connections: int | None = None
 
 

@@ -24,6 +24,7 @@ from tartarus.network.resolver import Resolver
 _log = structlog.get_logger("tartarus.network.egress")
 _SETTLE_S = 2.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
+_STABLE_S = 60.0
 _MOST_QUESTIONS = 4096
 
 
@@ -66,6 +67,7 @@ class EgressProxy:
         self._starting = asyncio.Lock()
         self._restarting: asyncio.Task[None] | None = None
         self._pause_s = _FIRST_PAUSE_S
+        self._started_at = 0.0
         self._numbers = itertools.count(1)
         self._unsettled: dict[int, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -88,6 +90,7 @@ class EgressProxy:
                 raise
             finally:
                 theirs.close()
+            self._started_at = asyncio.get_running_loop().time()
             self._link = Link(ours, FromProxy, self._heard, self._ended)  # type: ignore[arg-type]
 
     async def close(self) -> None:
@@ -201,6 +204,8 @@ class EgressProxy:
 
     async def _restart(self, process: Process) -> None:
         await process.gone()
+        if asyncio.get_running_loop().time() - self._started_at > _STABLE_S:
+            self._pause_s = _FIRST_PAUSE_S
         while True:
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
