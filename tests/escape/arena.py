@@ -334,7 +334,8 @@ async def open_arena() -> AsyncIterator[Arena]:
     if os.geteuid() == 0:
         os.setgroups([*groups, DAEMONS_GROUP])
     lent = contextlib.ExitStack()
-    lent.enter_context(guest_images(state_dir))
+    # Packing runs a loop of its own.
+    await asyncio.to_thread(lent.enter_context, guest_images(state_dir))
     try:
         await node.start()
         yield Arena(node, settings, bait)

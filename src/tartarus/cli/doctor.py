@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,17 +31,28 @@ class Findings(NamedTuple):
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def doctor(*, as_json: bool) -> int:
+@click.option("--security", is_flag=True, help="How hardened the host is instead, as advice; nothing is started.")
+def doctor(*, as_json: bool, security: bool) -> int:
     """Find out what this host can give: each part is tried, then a small guest at each isolation level.
 
     Exit status 1 when something that every level needs is missing, or no level works.
     """
-    found = examine()
+    found = hardened() if security else examine()
     if as_json:
         print_json(found._asdict())
     else:
         output.write(1, render(found, colours=sys.stdout.isatty()).encode())
     return 0 if found.healthy else 1
+
+
+def hardened() -> Findings:
+    """What the host's settings would let an escaped sandbox, or another user, do."""
+    from tartarus.node.doctor import check_kernel, check_landlock
+    from tartarus.node.hosthardening import examine_security
+    from tartarus.runtimes.confine import landlock
+
+    checks = [check_kernel(platform.release()), check_landlock(landlock.abi()), *examine_security()]
+    return Findings(True, checks, [])
 
 
 def examine() -> Findings:
