@@ -145,6 +145,7 @@ def test_a_contract_holds_from_the_first_instruction_to_the_last(tmp_path: Path,
         heard = sum(b"allowed" in packet for packet in spy.seen)
         shop = world.keep(WebServer(world.internet, 8080))
         sandbox = home.create(level=level, allow=["public.example:80/direct", "public.example:8080"])
+        assert level == "container" or sandbox.info.warm
         assert sandbox.run(["python3", "-c", BY_NAME]).stdout == "b'ok'\n403\n"
         assert len(shop.heard) == 1
         counters = sandbox.network().counters

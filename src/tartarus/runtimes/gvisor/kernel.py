@@ -17,6 +17,9 @@ from typing import Any
 import msgspec
 
 from tartarus.model.errors import GuestFailed
+from tartarus.runtimes.base import Wire
+from tartarus.runtimes.descriptors import close_all
+from tartarus.runtimes.gvisor import link
 from tartarus.runtimes.gvisor.log import RunscLog
 from tartarus.runtimes.gvisor.spec import AGENT
 
@@ -48,10 +51,20 @@ class Kernel:
         self._path = f"{state}/runsc-{name}.sock"
         self._name = name
 
-    async def add_loopback(self) -> None:
-        """Make its network, which is not saved: before a guest is restored into it. Raises GuestFailed."""
-        options = {"LoopbackLinks": [_LOOPBACK]}
-        await self._call("CreateLinksAndRoutes", options, "runsc did not start", manager="Network")
+    async def add_links(self, wire: Wire | None) -> None:
+        """Make its network, which is not saved: before a guest is restored into it. Raises GuestFailed, OSError.
+
+        Without a wire it is its loopback.
+        """
+        options: dict[str, Any] = {"LoopbackLinks": [_LOOPBACK]}
+        passed: list[int] = []
+        if wire is not None:
+            packets, described = await asyncio.to_thread(link.take_over, wire)
+            passed, options = [packets], options | described
+        try:
+            await self._call("CreateLinksAndRoutes", options, "runsc did not start", passed, manager="Network")
+        finally:
+            close_all(passed)
 
     async def pause(self) -> None:
         """Stop every program in it. Raises GuestFailed."""

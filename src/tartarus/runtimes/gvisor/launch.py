@@ -9,6 +9,8 @@ import signal
 import socket
 from collections.abc import Sequence
 
+import msgspec
+
 from tartarus.guest.channel import channel_pair
 from tartarus.guest.program import Program
 from tartarus.model.errors import GuestFailed
@@ -122,7 +124,9 @@ class Launcher:
         self, nursery: Nursery, rootfs: RootFs, request: GuestRequest, storage: int | None = None
     ) -> ReadyRunsc:
         """A runsc that holds no guest yet, to be restored into. `storage` as for `start`."""
-        parts = await self.start(nursery, rootfs, request, ["create"], shared=True, storage=storage)
+        # Its link is handed to it: it needs no namespace that has one.
+        apart = msgspec.structs.replace(request, network=None)
+        parts = await self.start(nursery, rootfs, apart, ["create"], shared=True, storage=storage)
         assert parts.cgroup is not None  # nobody starts one ahead without groups
         ready = ReadyRunsc(parts, parts.cgroup, request.resources)
         try:
@@ -132,7 +136,7 @@ class Launcher:
                 raise GuestFailed("runsc did not start", why=parts.log.text(), fix="tartarus doctor")
             ready.parts = parts._replace(born=kernel)
             os.close(parts.born.pidfd)
-            await Kernel(parts.state, parts.name).add_loopback()
+            await Kernel(parts.state, parts.name).add_links(request.network)
         except BaseException:
             await asyncio.shield(ready.discard())
             raise

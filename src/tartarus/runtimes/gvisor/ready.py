@@ -53,7 +53,7 @@ class ReadyRunsc:
         """Whether it can become that guest; limits of memory and CPU can still be changed."""
         wanted = request.resources
         same = (wanted.disk_bytes, wanted.pids) == (self._resources.disk_bytes, self._resources.pids)
-        return same and not request.mounts and request.storage is None
+        return same and not request.mounts and request.storage is None and request.network is None
 
     @property
     def alive(self) -> bool:

@@ -169,10 +169,10 @@ class GvisorRuntime:
     async def clone(self, snapshot: Snapshot, request: GuestRequest, *, warm: bool) -> Guest:
         """Start a guest, or restore the warm one: that came with the template's own process limit, which stays."""
         assert isinstance(snapshot, GvisorSnapshot)
-        # A warm one was saved without links, and gets none.
+        # A warm one was saved without links; those of one that is started ahead are handed to it.
         warm = (
             warm
-            and request.network is None
+            and (request.network is None or self._launcher.shared)
             and snapshot.is_warm
             and request.resources.pids == snapshot.rootfs.template.resources.pids
         )
