@@ -8,6 +8,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.needs import KERNEL_PACKAGES, kernel_package, missing
@@ -41,8 +42,10 @@ def packed_usr() -> Path:
     with (KERNEL_PACKAGES / ".packing").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         with tempfile.TemporaryDirectory(prefix="tartarus-packing-", dir="/var/tmp") as stage:
-            # The daemon's own way there, without a daemon.
-            image, _ = asyncio.run(images.Packer(KERNEL_PACKAGES, Path(stage), host_id_map())._bind(_USR))
+            # The daemon's own way there, without a daemon; in a thread, since who asks may be in a loop.
+            binding = images.Packer(KERNEL_PACKAGES, Path(stage), host_id_map())._bind(_USR)
+            with ThreadPoolExecutor(1) as thread:
+                image, _ = thread.submit(asyncio.run, binding).result()
         try:
             return Path(os.readlink(f"/proc/self/fd/{image}"))
         finally:

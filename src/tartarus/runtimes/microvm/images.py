@@ -19,6 +19,7 @@ import structlog
 from tartarus.model.errors import NoSpace, Unsupported
 from tartarus.model.units import format_size
 from tartarus.runtimes.base import RootFs
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.idmap import IdMap
 from tartarus.runtimes.microvm import packing
 from tartarus.runtimes.trees import remove_tree
@@ -43,8 +44,7 @@ class Images(msgspec.Struct, frozen=True):
 
     def close(self) -> None:
         """Let go of them; machines keep what they have open."""
-        for fd in (self.root, *(fd for fd, _ in self.binds)):
-            os.close(fd)
+        close_all((self.root, *(fd for fd, _ in self.binds)))
 
 
 class Packer:
@@ -77,8 +77,7 @@ class Packer:
                     held.append((fd, target))
                     identity = hashlib.sha256(f"{identity} {target} {name}".encode()).hexdigest()
         except BaseException:
-            for fd, _ in held:
-                os.close(fd)
+            close_all(fd for fd, _ in held)
             raise
         return Images(root, tuple(held[1:]), identity)
 

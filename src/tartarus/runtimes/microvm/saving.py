@@ -22,6 +22,7 @@ from typing import NamedTuple
 import msgspec
 
 from tartarus.model.errors import GuestFailed, NoSpace, TartarusError
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.microvm import memory
 from tartarus.runtimes.microvm.driver import Hardware, Machine
 
@@ -147,8 +148,7 @@ class Pages:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for fd in self._fds:
-            os.close(fd)
+        close_all(self._fds)
         self._fds.clear()
 
     def copy_running(self) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from tartarus.model.errors import TemplateFailed
 from tartarus.model.sandbox import Resources
 from tartarus.runtimes.base import RootFs
+from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.microvm import memory
 from tartarus.runtimes.microvm.driver import Hardware, Parts
 from tartarus.runtimes.microvm.images import Images
@@ -45,8 +46,7 @@ class Frozen(msgspec.Struct, frozen=True):
 
     def close(self) -> None:
         """Let go of it; clones keep what they have mapped."""
-        for fd in (self.parts.memory, self.parts.scratch, self.device_state):
-            os.close(fd)
+        close_all((self.parts.memory, self.parts.scratch, self.device_state))
 
 
 class Held(Protocol):
