@@ -48,6 +48,8 @@ def test_a_domain_is_reached_by_its_name_and_no_other(stage: Stage) -> None:
                 "proxied": 3, "refused_proxy_name": 4, "refused_proxy_no_name": 1, "refused_proxy_mismatch": 2,
                 "refused_proxy_protocol": 1,
             }  # fmt: skip
+            final = await stage.pool.give_back(slot)  # which the metrics count by
+            assert {name: final[name] for name in found} == found
             good = [each for each in stage.carried if not each.refused]
             assert [(each.kind, each.name, each.port, each.address) for each in good] == [
                 ("tls", SHOP, 443, PUBLIC), ("tls", "other.example", 443, PUBLIC), ("http", SHOP, 8080, PUBLIC),
