@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.network.test_contracts import lookup
 from tests.network.topology import PUBLIC, Guest, World
+from tests.network.webs import client_hello
 
 from benchmarks.measure import Row
 from tartarus.model.contract import Contract, parse_allow
@@ -64,18 +65,9 @@ for _ in range(times):
 """
 
 
-def _hello() -> bytes:
-    came, goes = ssl.MemoryBIO(), ssl.MemoryBIO()
-    try:
-        ssl.create_default_context().wrap_bio(came, goes, server_hostname=_NAME).do_handshake()
-    except ssl.SSLWantReadError:
-        return goes.read()
-    raise RuntimeError("a handshake that nobody answers has ended")
-
-
 def _asked(guest: Guest, port: int, times: int) -> list[float]:
     """Seconds to each answer, or Gbit/s of each load."""
-    command = [sys.executable, "-c", _CLIENT, PUBLIC, str(port), str(times), _hello().hex()]
+    command = [sys.executable, "-c", _CLIENT, PUBLIC, str(port), str(times), client_hello(_NAME).hex()]
     return [float(line) for line in guest.shell(*command).split()]
 
 
@@ -91,6 +83,7 @@ async def _compare(world: World) -> list[Row]:
                 await asyncio.to_thread(_asked, guest, port, 1)  # the proxy has started by then
         for _ in range(_ROUNDS):
             for port, count in ((_ANSWERS, _CONNECTIONS), (_LOADED, 1)):
+                await asyncio.to_thread(lookup, proxied, _NAME)  # an answer is good for a minute
                 for guest, values in zip((proxied, direct), times[port], strict=True):
                     values.extend(await asyncio.to_thread(_asked, guest, port, count))
     finally:
@@ -111,16 +104,7 @@ async def _join(pool: SlotPool, guest: Guest, allowed: str) -> None:
     guest.slot = await pool.take(contract)
     await pool.attach(guest.slot, guest.namespace)
     if contract.is_proxied:
-        await asyncio.to_thread(_look_up, guest)
-
-
-def _look_up(guest: Guest) -> None:
-    import dns.message
-    import dns.query
-
-    assert guest.slot is not None
-    gateway = str(guest.slot.gateway)
-    guest.run(lambda: dns.query.udp(dns.message.make_query(_NAME, "A"), gateway, timeout=5))
+        await asyncio.to_thread(lookup, guest, _NAME)
 
 
 def _measured(home: Path) -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -123,6 +124,8 @@ async def test_a_database_that_was_put_back_or_written_to_by_others_shows(
         text = f"id: {policy}\nresources: {{max_pids: {pids}}}\n"
         assert (await client.put(f"/v1/policies/{policy}", json={"text": text})).is_success
     assert (await client.delete("/v1/policies/gone")).is_success
+    for wrong in ({"text": "id: kept\nx: 1"}, {"text": "id: kept\n", "expected": 7}):
+        assert not (await client.put("/v1/policies/kept", json=wrong)).is_success
     assert await findings() == []
     with contextlib.closing(sqlite3.connect(service.settings.database)) as database, database:
         database.execute("DELETE FROM policy_versions WHERE id = 'put-back' AND version = 2")
@@ -139,3 +142,13 @@ async def test_a_database_that_was_put_back_or_written_to_by_others_shows(
     ]  # fmt: skip
     with contextlib.closing(sqlite3.connect(service.settings.database)) as database, database:
         database.execute("DELETE FROM policy_versions")
+
+
+async def test_no_sandbox_is_given_the_log_or_anything_else_of_the_daemons(
+    service: Service, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(service.settings.state_dir / "audit")
+    for source in (service.settings.state_dir, tmp_path / "link/log", service.settings.database):
+        refused = await client.post("/v1/sandboxes", json={"mounts": [{"source": str(source), "target": "/mnt/own"}]})
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
+        assert "daemon's own files" in refused.json()["why"]

@@ -37,6 +37,7 @@ _DAEMONS_OWN = re.compile(
     r"(daemon\.(lock|log|pid|err)|start\.lock|state\.db(-wal|-shm)?|run(/tartarus\.sock)?|process|gvisor|stage|cache|logs"
     r"|audit(/(lock|key(\.pub)?|log(/(leaves|checkpoints|edge|entries-[0-9]+\.jsonl(\.zst)?))?))?"
     r"|quarantine(/cases|/memory)?"
+    r"|seccomp(/[^/]+(/[^/]+\.json)?)?"
     r"|memory(/uid-\d+(/(sets(/snap-[0-9a-z]+(/.+)?)?|packs))?)?"
     r"|cache/templates(/(rootfs|python)-[0-9a-f]+)?|kernels(/.*)?|machine-stage"
     r"|machines(/homes|/[0-9a-z-]+\.(erofs|sha256)|/kept(/[0-9a-f]+(/(memory|devices|scratch|(machine|digests)\.json))?)?)?"

@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import dns.message
@@ -46,6 +48,8 @@ def test_a_domain_is_reached_by_its_name_and_no_other(stage: Stage) -> None:
                 "proxied": 3, "refused_proxy_name": 4, "refused_proxy_no_name": 1, "refused_proxy_mismatch": 2,
                 "refused_proxy_protocol": 1,
             }  # fmt: skip
+            final = await stage.pool.give_back(slot)  # which the metrics count by
+            assert {name: final[name] for name in found} == found
             good = [each for each in stage.carried if not each.refused]
             assert [(each.kind, each.name, each.port, each.address) for each in good] == [
                 ("tls", SHOP, 443, PUBLIC), ("tls", "other.example", 443, PUBLIC), ("http", SHOP, 8080, PUBLIC),
@@ -188,3 +192,48 @@ def test_how_to_connect_is_not_told(stage: Stage) -> None:
             assert len(stage.world.names.asked) == asked_before
 
     stage.world.run(scenario)
+
+
+TRYING = """
+import ctypes, mmap, os, socket, sys
+from tartarus.node.egress_inside import confine
+def attempt(name, work):
+    try:
+        work()
+    except OSError as error:
+        os.write(1, f"{name}: {error.strerror}\\n".encode())
+    else:
+        os.write(1, f"{name}: done\\n".encode())
+listening = socket.create_server(("127.0.0.1", 0))
+libc = ctypes.CDLL(None, use_errno=True)
+confine(int(sys.argv[1]))
+attempt("connect", lambda: socket.create_connection(listening.getsockname()))
+attempt("read", lambda: os.open("/", os.O_RDONLY))
+attempt("write", lambda: os.open("/x", os.O_CREAT | os.O_WRONLY))
+attempt("list", lambda: os.listdir("/"))
+attempt("run", lambda: os.execv("/bin/true", ["true"]))
+attempt("fork", os.fork)
+attempt("kill", lambda: os.kill(1, 0))
+attempt("root", lambda: os.setuid(0))
+attempt("unix", lambda: socket.socket(socket.AF_UNIX))
+attempt("datagrams", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+attempt("raw", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
+attempt("netlink", lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW))
+attempt("v6", lambda: socket.socket(socket.AF_INET6))
+attempt("bind", lambda: socket.socket().bind(("127.0.0.1", 0)))
+attempt("listen", lambda: socket.socket().listen())
+attempt("code", lambda: mmap.mmap(-1, 4096, prot=7))
+def look():
+    if libc.ptrace(16, 1, 0, 0):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+attempt("look", look)
+"""
+
+
+def test_a_proxy_that_was_taken_over_can_connect_and_nothing_else() -> None:
+    argv = ["unshare", "--mount", sys.executable, "-P", "-c", TRYING, str(PROXY_UID)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    found = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert found.pop("connect") == "done", done.stderr
+    assert len(found) == 16, done.stderr
+    assert set(found.values()) == {"Operation not permitted"}

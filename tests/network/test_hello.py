@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import struct
 
+import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.network.webs import client_hello
 
 from tartarus.network.egress import hello
+from tartarus.network.egress.heads import target_of
 from tartarus.network.egress.refusal import REASONS, Refusal
 from tartarus.network.egress.tunnels import is_http
 
@@ -89,6 +91,20 @@ def test_forged_hellos(stream: bytes, found: str) -> None:
 @given(st.binary(max_size=200))
 def test_garbage_is_refused_or_waits(stream: bytes) -> None:
     assert said(b"\x16\3\1" + stream) in {*REASONS, "more"}
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60), st.sampled_from([None, 80]))
+def test_any_head_has_one_meaning_or_none(target: bytes, host: bytes, port: int | None) -> None:
+    end = h11.Connection(h11.SERVER)
+    end.receive_data(b"GET " + target + b" HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+    try:
+        request = end.next_event()
+        if isinstance(request, h11.Request):
+            meant = target_of(request, port)
+            assert meant.name == meant.name.lower().strip(".")
+            assert port in {None, meant.port}
+    except (h11.RemoteProtocolError, Refusal):
+        return
 
 
 def test_another_hello_is_noticed() -> None:

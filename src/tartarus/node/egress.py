@@ -10,7 +10,6 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 
 from tartarus.guest.program import Fd, Program
@@ -24,7 +23,7 @@ from tartarus.runtimes.container.layout import (
     CLONE_NEWUTS,
     unshare_program,
 )
-from tartarus.runtimes.microvm.launcher import FIRST_UID, UIDS, add_exec, descriptor
+from tartarus.runtimes.microvm.launcher import FIRST_UID, UIDS, add_exec, add_limit, descriptor
 from tartarus.runtimes.nursery import Clone, Nursery
 
 PROXY_UID = FIRST_UID + UIDS
@@ -79,8 +78,7 @@ def _program(listening: int) -> Program:
     program.syscall("close", router, step="let go of the router")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = _MOST_FILES if hard == resource.RLIM_INFINITY else min(_MOST_FILES, hard)
-    limit = program.blob(struct.pack("<QQ", files, files))
-    program.syscall("prlimit64", 0, resource.RLIMIT_NOFILE, limit, 0, step="set limits")
+    add_limit(program, resource.RLIMIT_NOFILE, files)
     numbers = [descriptor(index) for index in range(1 + listening)]
     argv = [sys.executable, "-P", "-m", _INSIDE, *map(str, (PROXY_UID, *numbers))]
     add_exec(program, argv, [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ])

@@ -7,6 +7,7 @@ import builtins
 import difflib
 import hashlib
 import time
+from collections import Counter
 
 import msgspec
 import structlog
@@ -33,6 +34,8 @@ from tartarus.store.sandboxes import SandboxStore
 _log = structlog.get_logger("tartarus.node.policies")
 _MOST_TRIED = 10_000
 _MOST_SHOWN = 200
+_LATELY = 200
+"""Entries that can have followed a change within the moment that it takes."""
 _DELETE = "policy.delete"
 _CHANGES = frozenset({"policy.put", "policy.rollback", _DELETE})
 
@@ -53,6 +56,21 @@ class PolicyService:
         Better no daemon than one whose policies are not in force.
         """
         await self._put_in_force()
+        await self._own_up()
+
+    async def _own_up(self) -> None:
+        """Write down that the last change was not made, if a daemon was killed between saying and doing it."""
+        page = await self._audit.find(AuditQuery(limit=_LATELY))
+        last = next((entry for entry in page.entries if _is_change(entry)), None)
+        if last is None or last.decision != "allow":
+            return
+        in_force = {version.id: _digest(version.text) for version in await self._store.policies.in_force()}
+        if in_force.get(last.target) != _said(last):
+            entry = AuditEntry(
+                actor="tartarus", tenant=last.tenant, action=last.action, target=last.target, decision="error",
+                input_digest=last.input_digest, reason=f"entry {last.sequence} was not done: the daemon ended before",
+            )  # fmt: skip
+            self._audit.note(entry)
 
     async def _put_in_force(self) -> None:
         # One after another: of two changes at once, the one that was read first must not be put in force last.
@@ -111,18 +129,25 @@ class PolicyService:
             digest = None if version is None else _digest(version.text)
             if entry is None and verified.first == 0 and not began_anew:
                 found.append(AuditFinding(f"policy {policy!r}", "it is in force, and no entry says so"))
-            elif entry is not None and entry.decision == "allow" and digest != _said(entry):
+            elif entry is not None and digest != _said(entry):
                 what = f"what is in force of it is not what entry {entry.sequence} says"
                 found.append(AuditFinding(f"policy {policy!r}", what))
         return found
 
     async def _last_changes(self) -> dict[str, Written]:
+        """By policy, the last that was done."""
         last: dict[str, Written] = {}
+        undone: Counter[tuple[str, str, str]] = Counter()
         before: int | None = None
         while True:
             page = await self._audit.find(AuditQuery(action="policy", before=before, limit=MOST_PAGE))
-            for entry in page.entries:
-                if entry.action in _CHANGES and entry.decision != "deny":
+            for entry in filter(_is_change, page.entries):
+                change = (entry.action, entry.target, entry.input_digest)
+                if entry.decision == "error":
+                    undone[change] += 1
+                elif undone[change]:
+                    undone[change] -= 1
+                else:
                     last.setdefault(entry.target, entry)
             before = page.next_before
             if before is None:
@@ -187,6 +212,11 @@ class PolicyService:
         await self._put_in_force()
         _log.info("policy_changed", policy=kept.id, version=kept.version, author=kept.author, deleted=kept.deleted)
         return kept
+
+
+def _is_change(entry: Written) -> bool:
+    """Whether it says that a policy changes, or that it did not after all."""
+    return entry.action in _CHANGES and entry.decision in {"allow", "error"}
 
 
 def _digest(text: str) -> str:

@@ -143,6 +143,8 @@ class Profiles:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not place.exists() and len(self._files(tenant)) >= MOST_PROFILES:
             raise NoSpace(f"you have {MOST_PROFILES} system call profiles", fix="remove some: tartarus seccomp rm NAME")
+        for leftover in place.parent.glob(".*"):  # of a daemon that was killed
+            leftover.unlink(missing_ok=True)
         write_whole(place, msgspec.json.encode(profile))
         sync_directory(place.parent)
 

@@ -40,7 +40,8 @@ class SignalRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @post("/v1/sandboxes", dto=Strict[SandboxSpec], return_dto=None)
 async def create(request: ApiRequest, data: JSONBody[SandboxSpec]) -> Response[SandboxRecord]:
     """Make a sandbox and start its command, if it has one."""
-    sandbox = await request.api.node.create(request.peer.tenant, await with_links_followed(data))
+    spec = await with_links_followed(data, request.api.settings.state_dir)
+    sandbox = await request.api.node.create(request.peer.tenant, spec)
     sandbox.detach()
     record = sandbox.record
     return Response(record, status_code=201, headers={"location": f"/v1/sandboxes/{record.id}"})

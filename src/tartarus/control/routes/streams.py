@@ -44,7 +44,8 @@ async def run(socket: ApiSocket) -> None:
         request = await link.open(RunRequest)
         if request.spec.command is None and not request.spec.snapshot:  # a snapshot of memory has one of its own
             raise InvalidRequest("the spec has no command", fix="give one, or use POST /v1/sandboxes")
-        sandbox = await socket.api.node.create(socket.peer.tenant, await with_links_followed(request.spec))
+        spec = await with_links_followed(request.spec, socket.api.settings.state_dir)
+        sandbox = await socket.api.node.create(socket.peer.tenant, spec)
         carried = False
         try:
             main = _main_of(sandbox)

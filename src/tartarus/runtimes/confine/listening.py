@@ -27,8 +27,6 @@ _NOTIFICATION = struct.Struct("<QIIiIQ6Q")
 _RESPONSE = struct.Struct("<Qqii")
 _RECEIVE, _SEND, _STILL_VALID = 0xC050_2100, 0xC018_2101, 0x4008_2102
 _CONTINUE = 1
-_MOST_PER_S = 500
-"""Calls of one sandbox that a CallWatch answers in a second: one that makes more waits, and the daemon does not."""
 
 
 class Call(NamedTuple):
@@ -84,9 +82,14 @@ class Listener(ABC):
 
     `link`: our end of the socket pair whose other end the guest's program sends the listener through (see
     `add_seccomp`). Each call is answered on the loop, one per turn, so no sandbox keeps the others waiting.
+    `most_per_s`: calls that are answered in a second: a sandbox that makes more waits, and the daemon does not.
     """
 
+    most_per_s: int | None = None
+
     def __init__(self, link: socket.socket) -> None:
+        self._second = 0
+        self._answered = 0
         self._link: socket.socket | None = link
         self._listener = -1
         self._poll = select.poll()
@@ -116,6 +119,14 @@ class Listener(ABC):
         if self._listener >= 0:
             self._loop.add_reader(self._listener, self._serve)
 
+    def _pace(self, most: int) -> None:
+        now = time.monotonic()
+        if int(now) != self._second:
+            self._second, self._answered = int(now), 0
+        self._answered += 1
+        if self._answered >= most and self._listener >= 0:
+            self._rest(1.0 - now % 1.0)
+
     def _rest(self, seconds: float) -> None:
         """Answer nothing for so long."""
         self._loop.remove_reader(self._listener)
@@ -125,6 +136,8 @@ class Listener(ABC):
         events = sum(event for _fd, event in self._poll.poll(0))
         if events & select.POLLIN:
             self.serve(self._listener)
+            if self.most_per_s is not None:
+                self._pace(self.most_per_s)
         elif events:
             self.close()
 
@@ -152,10 +165,10 @@ def watched(tell: Callable[[str], None]) -> tuple[CallWatch, int]:
 class CallWatch(Listener):
     """Refuses every call that is handed over, and tells its name: nothing of the caller is read, or believed."""
 
+    most_per_s = 500
+
     def __init__(self, link: socket.socket, tell: Callable[[str], None]) -> None:
         self._tell = tell
-        self._second = 0
-        self._answered = 0
         super().__init__(link)
 
     def serve(self, listener: int) -> None:
@@ -163,12 +176,3 @@ class CallWatch(Listener):
         call = next_call(listener)
         if call is not None and answer(listener, call, errno.EPERM):
             self._tell(call.name)
-            self._pace()
-
-    def _pace(self) -> None:
-        now = time.monotonic()
-        if int(now) != self._second:
-            self._second, self._answered = int(now), 0
-        self._answered += 1
-        if self._answered >= _MOST_PER_S:
-            self._rest(1.0 - now % 1.0)

@@ -55,6 +55,11 @@ def add_exec(program: Program, argv: Sequence[str], env: Sequence[str] = ()) -> 
     program.syscall("execve", argv[0], *vectors, step=f"run {argv[0]}")
 
 
+def add_limit(program: Program, which: int, limit: int) -> None:
+    """Hold a program to a limit, soft and hard."""
+    program.syscall("prlimit64", 0, which, program.blob(struct.pack("<QQ", limit, limit)), 0, step="set limits")
+
+
 def descriptor(index: int) -> int:
     """The number under which a program finds the n-th descriptor that was passed to it."""
     return _FIRST_FD + index
@@ -77,7 +82,7 @@ def confined(
     """
     program = Program()
     _begin(program, n_entries, own=own)
-    _limit(program, resource.RLIMIT_FSIZE, largest_file)
+    add_limit(program, resource.RLIMIT_FSIZE, largest_file)
     caps.add_bounding_drop(program)
     groups = _kvm_groups()
     listed = program.blob(struct.pack(f"<{len(groups)}I", *groups) or bytes(4))
@@ -110,16 +115,12 @@ def _begin(program: Program, n_entries: int, *, own: bool) -> None:
     for index in range(_ENTRIES_AT, _ENTRIES_AT + n_entries):
         program.syscall("close", Fd(index), step="let go of the cgroup")
     for which, limit in ((resource.RLIMIT_CORE, 1), (resource.RLIMIT_NOFILE, 1024), (resource.RLIMIT_MEMLOCK, 65536)):
-        _limit(program, which, limit)
+        add_limit(program, which, limit)
     if own:
         first = _ENTRIES_AT + n_entries
         program.syscall("fchdir", Fd(first), step="enter its directory")
         for number in (1, 2):
             program.syscall("dup3", Fd(first + 1), number, 0, step="send its output where it belongs")
-
-
-def _limit(program: Program, which: int, limit: int) -> None:
-    program.syscall("prlimit64", 0, which, program.blob(struct.pack("<QQ", limit, limit)), 0, step="set limits")
 
 
 def _kvm_groups() -> list[int]:
