@@ -51,7 +51,7 @@ HONOURED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("config", "levels"), HONOURED, ids=repr)
+@pytest.mark.parametrize(("config", "levels"), HONOURED)
 def test_a_field_is_honoured_or_refused(config: SecurityConfig, levels: set[Isolation]) -> None:
     for level in LEVELS:
         against = list(refused(config, level, MAP, RunAs()))
