@@ -41,7 +41,7 @@ COMMANDS = {
     "audit": ("audit", "Look at the audit log, verify it, prove an entry."),
     "seccomp": ("seccomp", "Make and try profiles of system calls."),
     "secret": ("secret", "Keep secrets in a vault, and renew those of sandboxes."),
-    "quarantine": ("quarantine", "Hold sandboxes that broke the rules, and look at what they left."),
+    "quarantine": ("quarantine", "Hold sandboxes that broke the rules, and see what they left."),
     "lamentations": ("lamentations", "Show what failed and why, and try again what never ran."),
     "kernel": ("kernel", "Install and choose the kernels of microVMs."),
     "migrate": ("migrate", "Turn containers of other engines into templates."),
