@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from tartarus.durable import sync_directory
 from tartarus.model.errors import NoSpace, TemplateFailed
 
 _REREAD_BYTES = 1024**2
@@ -102,15 +103,6 @@ def _is_still(path: Path, file: int) -> bool:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(file))
     except FileNotFoundError:
         return False
-
-
-def sync_directory(place: Path) -> None:
-    """Make the names in `place` durable."""
-    file = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 @contextlib.contextmanager

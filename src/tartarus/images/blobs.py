@@ -21,7 +21,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from tartarus.images.blobfiles import Sink, disk, in_thread, locked_now, sync_directory
+from tartarus.durable import sync_directory
+from tartarus.images.blobfiles import Sink, disk, in_thread, locked_now
 from tartarus.images.holds import Holds
 from tartarus.images.oci import Descriptor
 from tartarus.images.reference import is_digest

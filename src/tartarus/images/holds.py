@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 import msgspec
 
-from tartarus.images.blobfiles import disk, sync_directory
+from tartarus.durable import sync_directory, write_whole
+from tartarus.images.blobfiles import disk
 from tartarus.model.errors import InvalidRequest, TemplateFailed
 
 _SUFFIX = ".json"
-_NEW = ".new"
 # A file name has at most 255 bytes, and the suffix and the temporary name want some.
 _MAX_OWNER_BYTES = 240
 
@@ -46,6 +45,8 @@ class Holds:
     def all(self) -> dict[str, tuple[str, ...]]:
         """What each owner holds."""
         with self._alone():
+            for left in self._root.glob(f".*{_SUFFIX}.new"):
+                left.unlink()  # of a killed one
             files = self._root.glob(f"*{_SUFFIX}")
             return {unquote(file.name.removesuffix(_SUFFIX)): self._read(file) for file in files}
 
@@ -67,20 +68,12 @@ class Holds:
 
     def _write(self, owner: str, digests: Sequence[str]) -> None:
         place = self._file(owner)
-        new = self._root / _NEW
-        try:
-            with open(new, "wb") as file:
-                file.write(msgspec.json.encode(digests))
-                file.flush()
-                os.fsync(file.fileno())
-            new.rename(place)
-        finally:
-            new.unlink(missing_ok=True)
+        write_whole(place, msgspec.json.encode(digests))
         sync_directory(self._root)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """One process at a time; what a killed one left is overwritten by the next."""
+        """One process at a time."""
         with disk("record which images are in use"), open(self._root / ".lock", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from tartarus.durable import sync_directory, write_whole
 from tartarus.model.errors import InvalidState
 from tartarus.network import namespace
 
@@ -79,24 +80,10 @@ class Ledger:
 
     def write(self, changes: Changes) -> None:
         """Replace it, on disk when this returns. Raises OSError."""
-        temporary = self._path.with_suffix(".new")
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(file, msgspec.json.encode(changes))
-            os.fsync(file)
-        finally:
-            os.close(file)
-        temporary.rename(self._path)
-        self._sync()
+        write_whole(self._path, msgspec.json.encode(changes))
+        sync_directory(self._path.parent)
 
     def clear(self) -> None:
         """Nothing is changed any more."""
         self._path.unlink(missing_ok=True)
-        self._sync()
-
-    def _sync(self) -> None:
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(self._path.parent)

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from tartarus.durable import sync_directory, write_whole
 from tartarus.guest.syscalls import table
-from tartarus.images.blobfiles import sync_directory
-from tartarus.images.memory.packs import write_whole
 from tartarus.model.errors import InvalidRequest, InvalidState, NoSpace, ProfileNotFound, Unsupported
 from tartarus.model.ids import check_name
 from tartarus.model.sandbox import Isolation, SandboxSpec

@@ -6,6 +6,7 @@ import os
 import stat
 from pathlib import Path
 
+from tartarus.durable import sync_directory
 from tartarus.model.errors import InvalidRequest, SecretUnavailable
 
 
@@ -64,11 +65,7 @@ def write_private(path: Path, content: bytes, *, exclusive: bool = False) -> Non
                 beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(path.parent)
     except FileExistsError:
         raise InvalidRequest(f"{path} is there already", fix="use it, or choose another path") from None
     except OSError as error:

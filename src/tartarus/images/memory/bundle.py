@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 import zstandard
 
-from tartarus.images.blobfiles import sync_directory
+from tartarus.durable import sync_directory, write_whole
 from tartarus.images.memory import files
 from tartarus.images.memory.manifest import (
     MAP_ENTRY,
@@ -34,7 +34,7 @@ from tartarus.images.memory.manifest import (
     entries_of,
     group_size,
 )
-from tartarus.images.memory.packs import MAX_FRAME, Packs, unpacked, write_whole
+from tartarus.images.memory.packs import MAX_FRAME, Packs, unpacked
 from tartarus.images.memory.sparse import read_group
 from tartarus.model.errors import SnapshotRefused
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from tartarus.images.blobfiles import sync_directory
+from tartarus.durable import sync_directory, write_whole
 from tartarus.images.memory.manifest import (
     MAP_ENTRY,
     MAX_DATA_BYTES,
@@ -30,7 +30,7 @@ from tartarus.images.memory.manifest import (
     file_digest,
     group_size,
 )
-from tartarus.images.memory.packs import Packs, Place, Reader, write_whole
+from tartarus.images.memory.packs import Packs, Place, Reader
 from tartarus.images.memory.sparse import content_map, read_group, write_group
 from tartarus.model.errors import GuestFailed, InvalidState, SnapshotRefused
 

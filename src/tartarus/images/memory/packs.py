@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 
 import zstandard
 
-from tartarus.images.blobfiles import sync_directory
+from tartarus.durable import private, sync_directory, write_whole
 from tartarus.images.memory.manifest import GROUP, damaged
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ class Packs:
         index = bytearray()
         offset = 0
         try:
-            with open(new, "xb", opener=_private) as file:
+            with open(new, "xb", opener=private) as file:
                 for digest, frame in _compressed(work, read):
                     file.write(frame)
                     index += _INDEX.pack(digest, offset, len(frame))
@@ -181,23 +181,6 @@ def unpacked(frame: bytes, digest: bytes) -> bytes:
     return group
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """A small file, on disk and in one step; its directory is the caller's to sync."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        with open(new, "wb", opener=_private) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-
-
 def _compressed(work: Iterable[T], read: Callable[[T], tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
     local = threading.local()
 
@@ -220,7 +203,7 @@ def _be_nice() -> None:
 
 
 def _read_capped(path: Path, most: int) -> bytes:
-    with open(path, "rb", opener=_private) as file:
+    with open(path, "rb", opener=private) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise damaged(f"{path.name} is larger than {most} bytes")

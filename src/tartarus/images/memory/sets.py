@@ -20,12 +20,13 @@ from typing import ParamSpec, TypeVar
 
 import msgspec
 
-from tartarus.images.blobfiles import in_thread, sync_directory
+from tartarus.durable import sync_directory, write_whole
+from tartarus.images.blobfiles import in_thread
 from tartarus.images.memory import bundle, files
 from tartarus.images.memory.bundle import Seals
 from tartarus.images.memory.files import Signature, StoredSet, packs_of, signature
 from tartarus.images.memory.manifest import FORMAT, Facts, Manifest, check_name, damaged, decode, digest_of
-from tartarus.images.memory.packs import Packs, write_whole
+from tartarus.images.memory.packs import Packs
 from tartarus.model.errors import GuestFailed, NoSpace, SnapshotNotFound, SnapshotRefused, TartarusError
 
 CACHED = "warm-"

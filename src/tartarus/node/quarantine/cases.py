@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from tartarus.images.blobfiles import sync_directory
+from tartarus.durable import sync_directory, write_whole
 from tartarus.model.errors import CaseNotFound, GuestFailed, NoSpace, TartarusError
 from tartarus.model.quarantine import Case, CaseStatus, Evidence
 
@@ -100,12 +100,7 @@ class Cases:
     def _write(self, case: Case) -> None:
         place = self.root / case.id
         place.mkdir(mode=0o700, exist_ok=True)
-        temporary = place / f".{_CASE}"
-        with temporary.open("wb") as file:
-            file.write(msgspec.json.encode(case))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, place / _CASE)
+        write_whole(place / _CASE, msgspec.json.encode(case))
         sync_directory(place)
         sync_directory(self.root)
 
@@ -130,10 +125,7 @@ class Cases:
         """What was collected is all there is: from now on it is there, whole. Blocks. Raises NoSpace."""
         place = self.root / case_id / _COLLECTING
         try:
-            with (place / _MANIFEST).open("wb") as file:
-                file.write(msgspec.json.encode(evidence))
-                file.flush()
-                os.fsync(file.fileno())
+            write_whole(place / _MANIFEST, msgspec.json.encode(evidence))
             os.sync()  # a tree of many files that foreign code filled: one call for all of them
             os.replace(place, self.evidence(case_id))
             sync_directory(place.parent)

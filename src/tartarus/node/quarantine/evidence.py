@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from tartarus.durable import write_whole
 from tartarus.images.memory import MemorySets
 from tartarus.images.store import LayerStore
 from tartarus.images.unpack.capture import copy_tree
@@ -129,10 +130,7 @@ class Collector:
 
 def _written(place: Path, name: str, data: bytes) -> Evidence:
     path = place / f"{name}.json"
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_whole(path, data)
     return Evidence(name, path.name, len(data), hashlib.sha256(data).hexdigest())
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from tartarus.durable import sync_directory
 from tartarus.model.errors import InvalidRequest, IsolationUnavailable, NoSpace
 from tartarus.runtimes.microvm import deb
 from tartarus.runtimes.microvm.kernelfile import (
@@ -121,7 +122,7 @@ def choose(root: Path, release: str) -> Kernel:
             file.flush()
             os.fsync(file.fileno())
         aside.rename(root / _DEFAULT)
-        _sync(root)
+        sync_directory(root)
         return kernel
 
 
@@ -134,7 +135,7 @@ def remove(root: Path, release: str) -> None:
                 # Renamed first, so that a removal that is cut short leaves nothing that looks installed.
                 gone = place.parent.rename(root / f"{_ASIDE}{place.parent.name}")
                 shutil.rmtree(gone)
-        _sync(root)
+        sync_directory(root)
 
 
 def install(source: Path, root: Path, modules: Path | None = None) -> Kernel:
@@ -163,7 +164,7 @@ def install(source: Path, root: Path, modules: Path | None = None) -> Kernel:
         for old in root.glob(f"*/{_DESCRIPTION}"):
             if old.parent != target and _read(old).release == facts.release:
                 old.parent.rename(Path(scratch) / old.parent.name)
-        _sync(root)
+        sync_directory(root)
     return _read(target / _DESCRIPTION)
 
 
@@ -215,7 +216,7 @@ class _Gathered:
         facts = Facts(self.release, kind_of(self._image), digest, source, round(time.time(), 3), wanted)
         _write(self.place / _IMAGE, self._image)
         _write(self.place / _DESCRIPTION, msgspec.json.encode(facts))
-        _sync(self.place)
+        sync_directory(self.place)
         return facts
 
 
@@ -293,11 +294,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(held)
-    finally:
-        os.close(held)

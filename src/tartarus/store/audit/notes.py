@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from tartarus.store.audit.files import sync_directory
+from tartarus.durable import sync_directory, write_whole
 
 _ED25519 = b"\1"
 _KEY_BYTES = 32
@@ -105,13 +104,7 @@ class Signer:
             content = key.private_bytes(
                 serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
             )
-            aside = place.with_name(f".{place.name}.{os.getpid()}")
-            fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(fd)
-            aside.rename(place)
+            write_whole(place, content)
             sync_directory(place.parent)
         if len(content) != _KEY_BYTES:
             raise ValueError(f"{place} holds no key")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
+from tartarus.durable import sync_directory
 from tartarus.model.audit import FIRST_HASH, AuditEntry, Written
 from tartarus.store.audit import files, merkle
 from tartarus.store.audit.entries import line_of, place
@@ -157,7 +158,7 @@ class LogFiles:
         if self._segment >= 0:
             os.close(self._segment)
         self._segment, self._segment_bytes, self._began_ms = made, 0, 0
-        files.sync_directory(self._log)
+        sync_directory(self._log)
 
     def _rotate_if_due(self, now_ms: int) -> None:
         if not self._segment_bytes:
