@@ -43,6 +43,8 @@ def provider(kind: str, **options: object) -> Provider:
 @pytest.fixture
 def vault(tmp_path: Path) -> Vault:
     made = Vault(tmp_path / "v.age", IdentityKey(tmp_path / "v.key"))
+    with pytest.raises(SecretUnavailable, match="there is no vault at"):
+        made.names()
     made.create()
     return made
 

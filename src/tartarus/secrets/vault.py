@@ -196,6 +196,8 @@ class Vault:
             os.close(fd)
 
     def _read(self) -> _Contents:
+        if not self._path.exists():
+            raise SecretUnavailable(f"there is no vault at {self._path}", fix="make one: tartarus secret create")
         encrypted = bytes(read_private(self._path, MAX_VAULT_BYTES))
         try:
             return msgspec.json.decode(self._key.decrypt(encrypted), type=_Contents)
