@@ -128,7 +128,7 @@ def test_no_inodes_left(home: Place) -> None:
 def test_no_descriptors_left(home: Place, level: str) -> None:
     daemon = home.start()
     home.works([level])
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (128, 128))
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (192, 192))
     made: list[Sandbox] = []
     with pytest.raises(TartarusError) as refused:  # noqa: PT012
         for number in range(200):
