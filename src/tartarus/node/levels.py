@@ -12,6 +12,7 @@ from tartarus.images.unpack.written import WrittenFiles
 from tartarus.model.errors import IsolationUnavailable, TartarusError
 from tartarus.model.sandbox import Isolation
 from tartarus.model.settings import Settings
+from tartarus.node.reconcile import groups_without_sandboxes
 from tartarus.runtimes.base import Capabilities, Runtime
 from tartarus.runtimes.cgroups import Hierarchy, open_hierarchy
 from tartarus.runtimes.container.runtime import ContainerRuntime
@@ -126,5 +127,8 @@ class Levels:
         for runtime in self.runtimes.values():
             await runtime.close()
         self.runtimes.clear()
-        if self.hierarchy is not None:
-            self.hierarchy.close()
+        hierarchy, self.hierarchy = self.hierarchy, None
+        if hierarchy is not None:
+            # Of nurseries that were killed, or whose start was broken off twice.
+            await groups_without_sandboxes(hierarchy, set())
+            hierarchy.close()
