@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
@@ -130,5 +131,6 @@ class Levels:
         hierarchy, self.hierarchy = self.hierarchy, None
         if hierarchy is not None:
             # Of nurseries that were killed, or whose start was broken off twice.
-            await groups_without_sandboxes(hierarchy, set())
+            with contextlib.suppress(FileNotFoundError):  # another daemon has taken it all away
+                await groups_without_sandboxes(hierarchy, set())
             hierarchy.close()
