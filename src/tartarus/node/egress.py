@@ -14,16 +14,8 @@ import sys
 
 from tartarus.guest.program import Fd, Program
 from tartarus.network.egress.proxy import Process
-from tartarus.runtimes.container.layout import (
-    CLONE_NEWCGROUP,
-    CLONE_NEWIPC,
-    CLONE_NEWNET,
-    CLONE_NEWNS,
-    CLONE_NEWPID,
-    CLONE_NEWUTS,
-    unshare_program,
-)
-from tartarus.runtimes.microvm.launcher import FIRST_UID, UIDS, add_exec, add_limit, descriptor
+from tartarus.runtimes.container.layout import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUTS
+from tartarus.runtimes.microvm.launcher import FIRST_UID, UIDS, add_exec, add_limit, descriptor, open_nursery
 from tartarus.runtimes.nursery import Clone, Nursery
 
 PROXY_UID = FIRST_UID + UIDS
@@ -57,10 +49,8 @@ class Confined:
 
 async def launch(control: socket.socket, listening: list[socket.socket], namespace: int) -> Process:
     """Start one. Raises GuestFailed, NoSpace."""
-    nursery = await Nursery.spawn("the egress proxy", shared_pids=False)
+    nursery = await open_nursery("the egress proxy")
     try:
-        await nursery.run(unshare_program(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWCGROUP))
-        await nursery.fork()
         passed = [control.fileno(), *(sock.fileno() for sock in listening), namespace]
         flags = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
         process = await nursery.clone(_program(len(listening)).encode(), flags, passed)

@@ -138,6 +138,19 @@ class Ends(NamedTuple):
     theirs: socket.socket
 
 
+async def open_nursery(what: str) -> Nursery:
+    """A nursery of programs of the host's own, apart in namespaces that end with it. Raises GuestFailed, NoSpace."""
+    nursery = await Nursery.spawn(what, shared_pids=False)
+    try:
+        await nursery.run(unshare_program(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWCGROUP))
+        await nursery.fork()
+    except BaseException:
+        nursery.close()
+        await nursery.gone()
+        raise
+    return nursery
+
+
 class Launcher:
     """Owns the nursery of all monitors."""
 
@@ -149,15 +162,7 @@ class Launcher:
     @classmethod
     async def open(cls) -> Launcher:
         """Start it."""
-        nursery = await Nursery.spawn("machines", shared_pids=False)
-        try:
-            await nursery.run(unshare_program(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWCGROUP))
-            await nursery.fork()
-        except BaseException:
-            nursery.close()
-            await nursery.gone()
-            raise
-        return cls(nursery)
+        return cls(await open_nursery("machines"))
 
     async def start(
         self,
