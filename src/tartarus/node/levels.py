@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
@@ -128,9 +127,7 @@ class Levels:
         for runtime in self.runtimes.values():
             await runtime.close()
         self.runtimes.clear()
-        hierarchy, self.hierarchy = self.hierarchy, None
-        if hierarchy is not None:
-            # Of nurseries that were killed, or whose start was broken off twice.
-            with contextlib.suppress(FileNotFoundError):  # another daemon has taken it all away
-                await groups_without_sandboxes(hierarchy, set())
-            hierarchy.close()
+        # Of nurseries that were killed, or whose start was broken off twice.
+        await groups_without_sandboxes(self.hierarchy, set())
+        if self.hierarchy is not None:
+            self.hierarchy.close()

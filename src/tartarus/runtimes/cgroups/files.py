@@ -51,6 +51,14 @@ def field_in(text: str, name: str) -> int:
     return 0
 
 
+def groups_in(base: str | Path) -> list[str]:
+    """The names of the groups below one; none where it is gone, as another daemon's end may have removed it."""
+    try:
+        return [entry.name for entry in os.scandir(base) if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
 def pids_in(procs_path: str) -> list[int]:
     """The processes that a cgroup.procs file names."""
     return [int(word) for word in read_text(procs_path).split()]

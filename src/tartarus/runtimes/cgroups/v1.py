@@ -15,6 +15,7 @@ from tartarus.runtimes.cgroups.files import (
     ROOT,
     cpu_quota,
     field_in,
+    groups_in,
     kill_all,
     number_in,
     pids_in,
@@ -181,10 +182,7 @@ class V1Hierarchy:
 
     def existing(self) -> list[str]:
         """Names of groups that are there, from this or an earlier daemon."""
-        names: set[str] = set()
-        for base in self._bases.values():
-            names.update(entry.name for entry in os.scandir(base) if entry.is_dir())
-        return sorted(names)
+        return sorted({name for base in self._bases.values() for name in groups_in(base)})
 
     def close(self) -> None:
         """Remove the place itself, if it is empty."""

@@ -14,6 +14,7 @@ from tartarus.runtimes.cgroups.files import (
     HELPER_MEMORY_BYTES,
     cpu_quota,
     field_in,
+    groups_in,
     kill_all,
     number_in,
     pids_in,
@@ -147,7 +148,7 @@ class V2Hierarchy:
 
     def existing(self) -> list[str]:
         """Names of groups that are there, from this or an earlier daemon."""
-        return sorted(entry.name for entry in os.scandir(self._base) if entry.is_dir())
+        return sorted(groups_in(self._base))
 
     def close(self) -> None:
         """Remove the place itself, if it is empty."""
