@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from tests.network.servers import Sniffer, wait_until
 from tests.network.topology import PUBLIC, Guest, World, joined, off
@@ -33,6 +33,26 @@ def checksum(data: bytes) -> bytes:
     total = sum(struct.unpack(f">{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)
     return struct.pack(">H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF)
+
+
+def ip_packet_6(source: str, target: str, protocol: int, payload: bytes, *, hops: int = 64) -> bytes:
+    """A packet of IPv6; where UDP or ICMPv6 has its checksum, that is filled in."""
+    ends = IPv6Address(source).packed + IPv6Address(target).packed
+    place = {17: 6, 58: 2}.get(protocol)
+    if place is not None:
+        payload = payload[:place] + checksum_6(ends, protocol, payload) + payload[place + 2 :]
+    return struct.pack(">IHBB", 0x60000000, len(payload), protocol, hops) + ends + payload
+
+
+def checksum_6(ends: bytes, protocol: int, payload: bytes) -> bytes:
+    """Over what an upper header is sent in, whose own place for it is still zero."""
+    return checksum(ends + struct.pack(">II", len(payload), protocol) + payload + bytes(len(payload) % 2))
+
+
+def whole_frame_6(guest: Guest, *packets: bytes) -> None:
+    """Packets to the next hop's hardware, as they are."""
+    text = guest.shell("ip", "-6", "-o", "neighbour", "show", "fe80::1").split("lladdr ")[1].split()[0]
+    frame(guest, *(bytes.fromhex(text.replace(":", "")) + b"\x02" + bytes(5) + b"\x86\xdd" + one for one in packets))
 
 
 def icmp(kind: int, code: int, payload: bytes) -> bytes:

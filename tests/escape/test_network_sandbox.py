@@ -11,7 +11,21 @@ import pytest
 from tests.faults.place import Place, place
 from tests.network import topology
 from tests.network.servers import NAME_SERVER, wait_until
-from tests.network.topology import HOST, METADATA, NEIGHBOUR, PRIVATE, PUBLIC, World, joined, off
+from tests.network.topology import (
+    HOST,
+    HOST_6,
+    METADATA,
+    METADATA_6,
+    NEIGHBOUR,
+    NEIGHBOUR_6,
+    PRIVATE,
+    PRIVATE_6,
+    PUBLIC,
+    PUBLIC_6,
+    World,
+    joined,
+    off,
+)
 from tests.network.webs import Authority, WebServer
 from tests.node.images import guest_images
 
@@ -126,8 +140,13 @@ while True:
 """
 
 
-@pytest.mark.parametrize("level", ["container", pytest.param("gvisor", marks=pytest.mark.needs("runsc")),
-                                   pytest.param("microvm", marks=pytest.mark.needs("microvm"))])  # fmt: skip
+levels = pytest.mark.parametrize(
+    "level", ["container", pytest.param("gvisor", marks=pytest.mark.needs("runsc")),
+              pytest.param("microvm", marks=pytest.mark.needs("microvm"))]
+)  # fmt: skip
+
+
+@levels
 def test_a_contract_holds_from_the_first_instruction_to_the_last(tmp_path: Path, level: str) -> None:
     with topology.world(tmp_path) as world, place() as home, guest_images(home.home):
         config = home.home / "config.yaml"
@@ -190,6 +209,32 @@ def _goes_on_elsewhere(sandbox: Sandbox) -> None:
     # A kernel of its own lets its root have any address.
     assert sandbox.run(["python3", "-c", FORGE]).stderr == ""
     wait_until(lambda: sandbox.network().counters.get("refused_spoofed"), "a refusal")
+
+
+@levels
+def test_a_contract_holds_in_ipv6(tmp_path: Path, level: str) -> None:
+    with topology.world(tmp_path) as world, place() as home, guest_images(home.home):
+        world.join_ipv6()
+        world.names.answers["public.example"] = [PUBLIC_6]
+        config = home.home / "config.yaml"
+        config.write_text(f"network:\n  name_servers: [{NAME_SERVER}]\n")
+        config.chmod(0o600)
+        world.in_host(home.start)
+        sandbox = home.create(level=level, allow=[f"[{PUBLIC_6}]:80", "public.example:80/direct"])
+        closed = (*PRIVATE_6, METADATA_6[0], NEIGHBOUR_6, PUBLIC)
+        code = f"ADDRESSES, HOST = {(PUBLIC_6, 'public.example', *closed)!r}, {HOST_6!r}\n{ASKING}"
+        answers = dict(line.split(": ", 1) for line in sandbox.run(["python3", "-c", code]).stdout.splitlines())
+        assert (answers.pop(PUBLIC_6), answers.pop("public.example")) == (HOST_6, HOST_6)
+        assert set(answers.values()) <= {"Connection refused", "No route to host"}
+        state = sandbox.network()
+        assert (state.address_6.startswith("fd"), state.why_not_6) == (True, "")
+        assert not {"refused_spoofed", "refused_protocol", "refused_ipv6"} & set(state.counters)
+        assert sandbox.swear(Contract(allowed_cidrs=("203.0.113.0/24",))).why_not_6
+        again = dict(line.split(": ", 1) for line in sandbox.run(["python3", "-c", code]).stdout.splitlines())
+        assert again[PUBLIC_6] == "Connection refused"
+        assert again[PUBLIC] == HOST
+        assert home.end_daemon(signal.SIGTERM) == 0
+        assert world.traces() == []
 
 
 VALUE = "s3cr3t-V4lue-of-an-api"

@@ -31,13 +31,19 @@ def wait_until(holds: Callable[[], object], what: str, patience_s: float = PATIE
         time.sleep(0.005)
 
 
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 class Server:
     """Answers every TCP connection and datagram with the address that it came from."""
 
     def __init__(self, where: int, port: int, kind: int, address: str) -> None:
         def listen() -> socket.socket:
-            sock = socket.socket(socket.AF_INET, kind)
+            sock = socket.socket(family_of(address), kind)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if ":" in address:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind((address, port))
             if kind == socket.SOCK_STREAM:
                 sock.listen(512)
@@ -108,8 +114,12 @@ class NameServer:
             return made
         if isinstance(known, dns.rcode.Rcode):
             response.set_rcode(known)
-        elif kind == dns.rdatatype.A or not isinstance(known, list):
+        elif kind in {dns.rdatatype.A, dns.rdatatype.AAAA} or not isinstance(known, list):
             texts = known if isinstance(known, list) else [known]
+            if isinstance(known, list):
+                texts = [text for text in known if (":" in text) is (kind == dns.rdatatype.AAAA)]
+                if not texts:
+                    return response
             response.answer = [dns.rrset.from_text_list(query.question[0].name, 60, "IN", kind, texts)]
         return response
 

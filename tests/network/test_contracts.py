@@ -15,8 +15,21 @@ import dns.message
 import dns.query
 import dns.rrset
 import pytest
-from tests.network.servers import NAME_SERVER, Sniffer, wait_until
-from tests.network.topology import HOST, METADATA, NEIGHBOUR, PORT, PRIVATE, PUBLIC, Guest, World, off
+from tests.network.servers import NAME_SERVER, Sniffer, family_of, wait_until
+from tests.network.topology import (
+    HOST,
+    METADATA,
+    NEIGHBOUR,
+    PORT,
+    PRIVATE,
+    PRIVATE_6,
+    PUBLIC,
+    PUBLIC_6,
+    Guest,
+    World,
+    off,
+    written,
+)
 
 from tartarus.model.contract import Contract, RateLimit, parse_allow
 from tartarus.model.errors import InvalidState
@@ -26,6 +39,7 @@ from tartarus.network.pool import SlotPool
 
 pytestmark = pytest.mark.needs("root", "nft", "ip")
 REFUSED = "No route to host"
+both_families = pytest.mark.parametrize("target", [PUBLIC, PUBLIC_6], ids=["IPv4", "IPv6"])
 
 
 def allowing(*texts: str, **rest: object) -> Compiled:
@@ -155,7 +169,8 @@ class Flood:
 
     PORTS = (1001, 1002, 1003, 1004)
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, target: str) -> None:
+        self.target = target
         self.sent = 0
         self.refused: set[int] = set()
         self._over = False
@@ -164,13 +179,13 @@ class Flood:
 
     def _run(self) -> None:
         with contextlib.ExitStack() as stack:
-            sockets = {port: stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            sockets = {port: stack.enter_context(socket.socket(family_of(self.target), socket.SOCK_DGRAM))
                        for port in self.PORTS}  # fmt: skip
             while not self._over:
                 self.sent += 1
                 for port, sock in sockets.items():
                     try:
-                        sock.connect((PUBLIC, port))
+                        sock.connect((self.target, port))
                         sock.send(b"flood %d %d " % (port, self.sent))
                     except OSError as error:  # nobody listens, and that may be said
                         if error.errno != errno.ECONNREFUSED:
@@ -192,11 +207,13 @@ def arrived(packets: list[bytes], port: int) -> list[int]:
     return [int(packet.split(word)[1].split()[0]) for packet in packets if word in packet]
 
 
-def test_at_no_moment_passes_what_neither_contract_allows(world: World) -> None:
+@both_families
+def test_at_no_moment_passes_what_neither_contract_allows(world: World, target: str) -> None:
     """A flood across many changes: one port is the first contract's, one the second's, one neither's, one both's."""
+    world.join_family_of(target)
     guest = world.guest()
-    first = allowing(f"{PUBLIC}:1001,1004")
-    second = allowing(f"{PUBLIC}:1002,1004")
+    first = allowing(f"{written(target)}:1001,1004")
+    second = allowing(f"{written(target)}:1002,1004")
     spy = world.sniff(world.internet)
     changes: list[tuple[int, int, int]] = []
     ends: list[int] = []
@@ -204,7 +221,7 @@ def test_at_no_moment_passes_what_neither_contract_allows(world: World) -> None:
     async def scenario() -> None:
         pool = world.pool(new_connections=100_000, burst=100_000)
         async with held(pool, guest, first) as slot:
-            flood = Flood(guest)
+            flood = Flood(guest, target)
             with flood.running():
                 for turn in range(20):
                     await asyncio.sleep(0.02)
@@ -225,12 +242,14 @@ def test_at_no_moment_passes_what_neither_contract_allows(world: World) -> None:
         assert arrived(spy.seen, port)
 
 
-def test_connections_that_the_new_contract_forbids_die_and_others_go_on(world: World) -> None:
-    listener = namespace.run_in(world.internet, lambda: _listening(2000, 2001))
-    guest = world.guest()
+@both_families
+def test_connections_that_the_new_contract_forbids_die_and_others_go_on(world: World, target: str) -> None:
+    world.join_family_of(target)
+    listener = namespace.run_in(world.internet, lambda: _listening(target, 2000, 2001))
+    guest, place = world.guest(), written(target)
 
     def connected(port: int) -> tuple[socket.socket, socket.socket]:
-        ours = guest.run(lambda: socket.create_connection((PUBLIC, port), timeout=5))
+        ours = guest.run(lambda: socket.create_connection((target, port), timeout=5))
         theirs, _ = listener[port].accept()
         ours.settimeout(0.7)
         theirs.settimeout(0.7)
@@ -238,21 +257,21 @@ def test_connections_that_the_new_contract_forbids_die_and_others_go_on(world: W
 
     async def scenario() -> None:
         pool = world.pool()
-        async with held(pool, guest, allowing(f"{PUBLIC}:2000,2001")) as slot:
+        async with held(pool, guest, allowing(f"{place}:2000,2001")) as slot:
             kept, kept_far = await off(lambda: connected(2000))
             lost, lost_far = await off(lambda: connected(2001))
             with kept, kept_far, lost, lost_far:
-                await pool.swear(slot, allowing(f"{PUBLIC}:2000"))
+                await pool.swear(slot, allowing(f"{place}:2000"))
                 # The far side speaks first, on both.
                 kept_far.send(b"still here")
                 lost_far.send(b"secret")
                 assert await off(lambda: kept.recv(100)) == b"still here"
-                with pytest.raises(OSError, match=r"timed out|No route"):
+                with pytest.raises(OSError, match=r"timed out|No route|reset"):
                     await off(lambda: lost.recv(100))
                 kept.send(b"me too")
                 assert await off(lambda: kept_far.recv(100)) == b"me too"
                 for _ in range(17):  # more than there are numbers for a slot's contracts
-                    await pool.swear(slot, allowing(f"{PUBLIC}:2000"))
+                    await pool.swear(slot, allowing(f"{place}:2000"))
                     kept.send(b"x")
                     assert await off(lambda: kept_far.recv(100)) == b"x"
                 with contextlib.suppress(OSError):
@@ -267,10 +286,10 @@ def test_connections_that_the_new_contract_forbids_die_and_others_go_on(world: W
             sock.close()
 
 
-def _listening(*ports: int) -> dict[int, socket.socket]:
+def _listening(address: str, *ports: int) -> dict[int, socket.socket]:
     found = {}
     for port in ports:
-        found[port] = socket.create_server(("0.0.0.0", port))
+        found[port] = socket.create_server((address, port), family=family_of(address))
         found[port].settimeout(5)
     return found
 
@@ -297,8 +316,11 @@ def test_a_cut_network_carries_nothing_until_it_is_restored(world: World) -> Non
     world.run(scenario)
 
 
-def test_the_first_packets_and_the_last_are_held_to_the_contract(world: World) -> None:
+@both_families
+def test_the_first_packets_and_the_last_are_held_to_the_contract(world: World, target: str) -> None:
     """A guest that sends before it has a link, and does not stop when it loses it."""
+    world.join_family_of(target)
+    beside, inside = ("2001:db8:80::99", PRIVATE_6[0]) if ":" in target else ("203.0.113.99", PRIVATE[0])
     guest = world.guest()
     spy = world.sniff(world.internet)
     sent = threading.Event()
@@ -306,9 +328,9 @@ def test_the_first_packets_and_the_last_are_held_to_the_contract(world: World) -
 
     def shout() -> None:
         def send() -> None:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            with socket.socket(family_of(target), socket.SOCK_DGRAM) as sock:
                 while not over.is_set():
-                    for address, word in ((PUBLIC, b"allowed"), ("203.0.113.99", b"forbidden"), (PRIVATE[0], b"inner")):
+                    for address, word in ((target, b"allowed"), (beside, b"forbidden"), (inside, b"inner")):
                         with contextlib.suppress(OSError):
                             sock.sendto(word, (address, 7777))
                     sent.set()
@@ -322,7 +344,7 @@ def test_the_first_packets_and_the_last_are_held_to_the_contract(world: World) -
         try:
             assert await off(lambda: sent.wait(5))
             for _ in range(3):
-                slot = await pool.take(allowing(f"{PUBLIC}:7777"))
+                slot = await pool.take(allowing(f"{written(target)}:7777"))
                 await pool.attach(slot, guest.namespace)
                 await asyncio.sleep(0.05)
                 await pool.cut(slot)
@@ -341,7 +363,10 @@ def test_the_first_packets_and_the_last_are_held_to_the_contract(world: World) -
     assert not spy.saw(b"inner")
 
 
-def test_limits_of_a_contract(world: World) -> None:
+@both_families
+def test_limits_of_a_contract(world: World, target: str) -> None:
+    world.join_family_of(target)
+    everywhere, protocol_at = ("[::/0]", 20) if ":" in target else ("0.0.0.0/0", 23)
     guest, free = world.guest(), world.guest()
 
     def open_many(who: Guest) -> int:
@@ -350,7 +375,7 @@ def test_limits_of_a_contract(world: World) -> None:
             with contextlib.ExitStack() as stack:
                 for _ in range(8):
                     with contextlib.suppress(OSError):
-                        found.append(stack.enter_context(socket.create_connection((PUBLIC, PORT), timeout=2)))
+                        found.append(stack.enter_context(socket.create_connection((target, PORT), timeout=2)))
                 return len(found)
 
         return who.run(work)
@@ -358,8 +383,8 @@ def test_limits_of_a_contract(world: World) -> None:
     def blast(who: Guest) -> int:
         def work() -> int:
             sent = 0
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                sock.connect((PUBLIC, 9999))
+            with socket.socket(family_of(target), socket.SOCK_DGRAM) as sock:
+                sock.connect((target, 9999))
                 for _ in range(400):
                     with contextlib.suppress(OSError):  # nobody listens, and that is said
                         sock.send(b"blast " + bytes(1000))
@@ -369,19 +394,19 @@ def test_limits_of_a_contract(world: World) -> None:
         return who.run(work)
 
     def through(spy: Sniffer) -> int:
-        datagrams = (packet for packet in list(spy.seen) if packet[23] == socket.IPPROTO_UDP)
+        datagrams = (packet for packet in list(spy.seen) if packet[protocol_at] == socket.IPPROTO_UDP)
         return sum(b"blast" in packet for packet in datagrams)
 
     async def scenario() -> None:
         pool = world.pool()
-        free.slot = await pool.take(allowing("0.0.0.0/0"))
+        free.slot = await pool.take(allowing(everywhere))
         await pool.attach(free.slot, free.namespace)
-        async with held(pool, guest, allowing("0.0.0.0/0", max_connections=3)) as slot:
+        async with held(pool, guest, allowing(everywhere, max_connections=3)) as slot:
             assert await off(lambda: open_many(guest)) == 3
             assert await off(lambda: open_many(free)) == 8
             assert slot.counters()["refused_connections"] >= 5
             # Its connections count until the far side has closed them, too.
-            await pool.swear(slot, allowing("0.0.0.0/0", rate_limit=RateLimit(bytes_per_s=2000)))
+            await pool.swear(slot, allowing(everywhere, rate_limit=RateLimit(bytes_per_s=2000)))
             spy = world.sniff(world.internet)
             sent = await off(lambda: blast(guest))
             # 64 KiB at once, and what came after that in time; all the others are counted.
@@ -389,7 +414,7 @@ def test_limits_of_a_contract(world: World) -> None:
             passed = sent - refused
             assert 10 < passed < sent
             await off(lambda: wait_until(lambda: through(spy) == passed, "the rest"))
-            await pool.swear(slot, allowing("0.0.0.0/0", new_connections_per_s=1))
+            await pool.swear(slot, allowing(everywhere, new_connections_per_s=1))
             opened = slot.counters()["opened"]
             await off(lambda: open_many(guest))
             found = slot.counters()

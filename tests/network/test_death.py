@@ -20,8 +20,8 @@ pytestmark = pytest.mark.needs("root", "nft", "ip")
 VICTIM = Path(__file__).with_name("victim.py")
 
 
-def start(world: World, guest: Guest) -> subprocess.Popen[str]:
-    argv = [sys.executable, str(VICTIM), str(world.state_dir), str(guest.namespace)]
+def start(world: World, guest: Guest, *more: str) -> subprocess.Popen[str]:
+    argv = [sys.executable, str(VICTIM), str(world.state_dir), str(guest.namespace), *more]
     return world.in_host(lambda: subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, pass_fds=[guest.namespace]))
 
 
@@ -74,10 +74,11 @@ def test_opening_again_is_as_good_as_cleaning(world: World) -> None:
 
 
 def test_at_any_moment(world: World) -> None:
+    world.join_ipv6()
     chance = random.Random(7)
-    for _ in range(5):
+    for kernel in ("new", "old", "new", "old", "new"):  # as to what it can do for IPv6
         guest = world.guest()
-        process = start(world, guest)
+        process = start(world, guest, kernel)
         try:
             assert line(process) == "starting"
             time.sleep(chance.random() * 0.08)

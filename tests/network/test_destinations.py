@@ -74,6 +74,7 @@ def test_a_free_range_collides_with_nothing(taken: list[IPv4Network], avoid: lis
     found = free_range([wide], 22, [Route(network, UNICAST, (), (2,), True) for network in taken], avoid)
     if found is None:
         return
+    assert isinstance(found, IPv4Network)
     assert found.subnet_of(wide)
     assert not any(found.overlaps(network) for network in taken if network.prefixlen >= 8)
     assert not any(address in found for address in avoid)

@@ -15,7 +15,7 @@ from tests.network.servers import NAME_SERVER, wait_until
 from tests.network.topology import HOST, NEIGHBOUR, PORT, PRIVATE, PUBLIC, Guest, World, joined, off
 
 from tartarus.model.errors import GuestFailed, InvalidRequest, InvalidState, NoSpace, Unsupported
-from tartarus.network import ledger, namespace, nft, rules
+from tartarus.network import ledger, namespace, nft, rules, wall
 from tartarus.network.pool import SlotPool
 from tartarus.network.settings import NetworkSettings
 
@@ -381,7 +381,7 @@ def test_without_nft_it_is_refused_in_words(world: World, monkeypatch: pytest.Mo
 
 
 def test_rules_that_the_kernel_refuses_leave_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "host_table", lambda *_: "table inet x { chain y { jump nowhere\n } }")
+    monkeypatch.setattr(wall, "host_table", lambda *_, **__: "table inet x { chain y { jump nowhere\n } }")
     with pytest.raises(Unsupported, match="can't be installed"):
         world.run(world.pool().open)
     assert world.traces() == []

@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from tests.network.servers import NAME_SERVER, NameServer, Server, Sniffer
+from tests.network.servers import NAME_SERVER, NameServer, Server, Sniffer, family_of
 
 from tartarus.model.contract import OPEN, Contract
 from tartarus.network import namespace
@@ -37,6 +37,14 @@ ROUTER_OF_THE_HOST = "198.51.100.1"
 NEIGHBOUR = "192.0.2.50"
 PRIVATE = ("10.9.9.9", "172.16.9.9", "192.168.77.7", "100.64.1.1")
 METADATA = ("169.254.169.254", "169.254.170.2", "168.63.129.16", "100.100.100.200")
+PUBLIC_6 = "2001:db8:80::80"
+HOST_6 = "2001:db8:10::10"
+ROUTER_OF_THE_HOST_6 = "2001:db8:10::1"
+NEIGHBOUR_6 = "2001:db8:20::50"
+PRIVATE_6 = ("fd12:3456::1", "fec0::9")
+METADATA_6 = ("fd00:ec2::254", "fd20:ce::254")
+RESERVED_6 = ("64:ff9b::a09:909", "2002:a09:909::1", "64:ff9b:1::a09:909")
+INTERNET_6 = (PUBLIC_6, *PRIVATE_6, *METADATA_6, *RESERVED_6)
 INTERNET = (PUBLIC, NAME_SERVER, *PRIVATE, *METADATA, "198.18.0.5", "192.0.0.9", "240.0.0.5")
 PORT = 80
 EVERYWHERE = IPv4Network("0.0.0.0/0")
@@ -77,7 +85,7 @@ class Guest:
         """Send a datagram, as far as the kernel lets it go; the error, if there is one at once."""
 
         def datagram() -> str:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            with socket.socket(family_of(address), socket.SOCK_DGRAM) as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
                 try:
                     sock.sendto(data, (address, port))
@@ -91,7 +99,7 @@ class Guest:
         """The datagram that answers one; nothing if none comes, or it is refused."""
 
         def both() -> bytes:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            with socket.socket(family_of(address), socket.SOCK_DGRAM) as sock:
                 sock.settimeout(patience_s)
                 try:
                     sock.connect((address, port))
@@ -151,6 +159,33 @@ class World:
         links.configure(11, IPv4Interface("192.0.2.10/24"))
         links.close()
 
+    def join_ipv6(self, *, default_route: bool = True) -> None:
+        """Give all of it IPv6 as well; every address of the Internet answers."""
+
+        def run(where: int, *commands: str) -> None:
+            def work() -> None:
+                for command in commands:
+                    subprocess.run(command.split(), check=True, timeout=20)
+
+            namespace.run_in(where, work)
+
+        add = "ip address add {}/{} dev {} nodad"
+        run(self.internet, add.format(ROUTER_OF_THE_HOST_6, 64, "wan0"),
+            *(add.format(address, 128, "lo") for address in INTERNET_6))  # fmt: skip
+        run(self.lan, add.format(NEIGHBOUR_6, 64, "wan0"), "ip -6 route add default via 2001:db8:20::10")
+        run(self.host, add.format(HOST_6, 64, "eth0"), add.format("2001:db8:20::10", 64, "eth1"))
+        if default_route:
+            run(self.host, f"ip -6 route add default via {ROUTER_OF_THE_HOST_6}")
+        self.serve(self.internet, address="::")
+        self.serve(self.internet, kind=socket.SOCK_DGRAM, address=PUBLIC_6)
+        self.serve(self.lan, address="::")
+        self.serve(self.host, 8080, address="::")
+
+    def join_family_of(self, address: str) -> None:
+        """Give it IPv6, if that address is one."""
+        if ":" in address:
+            self.join_ipv6()
+
     def serve(self, where: int, port: int = PORT, kind: int = socket.SOCK_STREAM, address: str = "0.0.0.0") -> Server:
         server = Server(where, port, kind, address)
         self._closing.callback(server.close)
@@ -191,6 +226,10 @@ class World:
     def forwarding(self, link: str) -> str:
         return self.in_host(lambda: Path(f"/proc/sys/net/ipv4/conf/{link}/forwarding").read_text().strip())
 
+    def forwarding_6(self, name: str = "all/forwarding") -> str:
+        """A setting of the host's for IPv6; `force_forwarding` forwards from one link."""
+        return self.in_host(lambda: Path(f"/proc/sys/net/ipv6/conf/{name}").read_text().strip())
+
     def pool(self, **settings: Any) -> SlotPool:
         return SlotPool(self.state_dir, NetworkSettings(name_servers=(NAME_SERVER,), **settings), launch)
 
@@ -199,7 +238,11 @@ class World:
         links = [name for name in self.in_host(_link_names) if name not in {"lo", "eth0", "eth1"}]
         tables = [line for line in self.shell("nft", "list", "tables").splitlines() if "tartarus" in line]
         open_links = [link for link in ("eth0", "eth1", "all") if self.forwarding(link) != "0"]
-        routes = [line for line in self.shell("ip", "route").splitlines() if " eth" not in line]
+        names = ("all/forwarding", "default/forwarding", "eth0/forwarding", "eth0/force_forwarding",
+                 "eth1/force_forwarding", "all/force_forwarding")  # fmt: skip
+        open_links += [name for name in names if self.forwarding_6(name) != "0"]
+        everywhere = self.shell("ip", "route") + self.shell("ip", "-6", "route")
+        routes = [line for line in everywhere.splitlines() if " eth" not in line]
         ledger = ["ledger"] if (self.state_dir / "network.json").exists() else []
         return links + tables + open_links + routes + ledger
 
@@ -229,6 +272,11 @@ async def joined(pool: SlotPool, *guests: Guest, contract: Contract = OPEN) -> A
             if guest.slot is not None:
                 await pool.give_back(guest.slot)
         await pool.close()
+
+
+def written(address: str) -> str:
+    """An address as a grant has it before its ports."""
+    return f"[{address}]" if ":" in address else address
 
 
 async def off(work: Callable[[], T]) -> T:

@@ -1,4 +1,7 @@
-"""A process with a network, to be killed: opens a pool, joins the guest whose namespace it was handed, and waits."""
+"""A process with a network, to be killed: opens a pool, joins the guest whose namespace it was handed, and waits.
+
+With `old`, as on a kernel whose links can't forward IPv6 by themselves.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ import os
 import sys
 from pathlib import Path
 
+import structlog
+
 from tartarus.model.contract import Contract
+from tartarus.network import forwarding
 from tartarus.network.compiled import compiled
 from tartarus.network.pool import SlotPool
 from tartarus.network.settings import NetworkSettings
@@ -15,6 +21,8 @@ from tartarus.node.egress import launch
 
 
 async def main() -> None:
+    if sys.argv[3:] == ["old"]:
+        forwarding._LINK = "not_in_this_kernel"
     pool = SlotPool(Path(sys.argv[1]), NetworkSettings(name_servers=("203.0.113.53",)), launch)
     os.write(1, b"starting\n")
     slot = await pool.take()
@@ -24,4 +32,5 @@ async def main() -> None:
     await asyncio.Event().wait()
 
 
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 asyncio.run(main())

@@ -275,7 +275,10 @@ def write_payload(path: str, mode: int, flags: int) -> bytes:
 
 
 def join_payload(address: bytes, gateway: bytes, mtu: int) -> bytes:
-    """What follows a machine's FIXUP, names and limits included: its network card's address, its gateway, its MTU."""
+    """What follows a machine's FIXUP, names and limits included: its network card's address, its gateway, its MTU.
+
+    Both are IPv4's four bytes, and IPv6's sixteen after them where it has that.
+    """
     return b"".join(U32.pack(len(part)) + part for part in (address, gateway)) + U32.pack(mtu)
 
 

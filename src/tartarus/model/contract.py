@@ -157,13 +157,16 @@ class NetworkState(msgspec.Struct, frozen=True):
     """A live sandbox's network. Without one, `contract` is None.
 
     `counters`: packets refused (``refused_REASON``), questions (``dns_…``), connections `opened`, packets and bytes
-    sent and received. `published`: its ports that the host shows.
+    sent and received. `published`: its ports that the host shows. `address_6`: of IPv6, where the host can carry that;
+    `why_not_6`: why no packet of it passes, if none does.
     """
 
     contract: Contract | None = None
     address: str = ""
     counters: dict[str, int] = {}
     published: tuple[Publish, ...] = ()
+    address_6: str = ""
+    why_not_6: str = ""
 
 
 def parse_network(text: str) -> Network:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,10 +10,10 @@ import msgspec
 
 from tartarus.model.contract import MAX_PORT, Contract, Network, RateLimit, normal
 from tartarus.model.errors import InvalidRequest
+from tartarus.network.destinations import Address
 
 MAX_OPENINGS = 4096
 """Ranges of one contract, which many networks with many ports multiply to."""
-Address = IPv4Address | IPv6Address
 _Ports = frozenset[int] | None  # None is all of them
 
 
@@ -88,6 +87,11 @@ class Compiled(msgspec.Struct, frozen=True):
     def is_proxied(self) -> bool:
         """Whether it has domains, which are reached through the egress proxy."""
         return bool(self.names.exact or self.names.below)
+
+    @property
+    def opens_6(self) -> bool:
+        """Whether it could let any packet of IPv6 pass."""
+        return bool(self.openings_6 or self.direct.exact or self.direct.below)
 
     def denies(self, address: Address) -> bool:
         """Whether the contract denies it by name."""

@@ -7,10 +7,10 @@ Internet, so closing them protects nothing, and laboratories (our own tests amon
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 from typing import NamedTuple
 
-from tartarus.network.links import LOCAL, UNICAST, Route
+from tartarus.network.links import ANYCAST, LOCAL, UNICAST, Route
 
 # In the order in which they are tried: the first that holds names the reason.
 CLOSED: dict[str, tuple[str, ...]] = {
@@ -31,15 +31,34 @@ CLOSED: dict[str, tuple[str, ...]] = {
     "reserved": ("0.0.0.0/8", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15", "240.0.0.0/4"),
 }
 
-# For names only: packets of IPv6 don't leave a sandbox at all. What IANA's registry has as not globally reachable,
-# and what wraps an IPv4 address.
-CLOSED_6: tuple[str, ...] = (
-    "::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "2002::/16",
-    "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8",
-)  # fmt: skip
+# The same for IPv6, by the same reasons: what IANA's registry has as not globally reachable, and all that wraps an IPv4
+# address, which would have to be judged as that one.
+CLOSED_6: dict[str, tuple[str, ...]] = {
+    "metadata": (
+        "fd00:ec2::254/128",  # AWS
+        "fd00:ec2::23/128",  # AWS EKS pod identity
+        "fd20:ce::254/128",  # Google
+        "fd00:c1::a9fe:a9fe/128",  # Oracle
+        "fd00:42::42/128",  # Scaleway
+        "fe80::a9fe:a9fe/128",  # OpenStack
+    ),
+    "link_local": ("fe80::/10",),
+    "loopback": ("::1/128",),
+    "private": ("fc00::/7", "fec0::/10"),  # RFC 4193, RFC 3879
+    "multicast": ("ff00::/8",),
+    # Unspecified and IPv4-compatible, IPv4-mapped, NAT64 (RFC 6052, 8215), discard-only, IETF protocol assignments with
+    # Teredo, 6to4, segment routing's identifiers.
+    "reserved": (
+        "::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "2002::/16", "5f00::/16",
+    ),
+}  # fmt: skip
 
-_NETWORKS = {reason: tuple(IPv4Network(text) for text in texts) for reason, texts in CLOSED.items()}
-_NETWORKS_6 = tuple(IPv6Network(text) for text in CLOSED_6)
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+_NETWORKS = {
+    version: {reason: tuple(ip_network(text) for text in texts) for reason, texts in closed.items()}
+    for version, closed in ((4, CLOSED), (6, CLOSED_6))
+}
 # A route for half of all addresses (0.0.0.0/1), as VPNs lay over the default route, is a way out, not a neighbourhood.
 _SHORTEST_NEIGHBOURHOOD = 8
 
@@ -47,33 +66,38 @@ _SHORTEST_NEIGHBOURHOOD = 8
 class HostNetworks(NamedTuple):
     """What this host is part of: its own addresses, and what it reaches without a gateway, or as a gateway."""
 
-    host: tuple[IPv4Network, ...] = ()
-    neighbours: tuple[IPv4Network, ...] = ()
+    host: tuple[Network, ...] = ()
+    neighbours: tuple[Network, ...] = ()
 
     @classmethod
     def of(cls, routes: Iterable[Route], *, except_links: Sequence[int] = ()) -> HostNetworks:
         """From the host's routes; those through `except_links` (ours) are left out."""
-        host: list[IPv4Network] = []
-        neighbours: list[IPv4Network] = []
+        host: list[Network] = []
+        neighbours: list[Network] = []
         for route in routes:
             if set(route.interfaces) & set(except_links):
                 continue
-            if route.kind == LOCAL:
+            if route.kind in {LOCAL, ANYCAST}:
                 host.append(route.destination)
             elif route.kind == UNICAST:
-                neighbours += [IPv4Network(gateway) for gateway in route.gateways]
+                neighbours += [ip_network(gateway) for gateway in route.gateways]
                 if route.direct and route.destination.prefixlen >= _SHORTEST_NEIGHBOURHOOD:
                     neighbours.append(route.destination)
-        return cls(tuple(collapse_addresses(host)), tuple(collapse_addresses(neighbours)))
+        return cls(_joined(host), _joined(neighbours))
 
-    def refuses(self, address: IPv4Address | IPv6Address) -> str:
+    def refuses(self, address: Address) -> str:
         """The reason why no sandbox may reach `address`, or nothing."""
-        if isinstance(address, IPv6Address):
-            return "private" if any(address in network for network in _NETWORKS_6) else ""
-        for reason, networks in (("host", self.host), *_NETWORKS.items(), ("neighbour", self.neighbours)):
+        closed = _NETWORKS[address.version].items()
+        for reason, networks in (("host", self.host), *closed, ("neighbour", self.neighbours)):
             if any(address in network for network in networks):
                 return reason
         return ""
+
+
+def _joined(networks: list[Network]) -> tuple[Network, ...]:
+    of_4 = [network for network in networks if isinstance(network, IPv4Network)]
+    of_6 = [network for network in networks if isinstance(network, IPv6Network)]
+    return (*collapse_addresses(of_4), *collapse_addresses(of_6))
 
 
 def ways_out(routes: Iterable[Route], *, except_links: Sequence[int] = ()) -> set[int]:
@@ -86,8 +110,8 @@ def ways_out(routes: Iterable[Route], *, except_links: Sequence[int] = ()) -> se
 
 
 def free_range(
-    ranges: Iterable[IPv4Network], prefix: int, routes: Iterable[Route], avoid: Iterable[IPv4Address]
-) -> IPv4Network | None:
+    ranges: Iterable[Network], prefix: int, routes: Iterable[Route], avoid: Iterable[Address]
+) -> Network | None:
     """The first network of length `prefix` in `ranges` that overlaps no route but the widest, and has no `avoid`."""
     taken = [route.destination for route in routes if route.destination.prefixlen >= _SHORTEST_NEIGHBOURHOOD]
     avoided = list(avoid)

@@ -24,13 +24,17 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """`opened`: links that did not forward packets before. Good for one boot and one network namespace only."""
+    """`opened`: links that did not forward packets before; `settings_6`: what forwarding IPv6 took, as it was before.
+
+    Good for one boot and one network namespace only.
+    """
 
     boot: str
     namespace: tuple[int, int]
     table: str
     uplink: str
     opened: tuple[str, ...] = ()
+    settings_6: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def here(cls, table: str, uplink: str) -> Changes:

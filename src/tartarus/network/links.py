@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import time
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
 from typing import NamedTuple
 
 from tartarus.network.netlink import (
@@ -26,16 +26,20 @@ from tartarus.network.netlink import (
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR = 20
 _NEWROUTE, _GETROUTE = 24, 26
+_NEWNEIGH = 28
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _IFF_UP = 1
 
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_NET_NS_FD = 3, 4, 18, 23, 28
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_NET_NS_FD = 1, 3, 4, 18, 23, 28
 _IFLA_OPERSTATE, _IF_OPER_UP = 16, 6
 _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_INFO_PEER = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_NDA_DST, _NDA_LLADDR = 1, 2
+_PERMANENT = 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 4, 5, 9, 18
 
 _TABLE_MAIN = 254
@@ -46,17 +50,26 @@ _WORKING_S = 1.0
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 UNICAST = 1
 LOCAL = 2
+ANYCAST = 4
+"""An address that is this host's, together with others."""
+_CACHED = 0x200  # RTM_F_CLONED: an exception, not a route
+_NO_DETECTION = 0x02
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+Interface = IPv4Interface | IPv6Interface
 
 
 class Route(NamedTuple):
-    """An IPv4 route of any table. `kind` is UNICAST, LOCAL or another of rtnetlink(7)'s types.
+    """A route of any table. `kind` is UNICAST, LOCAL or another of rtnetlink(7)'s types.
 
     `direct`: whoever is there is reached without a gateway.
     """
 
-    destination: IPv4Network
+    destination: Network
     kind: int
-    gateways: tuple[IPv4Address, ...]
+    gateways: tuple[Address, ...]
     interfaces: tuple[int, ...]
     direct: bool
 
@@ -71,13 +84,17 @@ class Traffic(NamedTuple):
 
 
 class Link(NamedTuple):
-    """A link as the kernel lists it; `mtu` in bytes. `working`: it is up, and so is the other end."""
+    """A link as the kernel lists it; `mtu` in bytes. `working`: it is up, and so is the other end.
+
+    `hardware`: its address for neighbours.
+    """
 
     name: str
     ifindex: int
     mtu: int
     working: bool
     traffic: Traffic
+    hardware: bytes
 
 
 class End(NamedTuple):
@@ -133,11 +150,16 @@ class Links:
         """Bring a link up, with that MTU in bytes unless it is 0. Raises OSError."""
         self._netlink.do(Request(_NEWLINK, 0, _link(index, up=True) + (u32(_IFLA_MTU, mtu) if mtu else b"")))
 
-    def configure(self, index: int, address: IPv4Interface | None = None, routes: tuple[Request, ...] = ()) -> None:
-        """Give a link that is up an address, and then add `routes` (see `route`). Raises OSError."""
+    def configure(self, index: int, address: Interface | None = None, routes: tuple[Request, ...] = ()) -> None:
+        """Give a link that is up an address, and then add `routes` (see `route` and `neighbour`). Raises OSError.
+
+        An IPv6 address is good at once: nobody is asked whether he has it, too.
+        """
         requests = list(routes)
         if address is not None:
-            own = _ADDRESS.pack(socket.AF_INET, address.network.prefixlen, 0, _SCOPE_UNIVERSE, index)
+            family, flags = _FAMILIES[address.version], 0 if address.version == 4 else _NO_DETECTION
+            scope = _SCOPE_LINK if address.version == 6 and address.is_link_local else _SCOPE_UNIVERSE
+            own = _ADDRESS.pack(family, address.network.prefixlen, flags, scope, index)
             own += attribute(_IFA_LOCAL, address.packed) + attribute(_IFA_ADDRESS, address.packed)
             requests.insert(0, Request(_NEWADDR, CREATE | EXCLUSIVE, own))
         self._netlink.do(*requests)
@@ -158,20 +180,31 @@ class Links:
             time.sleep(_LOOK_EVERY_S)
 
     def routes(self) -> list[Route]:
-        """Every IPv4 route of every table."""
-        body = _ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
-        found = (_parse_route(message.body) for message in self._netlink.dump(Request(_GETROUTE, 0, body)))
-        return [route for route in found if route is not None]
+        """Every route of every table, of both families."""
+        found: list[Route] = []
+        for family in _FAMILIES.values():
+            body = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+            parsed = (_parse_route(message.body) for message in self._netlink.dump(Request(_GETROUTE, 0, body)))
+            found += [route for route in parsed if route is not None]
+        return found
 
 
-def route(destination: IPv4Network, index: int, gateway: IPv4Address | None = None) -> Request:
+def route(destination: Network, index: int, gateway: Address | None = None) -> Request:
     """The request for a route through a link: directly, or through a gateway there."""
-    scope = _SCOPE_LINK if gateway is None else _SCOPE_UNIVERSE
-    body = _ROUTE.pack(socket.AF_INET, destination.prefixlen, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, scope, UNICAST, 0)
+    family = _FAMILIES[destination.version]
+    scope = _SCOPE_LINK if gateway is None and destination.version == 4 else _SCOPE_UNIVERSE
+    body = _ROUTE.pack(family, destination.prefixlen, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, scope, UNICAST, 0)
     body += attribute(_RTA_DST, destination.network_address.packed) if destination.prefixlen else b""
     body += u32(_RTA_OIF, index)
     body += attribute(_RTA_GATEWAY, gateway.packed) if gateway is not None else b""
     return Request(_NEWROUTE, CREATE | EXCLUSIVE, body)
+
+
+def neighbour(address: Address, index: int, hardware: bytes) -> Request:
+    """The request to know for good who has an address on a link: nobody is asked, and nobody can say otherwise."""
+    body = _NEIGHBOUR.pack(_FAMILIES[address.version], index, _PERMANENT, 0, 0)
+    body += attribute(_NDA_DST, address.packed) + attribute(_NDA_LLADDR, hardware)
+    return Request(_NEWNEIGH, CREATE, body)
 
 
 def _link(index: int, *, up: bool = False) -> bytes:
@@ -184,41 +217,44 @@ def _parse_link(body: bytes) -> Link:
     traffic = Traffic(*struct.unpack_from("=4Q", values.get(_IFLA_STATS64, bytes(32))))
     mtu = struct.unpack("=I", values[_IFLA_MTU])[0]
     working = values.get(_IFLA_OPERSTATE) == bytes([_IF_OPER_UP])
-    return Link(values[_IFLA_IFNAME].rstrip(b"\0").decode(), index, mtu, working, traffic)
+    return Link(
+        values[_IFLA_IFNAME].rstrip(b"\0").decode(), index, mtu, working, traffic, values.get(_IFLA_ADDRESS, b"")
+    )
 
 
 def _parse_route(body: bytes) -> Route | None:
     family, prefix, *_, kind, flags = _ROUTE.unpack_from(body)
-    if family != socket.AF_INET or flags & 0x200:  # RTM_F_CLONED: a cached exception, not a route
+    if family not in _FAMILIES.values() or flags & _CACHED:
         return None
-    destination = b"\0\0\0\0"
-    gateways: list[IPv4Address] = []
+    made: type[Network] = IPv4Network if family == socket.AF_INET else IPv6Network
+    destination = bytes(4 if family == socket.AF_INET else 16)
+    gateways: list[Address] = []
     interfaces: list[int] = []
     direct = True
     for name, value in attributes(body[_ROUTE.size :]):
         if name == _RTA_DST:
             destination = value
         elif name == _RTA_GATEWAY:
-            gateways.append(IPv4Address(value))
+            gateways.append(ip_address(value))
         elif name == _RTA_OIF:
             interfaces.append(struct.unpack("=I", value)[0])
         elif name == _RTA_VIA:
-            direct = False  # an IPv6 gateway
+            direct = False  # a gateway of the other family
         elif name == _RTA_MULTIPATH:
             hops = _parse_hops(value)
             gateways += [gateway for _, gateway in hops if gateway is not None]
             interfaces += [index for index, _ in hops]
-    network = IPv4Network((destination, prefix))
+    network = made((destination, prefix))
     return Route(network, kind, tuple(gateways), tuple(interfaces), direct and not gateways)
 
 
-def _parse_hops(data: bytes) -> list[tuple[int, IPv4Address | None]]:
+def _parse_hops(data: bytes) -> list[tuple[int, Address | None]]:
     hops = []
     while len(data) >= 8:
         length, _flags, _weight, index = struct.unpack_from("=HBBi", data)
         if not 8 <= length <= len(data):
             break
-        gateway = next((IPv4Address(value) for kind, value in attributes(data[8:length]) if kind == _RTA_GATEWAY), None)
+        gateway = next((ip_address(value) for kind, value in attributes(data[8:length]) if kind == _RTA_GATEWAY), None)
         hops.append((index, gateway))
         data = data[(length + 3) & ~3 :]
     return hops

@@ -47,9 +47,9 @@ class Question(NamedTuple):
         return self.message.question[0].name
 
     @property
-    def tells_how_to_connect(self) -> bool:
-        """Whether it asks for protocols and keys rather than for addresses (RFC 9460)."""
-        return self.message.question[0].rdtype in {dns.rdatatype.HTTPS, dns.rdatatype.SVCB}
+    def leads_past_the_proxy(self) -> bool:
+        """Whether it asks for what the egress proxy does not carry: HTTP/3 and hidden names (RFC 9460), and IPv6."""
+        return self.message.question[0].rdtype in {dns.rdatatype.HTTPS, dns.rdatatype.SVCB, dns.rdatatype.AAAA}
 
     def to_upstream(self) -> dns.message.QueryMessage:
         """The same question in our own words and with a fresh id: nothing else of a sandbox's packet goes on."""
@@ -118,11 +118,11 @@ def _addresses(answer: dns.message.Message) -> Iterator[IPv4Address | IPv6Addres
                         yield ip_address(text)
 
 
-def addresses_to_open(answer: dns.message.Message) -> list[IPv4Address]:
-    """The IPv4 addresses that an answer gives a name; those that only hint at where else it is are not among them."""
+def addresses_to_open(answer: dns.message.Message) -> list[IPv4Address | IPv6Address]:
+    """The addresses that an answer gives a name; those that only hint at where else it is are not among them."""
     found = [
-        IPv4Address(rdata.address)
-        for rrset in answer.answer if rrset.rdtype == dns.rdatatype.A
+        ip_address(rdata.address)
+        for rrset in answer.answer if rrset.rdtype in {dns.rdatatype.A, dns.rdatatype.AAAA}
         for rdata in rrset
     ]  # fmt: skip
     return list(dict.fromkeys(found))

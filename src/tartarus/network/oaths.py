@@ -10,11 +10,13 @@ import errno
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from ipaddress import IPv4Address, summarize_address_range
+from ipaddress import ip_address, summarize_address_range
 from typing import NamedTuple
 
 from tartarus.model.contract import MAX_PORT, RateLimit
 from tartarus.network.compiled import MAX_OPENINGS, Compiled, Opening
+from tartarus.network.destinations import Address
+from tartarus.network.families import V4, V6, Family
 from tartarus.network.netlink import (
     CREATE,
     NETLINK_NETFILTER,
@@ -24,7 +26,7 @@ from tartarus.network.netlink import (
     nested,
     text,
 )
-from tartarus.network.rules import PREFIX_LENGTHS, ROUTER_TABLE, count_chain, network_set
+from tartarus.network.rules import ROUTER_TABLE, count_chain
 
 _GENERATIONS = 15
 _PER_SLOT = 16
@@ -39,7 +41,6 @@ _RATE, _UNIT, _BURST, _TYPE, _FLAGS = 1, 2, 3, 4, 5
 _PACKETS, _BYTES, _INVERTED = 0, 1, 1
 _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN, _JUMP = 2, 1, 2, -3
 _MOST_BLOCKS = 64
-_EVERYWHERE = Opening(0, 2**32 - 1, 0, MAX_PORT)
 _ANY_PROTOCOL, _TCP_TO_UDP = (0, 255), (6, 17)
 _NAME_BYTES = 16
 # Elements of one message: netlink's attributes count their bytes in 16 bits.
@@ -58,10 +59,10 @@ class Oath(NamedTuple):
 class Answer(NamedTuple):
     """An address of a domain that is open for so many seconds more: `direct` ports, and `web` ones by the proxy.
 
-    None is all ports, an empty set none.
+    None is all ports, an empty set none. IPv6 has no `web`.
     """
 
-    address: IPv4Address
+    address: Address
     direct: frozenset[int] | None
     web: frozenset[int] | None
     ttl_s: float
@@ -102,15 +103,16 @@ class Oaths:
         self._since.pop(slot, None)
 
     def swear(
-        self, mark: int, slot_link: str, address: IPv4Address, contract: Compiled, old: Oath | None = None,
-        answers: Iterable[Answer] = (),
+        self, mark: int, slot_link: str, addresses: Sequence[Address], contract: Compiled, old: Oath | None = None,
+        answers: Iterable[Answer] = (), *, carries_6: bool = False,
     ) -> Oath:  # fmt: skip
         """From one moment on the slot's packets pass by this contract and by no other. Raises OSError.
 
         `old`: the one that held before. Nothing asks for its members any more; they go with the next `sweep`.
-        `answers`: addresses of domains, opened from the same moment on.
+        `addresses`: all of the slot's. `answers`: addresses of domains, opened from the same moment on. `carries_6`:
+        whether any packet of IPv6 may pass.
         """
-        members = dict(_members(mark, contract))
+        members = dict(_members(mark, contract, carries_6=carries_6))
         link = slot_link.encode().ljust(_NAME_BYTES, b"\0")
         number = struct.pack("=I", mark)
         with self._lock:
@@ -122,10 +124,10 @@ class Oaths:
             switch: list[Request] = []
             if old is not None:
                 before = struct.pack("=I", old.mark)
-                switch += _change(_DELETE, [("sworn", [_element(link)]), ("sworn_to", [_element(address.packed)]),
+                switch += _change(_DELETE, [("sworn", [_element(link)]), *_sworn_to(addresses),
                                             ("live", [_element(before)])])  # fmt: skip
             switch += _change(_NEW, [("sworn", [_element(link, data=number)]), ("live", [_element(number)]),
-                                     ("sworn_to", [_element(address.packed, data=number)])])  # fmt: skip
+                                     *_sworn_to(addresses, number)])  # fmt: skip
             self._netlink.transact(*switch)
         except OSError:
             self._end(Oath(mark, members))
@@ -135,12 +137,11 @@ class Oaths:
             self._end(old)
         return Oath(mark, members)
 
-    def release(self, slot_link: str, address: IPv4Address, oath: Oath) -> None:
+    def release(self, slot_link: str, addresses: Sequence[Address], oath: Oath) -> None:
         """From this moment on none of the slot's packets pass. Raises OSError."""
         link = slot_link.encode().ljust(_NAME_BYTES, b"\0")
         self._netlink.transact(*_change(_DELETE, [
-            ("sworn", [_element(link)]), ("sworn_to", [_element(address.packed)]),
-            ("live", [_element(struct.pack("=I", oath.mark))]),
+            ("sworn", [_element(link)]), *_sworn_to(addresses), ("live", [_element(struct.pack("=I", oath.mark))]),
         ]))  # fmt: skip
         self._end(oath)
 
@@ -168,8 +169,11 @@ class Oaths:
 
         Raises OSError. An element goes by itself when its time is over.
         """
-        number, address = struct.pack("=I", mark), int(answer.address)
-        for name, ports in (("answers", answer.direct), ("web", answer.web)):
+        number, address = struct.pack("=I", mark), answer.address.packed
+        opened = [("answers", answer.direct), ("web", answer.web)]
+        if answer.address.version == V6.version:
+            opened = [(V6.network_set(V6.bits), answer.direct)]
+        for name, ports in opened:
             if ports is None:
                 self._open(mark, f"{name}_any", _answer(number, address, None), answer.ttl_s)
             for port in sorted(ports or ()):
@@ -223,25 +227,21 @@ def _palindrome(number: int) -> int:
     return high << 24 | low << 16 | low << 8 | high
 
 
-def _members(mark: int, contract: Compiled) -> Iterator[tuple[str, list[bytes]]]:
+def _sworn_to(addresses: Sequence[Address], number: bytes = b"") -> list[tuple[str, list[bytes]]]:
+    """Who a slot's addresses are answered for."""
+    return [
+        ("sworn_to" + family.suffix, [_element(address.packed, data=number)])
+        for family in (V4, V6) for address in addresses if address.version == family.version
+    ]  # fmt: skip
+
+
+def _members(mark: int, contract: Compiled, *, carries_6: bool) -> Iterator[tuple[str, list[bytes]]]:
     """The members of each set that a contract is, encoded; sets without any are left out."""
     number = struct.pack("=I", mark)
-    ranges, networks = split(contract.openings)
-    if contract.openings == (_EVERYWHERE,):
-        yield "opens_all", [_element(number)]
-    elif ranges:
-        yield (
-            "openings",
-            [
-                _element(
-                    _opening(number, one.first, (_ANY_PROTOCOL if one.all else _TCP_TO_UDP)[0], one.first_port),
-                    end=_opening(number, one.last, (_ANY_PROTOCOL if one.all else _TCP_TO_UDP)[1], one.last_port),
-                )
-                for one in ranges
-            ],
-        )
-    for name, those in networks.items():
-        yield name, [_element(_answer(number, address, port)) for address, port in those]
+    yield from _openings(V4, number, contract.openings)
+    if carries_6:
+        yield "carries_6", [_element(number)]
+        yield from _openings(V6, number, contract.openings_6)
     for name, holds in (("opens_private", not contract.deny_private), ("opens_metadata", not contract.deny_metadata),
                         ("nameless", contract.deny_dns), ("proxied", contract.is_proxied)):  # fmt: skip
         if holds:
@@ -257,32 +257,54 @@ def _members(mark: int, contract: Compiled) -> Iterator[tuple[str, list[bytes]]]
         yield from _rates(number, contract.rate)
 
 
-def split(openings: Sequence[Opening]) -> tuple[list[Opening], dict[str, list[tuple[int, int | None]]]]:
+def _openings(family: Family, number: bytes, openings: Sequence[Opening]) -> Iterator[tuple[str, list[bytes]]]:
+    ranges, networks = split(openings, family)
+    if openings == (Opening(0, int(family.every.broadcast_address), 0, MAX_PORT),):
+        yield f"opens_all{family.suffix}", [_element(number)]
+    elif ranges:
+        protocols = ((_ANY_PROTOCOL if one.all else _TCP_TO_UDP) for one in ranges)
+        members = [
+            _element(
+                _opening(number, family.packed(one.first), first, one.first_port),
+                end=_opening(number, family.packed(one.last), last, one.last_port),
+            )
+            for one, (first, last) in zip(ranges, protocols, strict=True)
+        ]
+        yield f"openings{family.suffix}", members
+    for name, those in networks.items():
+        yield name, [_element(_answer(number, family.packed(address), port)) for address, port in those]
+
+
+def split(
+    openings: Sequence[Opening], family: Family = V4
+) -> tuple[list[Opening], dict[str, list[tuple[int, int | None]]]]:
     """What has to be a range, and the rest as networks with a port, or None for all of them, by the sets they go to."""
     ranges: list[Opening] = []
     networks: dict[str, list[tuple[int, int | None]]] = {}
     count = 0
     for one in openings:
-        blocks = _blocks(one)
+        blocks = _blocks(one, family)
         count += len(blocks)
         if not blocks or count > MAX_OPENINGS:
             ranges.append(one)
             continue
         for length, address in blocks:
-            name = network_set(length) + ("_any" if one.all else "")
+            name = family.network_set(length) + ("_any" if one.all else "")
             networks.setdefault(name, []).append((address, None if one.all else one.first_port))
     return ranges, networks
 
 
-def _blocks(one: Opening) -> list[tuple[int, int]]:
+def _blocks(one: Opening, family: Family) -> list[tuple[int, int]]:
     """Networks of the lengths that have sets, which make up an opening; none where they can't, or are too many."""
     found: list[tuple[int, int]] = []
     if not (one.all or one.is_port):
         return []
-    for network in summarize_address_range(IPv4Address(one.first), IPv4Address(one.last)):
-        if network.prefixlen < PREFIX_LENGTHS[0] or len(found) > _MOST_BLOCKS:
+    first, last = (ip_address(family.packed(number)) for number in (one.first, one.last))
+    for network in summarize_address_range(first, last):
+        length = next(length for length in family.lengths if length >= network.prefixlen)
+        parts = 1 << length - network.prefixlen
+        if network.prefixlen < family.lengths[0] or len(found) + parts > _MOST_BLOCKS:
             return []
-        length = next(length for length in PREFIX_LENGTHS if length >= network.prefixlen)
         found += [(length, int(part.network_address)) for part in network.subnets(new_prefix=length)]
     return found
 
@@ -297,12 +319,12 @@ def _rates(number: bytes, rate: RateLimit) -> Iterator[tuple[str, list[bytes]]]:
             yield f"{name}_packets", [_element(number, extra=_limit(rate.packets_per_s, burst, _PACKETS))]
 
 
-def _opening(number: bytes, address: int, protocol: int, port: int) -> bytes:
-    return number + struct.pack(">IB3xH2x", address, protocol, min(port, MAX_PORT))
+def _opening(number: bytes, address: bytes, protocol: int, port: int) -> bytes:
+    return number + address + struct.pack(">B3xH2x", protocol, min(port, MAX_PORT))
 
 
-def _answer(number: bytes, address: int, port: int | None) -> bytes:
-    return number + struct.pack(">I", address) + (b"" if port is None else struct.pack(">H2x", port))
+def _answer(number: bytes, address: bytes, port: int | None) -> bytes:
+    return number + address + (b"" if port is None else struct.pack(">H2x", port))
 
 
 def _limit(rate: int, burst: int, kind: int) -> bytes:

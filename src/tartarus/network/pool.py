@@ -23,15 +23,15 @@ from tartarus.network.links import Traffic
 from tartarus.network.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Events
 from tartarus.network.oaths import Answer
 from tartarus.network.resolver import Asker, Resolver, host_name_servers
-from tartarus.network.router import Router, slot_address
+from tartarus.network.router import Router, slot_addresses
 from tartarus.network.settings import NetworkSettings
 from tartarus.network.slot import Slot
 from tartarus.network.threads import finish, in_thread
 from tartarus.network.tracking import Counted, of_slot, traffic_of
 
 _log = structlog.get_logger("tartarus.network")
-# rtnetlink groups: links, IPv4 addresses and routes, and whether links forward; nftables: every change of rules.
-_ROUTE_GROUPS = (1, 5, 7, 24)
+# rtnetlink: links, and both families' addresses, routes, and whether links forward; nftables: every change of rules.
+_ROUTE_GROUPS = (1, 5, 7, 24, 9, 11, 25)
 _FILTER_GROUPS = (7,)
 # Changes come in bursts (a link comes up, gets its address, its routes): after a look at once, the next one waits.
 _SETTLE_S = 0.1
@@ -100,8 +100,8 @@ class SlotPool:
 
     def _open_host(self) -> None:
         avoid = [IPv4Address(text) for text in self._settings.name_servers or host_name_servers() if ":" not in text]
-        network = self._host.reserve(self._settings, avoid)
-        self._router = Router.create(network, self._settings)
+        networks = self._host.reserve(self._settings, avoid)
+        self._router = Router.create(networks, self._settings)
         self.mtu = self._host.mtu()
         self._host.connect(self._router, self.mtu)
         self._free = deque(range(self._settings.slots))
@@ -139,7 +139,9 @@ class SlotPool:
                 fix="end one of them, or raise the daemon's network setting slots",
             )
         number = self._free.popleft()
-        slot = Slot(number, slot_address(router.network, number), router.gateway, self, contract)
+        slot = Slot(number, slot_addresses(router.networks, number), router.gateway, self, contract)
+        if self._host.why_not_6:
+            slot.address_6 = None
         self._taken[number] = slot
         if self._proxy is not None:
             self._proxy.opened(slot)
@@ -198,7 +200,8 @@ class SlotPool:
         # The wall behind the router opens before it, and closes after it.
         self._host.let(slot.address, private=not contract.deny_private or not slot.contract.deny_private,
                        metadata=not contract.deny_metadata or not slot.contract.deny_metadata)  # fmt: skip
-        router.swear(slot.number, contract, answers)
+        slot.why_not_6 = self._host.carry_6(router, contract, has_address=slot.address_6 is not None)
+        router.swear(slot.number, contract, answers, carries_6=not slot.why_not_6)
         self._host.let(slot.address, private=not contract.deny_private, metadata=not contract.deny_metadata)
 
     def _asker(self, router: Router, slot: Slot) -> Asker:
@@ -221,16 +224,17 @@ class SlotPool:
         async with slot.busy:
             router, _ = self._parts()
             if slot.cut and not slot.given_back:
-                await in_thread(lambda: router.swear(slot.number, slot.contract))
+                await in_thread(lambda: router.swear(slot.number, slot.contract, carries_6=not slot.why_not_6))
                 slot.cut = False
 
     async def attach(self, slot: Slot, guest: int) -> None:
-        """Join a guest's network namespace to the slot: link `eth0`, address, default route, no IPv6.
+        """Join a guest's network namespace to the slot: link `eth0`, and the slot's addresses, with default routes.
 
         `guest` is a pidfd of any of its processes, or the open file of its network namespace. Everything is done from
         outside, and nothing can leave before the rules stand, which they do. Raises GuestFailed, NoSpace, InvalidState.
         """
-        await self._joined(slot, lambda router: router.attach(slot.number, guest, self.mtu))
+        with_6 = slot.address_6 is not None
+        await self._joined(slot, lambda router: router.attach(slot.number, guest, self.mtu, with_6=with_6))
 
     async def attach_tap(self, slot: Slot) -> int:
         """The slot's link as a tap, for a machine's monitor: an open file that is the caller's.

@@ -58,7 +58,7 @@ class Asker:
         self.contract = contract
         self.open = open_address
         self.counts: Counter[str] = Counter()
-        self.opened: dict[tuple[IPv4Address, str], float] = {}
+        self.opened: dict[tuple[IPv4Address | IPv6Address, str], float] = {}
 
     def replace(self, contract: Compiled) -> None:
         """It has another contract now."""
@@ -77,7 +77,7 @@ class Asker:
         """Whether that address is one that the name was answered with, and still good."""
         return self.opened.get((address, name), 0.0) > time.monotonic()
 
-    def has_room(self, addresses: Sequence[IPv4Address]) -> bool:
+    def has_room(self, addresses: Sequence[IPv4Address | IPv6Address]) -> bool:
         """Whether so many more may be opened; what has gone by itself is forgotten here."""
         now = time.monotonic()
         if len(self.opened) + len(addresses) > _MOST_OPEN:
@@ -204,8 +204,8 @@ class Resolver:
         if (contract.deny_private or not allowed) and names.is_private_name(question, self._closed_to(contract)):
             counts["dns_private"] += 1
             return question, names.failure(question, dns.rcode.NXDOMAIN)
-        if question.tells_how_to_connect and contract.direct.ports_of(name) != ports:
-            # HTTP/3, and hidden names: neither passes the egress proxy, so nobody is to try.
+        if question.leads_past_the_proxy and contract.direct.ports_of(name) != ports:
+            # None of it passes there, so nobody is to try.
             return question, names.failure(question, dns.rcode.NOERROR)
         self._in_flight[sender] += 1
         try:
@@ -229,7 +229,8 @@ class Resolver:
         """A name's addresses, as that slot itself would be told them and with all that follows; none if refused."""
         packet = dns.message.make_query(name, dns.rdatatype.A).to_wire()
         _, response = await self._answer(packet, str(slot), stream=False)
-        return [] if response is None else names.addresses_to_open(response)
+        found = [] if response is None else names.addresses_to_open(response)
+        return [address for address in found if isinstance(address, IPv4Address)]
 
     async def _open(self, asker: Asker, name: str, answer: dns.message.Message) -> bool:
         """Open what was answered, before it is told; False when the contract has too much open already."""
@@ -295,7 +296,7 @@ def host_name_servers(path: Path = _RESOLV_CONF) -> tuple[str, ...]:
     return tuple(found[:_MAX_SERVERS])
 
 
-def _opening(contract: Compiled, name: str, address: IPv4Address, ttl_s: float) -> Answer:
+def _opening(contract: Compiled, name: str, address: IPv4Address | IPv6Address, ttl_s: float) -> Answer:
     every, direct = contract.ports_of(name), contract.direct.ports_of(name)
     return Answer(address, direct, frozenset() if direct == every else every, ttl_s)
 

@@ -7,17 +7,19 @@ leaves nothing behind here.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
 from tartarus.model.errors import GuestFailed
 from tartarus.network import namespace, nft, rules, taps
 from tartarus.network.compiled import Compiled
 from tartarus.network.destinations import HostNetworks
-from tartarus.network.links import End, Links, Traffic, route
+from tartarus.network.families import NEXT_HOP_6
+from tartarus.network.links import End, Link, Links, Traffic, neighbour, route
 from tartarus.network.oaths import Answer, Oath, Oaths, mask_of_slot
 from tartarus.network.settings import NetworkSettings
 from tartarus.network.tracking import Counted, Tracking
@@ -29,7 +31,12 @@ _WAITING = 1024
 # Above what a kernel numbers its own links with; in a guest any number is free but those of its few fallback links.
 _FIRST_INDEX = 1000
 _EVERYWHERE = IPv4Network("0.0.0.0/0")
+_EVERYWHERE_6 = IPv6Network("::/0")
+HOST_6, ROUTER_6 = IPv6Address("fe80::1"), IPv6Address("fe80::2")
+"""To each other."""
+LINK_6 = 64
 _SYSCTL = Path("/proc/sys/net")
+_IPV6 = _SYSCTL / "ipv6"
 _SYSCTLS = {
     "ipv4/ip_forward": "1",
     # Answers only where a packet's source would be answered; the rules say the same of each slot.
@@ -47,22 +54,36 @@ _SYSCTLS = {
     "netfilter/nf_conntrack_tcp_loose": "0",
     # A day by default (five, in fact), which is long for something that counts against a limit.
     "netfilter/nf_conntrack_tcp_timeout_established": "7200",
-    # No addresses of its own: IPv6 gets as far as the rules, which count and drop it.
+    "ipv6/icmp/ratelimit": "0",
+    "ipv6/conf/all/forwarding": "1",
+    "ipv6/conf/default/forwarding": "1",
+    # No addresses but those that its links are given; who is no slot's and not the host gets as far as the rules.
+    "ipv6/conf/all/disable_ipv6": "0",
+    "ipv6/conf/default/disable_ipv6": "0",
     "ipv6/conf/all/accept_ra": "0",
     "ipv6/conf/default/accept_ra": "0",
+    "ipv6/conf/all/accept_redirects": "0",
+    "ipv6/conf/default/accept_redirects": "0",
     "ipv6/conf/all/addr_gen_mode": "1",
     "ipv6/conf/default/addr_gen_mode": "1",
 }
+# Of a guest's link before it is made: nobody is heard, and nothing said, but what it takes to find the next hop.
+_GUEST_6 = {
+    "accept_ra": "0", "router_solicitations": "0", "autoconf": "0", "addr_gen_mode": "1", "accept_redirects": "0",
+    "dad_transmits": "0", "disable_ipv6": "0",
+}  # fmt: skip
 
 
 class Router:
     """Made by `create`. Its methods block, on the kernel only, for a millisecond or so."""
 
     def __init__(
-        self, file: int, network: IPv4Network, links: Links, removals: Links, tracking: Tracking, oaths: Oaths
-    ) -> None:
+        self, file: int, networks: tuple[IPv4Network, IPv6Network], links: Links, removals: Links, tracking: Tracking,
+        oaths: Oaths,
+    ) -> None:  # fmt: skip
         self.namespace = file
-        self.network = network
+        self.networks = networks
+        network = networks[0]
         self.gateway = network[1]
         self.host_address = network[0]
         self._host = namespace.identity()
@@ -73,24 +94,25 @@ class Router:
         self._tracking = tracking
         self._oaths = oaths
         self._sworn: dict[int, Oath] = {}
+        self._has_ipv6 = _IPV6.exists()
         self._counted: set[int] = set()
         # Ours as well as the monitors': what a link carried is known until it is given back.
         self._taps: dict[int, int] = {}
 
     @classmethod
-    def create(cls, network: IPv4Network, settings: NetworkSettings) -> Router:
-        """A router with every rule and no link; slots have `network`'s addresses. Raises Unsupported, OSError."""
+    def create(cls, networks: tuple[IPv4Network, IPv6Network], settings: NetworkSettings) -> Router:
+        """A router with every rule and no link; slots have `networks`' addresses. Raises Unsupported, OSError."""
         file = namespace.create()
         try:
 
             def inside() -> tuple[Links, Links, Tracking, Oaths]:
                 for name, value in _SYSCTLS.items():
                     _set(name, value)
-                slots = {rules.slot_link(number): slot_address(network, number) for number in range(settings.slots)}
-                nft.apply(rules.router_table(slots, network[1], network, settings))
+                slots = {rules.slot_link(number): slot_addresses(networks, number) for number in range(settings.slots)}
+                nft.apply(rules.router_table(slots, networks[0][1], networks, settings))
                 return Links(), Links(), Tracking(), Oaths()
 
-            return cls(file, network, *namespace.run_in(file, inside))
+            return cls(file, networks, *namespace.run_in(file, inside))
         except BaseException:
             os.close(file)
             raise
@@ -104,6 +126,18 @@ class Router:
         self._links.bring_up(link.ifindex)
         self._links.configure(link.ifindex, IPv4Interface((self.gateway, 31)), (way,))
 
+    def connect_6(self, host_hardware: bytes) -> bytes:
+        """Let what IPv6 slots send go to the host, whose end of the pair has that address; its own is returned.
+
+        Raises OSError.
+        """
+        link = self._links.find(rules.UPLINK)
+        if link is None:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), rules.UPLINK)
+        ways = (neighbour(HOST_6, link.ifindex, host_hardware), route(_EVERYWHERE_6, link.ifindex, HOST_6))
+        self._links.configure(link.ifindex, IPv6Interface((ROUTER_6, LINK_6)), ways)
+        return link.hardware
+
     def wait_until_connected(self) -> None:
         """Wait until packets pass to the host, whose end of the pair was brought up. Raises OSError."""
         self._links.wait_until_working(rules.UPLINK)
@@ -113,8 +147,13 @@ class Router:
         change = rules.host_networks(rules.ROUTER_TABLE, networks)
         namespace.run_in(self.namespace, lambda: nft.apply(change))
 
-    def swear(self, number: int, contract: Compiled, answers: Iterable[Answer] = ()) -> None:
-        """Hold a slot to a contract, from one moment on; that of before is void then. Raises OSError, Unsupported."""
+    def swear(
+        self, number: int, contract: Compiled, answers: Iterable[Answer] = (), *, carries_6: bool = False
+    ) -> None:
+        """Hold a slot to a contract, from one moment on; that of before is void then. Raises OSError, Unsupported.
+
+        `carries_6`: whether it may have any packet of IPv6 carried.
+        """
         limit = contract.connections
         if limit is not None and limit not in self._counted:
             namespace.run_in(self.namespace, lambda: nft.apply(rules.count_rules(limit)))
@@ -122,9 +161,10 @@ class Router:
         mark, used = self._oaths.next_mark(number)
         if used:
             self._tracking.forget(mark)
-        address = slot_address(self.network, number)
-        old = self._sworn.get(number)
-        self._sworn[number] = self._oaths.swear(mark, rules.slot_link(number), address, contract, old, answers)
+        self._sworn[number] = self._oaths.swear(
+            mark, rules.slot_link(number), slot_addresses(self.networks, number), contract, self._sworn.get(number),
+            answers, carries_6=carries_6,
+        )  # fmt: skip
 
     def answer(self, number: int, answer: Answer) -> None:
         """Open a domain's address to the slot's contract, if it has one. Raises OSError."""
@@ -136,19 +176,19 @@ class Router:
         """Nothing of a slot's passes any more, whatever was open. Safe to repeat. Raises OSError."""
         oath = self._sworn.pop(number, None)
         if oath is not None:
-            self._oaths.release(rules.slot_link(number), slot_address(self.network, number), oath)
+            self._oaths.release(rules.slot_link(number), slot_addresses(self.networks, number), oath)
 
     def sweep(self) -> None:
         """Take out of the sets what was of contracts that are void. Raises OSError."""
         self._oaths.sweep()
 
-    def attach(self, number: int, guest: int, mtu: int) -> None:
+    def attach(self, number: int, guest: int, mtu: int, *, with_6: bool = False) -> None:
         """Give the network namespace of `guest` (a pidfd, or the namespace's open file) the slot's link and address.
 
-        Its address and routes come last, under rules that stand since before the guest was born. Raises OSError, and
-        GuestFailed for a guest that has no network namespace of its own.
+        Its address and routes come last, under rules that stand since before the guest was born; one of IPv6, too,
+        `with_6`. Raises OSError, and GuestFailed for a guest that has no network namespace of its own.
         """
-        index, address = _FIRST_INDEX + number, slot_address(self.network, number)
+        index, (address, address_6) = _FIRST_INDEX + number, slot_addresses(self.networks, number)
 
         def inside() -> None:
             own = namespace.current()
@@ -156,7 +196,8 @@ class Router:
                 if namespace.identity(own) in {self._host, namespace.identity(self.namespace)}:
                     raise GuestFailed("the sandbox can't have a network", why="it has no network namespace of its own")
                 # Before the link exists, which takes it over: not even a neighbour solicitation leaves it.
-                _set("ipv6/conf/default/disable_ipv6", "1")
+                for name, value in (_GUEST_6 if with_6 else {"disable_ipv6": "1"}).items():
+                    _set(f"ipv6/conf/default/{name}", value)
                 near, far = End(rules.slot_link(number), index), End(GUEST_LINK, _FIRST_INDEX)
                 self._links.add_pair(near, far, own, mtu)
             finally:
@@ -167,11 +208,15 @@ class Router:
                 # is lost, and nothing is sent twice.
                 links.bring_up(_FIRST_INDEX)
                 self._links.bring_up(index)
-                self._links.configure(index, routes=(route(IPv4Network(address), index),))
+                ours = self._reach(index, number, links.find(GUEST_LINK))
                 links.wait_until_working(GUEST_LINK)
                 gateway = route(IPv4Network(self.gateway), _FIRST_INDEX)
                 world = route(_EVERYWHERE, _FIRST_INDEX, self.gateway)
                 links.configure(_FIRST_INDEX, IPv4Interface((address, 32)), (gateway, world))
+                if with_6 and ours is not None:
+                    known = neighbour(NEXT_HOP_6, _FIRST_INDEX, ours.hardware)
+                    world = route(_EVERYWHERE_6, _FIRST_INDEX, NEXT_HOP_6)
+                    links.configure(_FIRST_INDEX, IPv6Interface((address_6, 128)), (known, world))
             finally:
                 links.close()
 
@@ -190,11 +235,24 @@ class Router:
         try:
             tap = self._taps[number] = namespace.run_in(self.namespace, lambda: taps.create(name, index))
             self._links.bring_up(index, mtu)
-            self._links.configure(index, routes=(route(IPv4Network(slot_address(self.network, number)), index),))
+            self._reach(index, number)
             return os.dup(tap)
         except BaseException:
             self.detach(number)
             raise
+
+    def _reach(self, index: int, number: int, far: Link | None = None) -> Link | None:
+        """The router's ways to a slot, through its link, which is returned. `far`: the other end, if that is known.
+
+        IPv6 hears who is where only some time after a link came up, and a guest asks once a second.
+        """
+        address, address_6 = slot_addresses(self.networks, number)
+        self._links.configure(index, routes=(route(IPv4Network(address), index),))
+        if self._has_ipv6:
+            ways = [route(IPv6Network(address_6), index)]
+            ways += [] if far is None else [neighbour(address_6, index, far.hardware)]
+            self._links.configure(index, IPv6Interface((NEXT_HOP_6, LINK_6)), tuple(ways))
+        return self._links.find(rules.slot_link(number))
 
     def detach(self, number: int) -> Traffic | None:
         """Cut a slot's link, in whatever state it is, and forget its connections; what it carried, if it was there."""
@@ -253,9 +311,10 @@ class Router:
         os.close(self.namespace)
 
 
-def slot_address(network: IPv4Network, number: int) -> IPv4Address:
-    """The guest's address of a slot: the first two are for the way between the router and the host."""
-    return network[2 + number]
+def slot_addresses(networks: tuple[IPv4Network, IPv6Network], number: int) -> tuple[IPv4Address, IPv6Address]:
+    """The guest's of a slot: the first two of each network are for the way between the router and the host."""
+    network, network_6 = networks
+    return network[2 + number], network_6[2 + number]
 
 
 def _set(name: str, value: str) -> None:

@@ -1,16 +1,17 @@
-"""The packet filter's two tables as nftables text: the router's, which knows each slot, and the host's second wall.
+"""The router's table of the packet filter as nftables text, which knows each slot; the host's is in `wall`.
 
-A slot's number, addresses and links are fixed, so both tables are complete before the first sandbox: taking a slot,
-swearing a contract for it and giving it back change no rule, only sets (`oaths`). What the rules count, they count by
-themselves in sets (`add @refused {...}`).
+A slot's number, addresses and links are fixed, so it is complete before the first sandbox: taking a slot, swearing a
+contract for it and giving it back change no rule, only sets (`oaths`). What the rules count, they count by themselves
+in sets (`add @refused {...}`). What there is of each for IPv6 has a name that ends in `_6`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Mapping
+from ipaddress import IPv4Address
 
-from tartarus.network.destinations import CLOSED, HostNetworks
+from tartarus.network.destinations import CLOSED, Address, HostNetworks, Network
+from tartarus.network.families import FAMILIES, NEXT_HOP_6, V4, V6, Family
 from tartarus.network.settings import NetworkSettings
 
 ROUTER_TABLE = "tartarus"
@@ -29,8 +30,8 @@ OPENABLE = frozenset({"private", "metadata"})
 """What of `CLOSED` a contract may open."""
 PROXY_PORT, REDIRECTED_PORT = 3128, 3129
 """Where the egress proxy listens at the gateway: for those who ask it, and for what is led to it."""
-PREFIX_LENGTHS = tuple(range(8, 33, 2))
-"""Of networks that have sets of their own. Sets of ranges take the kernel long to change when they are long."""
+DISCOVERY_6 = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255"
+"""Who has an address on a link, of all that IPv6 has neighbours tell each other; never forwarded by anybody."""
 _MOST = 65535
 _MOST_ANSWERS = 262144
 
@@ -41,20 +42,20 @@ def slot_link(number: int) -> str:
 
 
 def router_table(
-    slots: dict[str, IPv4Address], gateway: IPv4Address, network: IPv4Network, settings: NetworkSettings
-) -> str:
-    """The router's table. `slots`: each link's only source address; `gateway`: where the resolver listens.
+    slots: Mapping[str, tuple[Address, ...]], gateway: IPv4Address, networks: tuple[Network, ...],
+    settings: NetworkSettings,
+) -> str:  # fmt: skip
+    """The router's table. `slots`: each link's only source addresses; `gateway`: where the resolver listens.
+
+    `networks`: those of all slots' addresses, IPv4 first.
 
     A slot's packets pass by the contract that `sworn` names for it: a number that no two contracts have at one time,
     which is also the mark of every connection that was opened under it. Connections of an older one (not `live`) are
     judged anew, in both directions.
     """
-    sources = ", ".join(f'"{link}" . {address}' for link, address in slots.items())
+    network, network_6 = networks
     return f"""
 table inet {ROUTER_TABLE} {{
-  set sources {{ type ifname . ipv4_addr; elements = {{ {sources} }}; }}
-  set host {{ type ipv4_addr; flags interval; }}
-  set neighbours {{ type ipv4_addr; flags interval; }}
   set {REFUSED_SET} {{ type ifname . mark; size 65535; flags dynamic; }}
   set {OPENED_SET} {{ type ifname; size 65535; flags dynamic; }}
   set query_rates {{ type ifname; size 65535; flags dynamic; }}
@@ -63,13 +64,10 @@ table inet {ROUTER_TABLE} {{
 
   # All that contracts are, in sets: swearing one adds members, and changes no rule.
   map sworn {{ type ifname : mark; size {_MOST}; }}
-  map sworn_to {{ type ipv4_addr : mark; size {_MOST}; }}
   set live {{ type mark; size {_MOST}; }}
-  set openings {{ type mark . ipv4_addr . inet_proto . inet_service; flags interval; }}
-  {_network_sets()}
-  set opens_all {{ type mark; size {_MOST}; }}
-  set answers {{ type mark . ipv4_addr . inet_service; size {_MOST_ANSWERS}; flags timeout; }}
-  set answers_any {{ type mark . ipv4_addr; size {_MOST_ANSWERS}; flags timeout; }}
+  {_sets(V4, slots)}
+  {_sets(V6, slots)}
+  set carries_6 {{ type mark; size {_MOST}; }}
   set web {{ type mark . ipv4_addr . inet_service; size {_MOST_ANSWERS}; flags timeout; }}
   set web_any {{ type mark . ipv4_addr; size {_MOST_ANSWERS}; flags timeout; }}
   set proxied {{ type mark; size {_MOST}; }}
@@ -90,6 +88,8 @@ table inet {ROUTER_TABLE} {{
   chain refuse {{
     iifname "{UPLINK}" drop
     add @{REFUSED_SET} {{ iifname . meta mark counter }}
+    # What comes while a program connects is heard at once; the other way it would be a second later, in IPv6.
+    meta nfproto ipv6 meta l4proto tcp reject with tcp reset
     reject with icmpx admin-prohibited
   }}
 
@@ -108,12 +108,12 @@ table inet {ROUTER_TABLE} {{
     type filter hook prerouting priority mangle; policy drop;
     iifname "{UPLINK}" goto returning
     iifname != "slot*" drop
-    meta nfproto != ipv4 {_discard("ipv6")}
-    iifname . ip saddr != @sources {_discard("spoofed")}
     meta mark set iifname map @sworn
+    meta nfproto ipv4 iifname . ip saddr != @sources {_discard("spoofed")}
     meta mark 0 {_discard("unsworn")}
     meta mark @own_sending {_discard("rate")}
     meta mark @own_sending_packets {_discard("rate")}
+    meta nfproto ipv6 jump entering_6
     ip daddr {gateway} udp dport 53 meta mark @nameless {_refuse("dns")}
     ip daddr {gateway} udp dport 53 add @query_rates {{ iifname limit rate over {settings.dns_queries}/second \
 burst {4 * settings.dns_queries} packets }} {_discard("rate")}
@@ -123,20 +123,51 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
     ct state != new {_discard("invalid")}
     goto judging
   }}
+  chain entering_6 {{
+    # What every stack says when it comes up, unasked.
+    icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop
+    ip6 saddr :: icmpv6 type nd-neighbor-solicit drop
+    iifname . ip6 saddr != @sources_6 meta mark != @carries_6 {_discard("ipv6")}
+    iifname . ip6 saddr != @sources_6 {_discard("spoofed")}
+    {DISCOVERY_6} goto discovering
+    # The rest that is said among neighbours: who is a router, which way is shorter, who listens to whom.
+    icmpv6 type >= 130 {_discard("protocol")}
+    meta mark != @carries_6 {_refuse("ipv6")}
+    # Fragments are whole by now. No other header may stand before what is judged.
+    ip6 nexthdr != {{ tcp, udp, ipv6-icmp }} {_discard("protocol")}
+  }}
+  # A link has two ends, and only they may be asked for and told: the slot's, as its source shows, and the router's.
+  chain discovering {{
+    icmpv6 type nd-neighbor-solicit ip6 daddr {{ {NEXT_HOP_6}, ff02::1:ff00:1 }} accept
+    icmpv6 type nd-neighbor-advert ip6 daddr {NEXT_HOP_6} accept
+    # A machine that goes on after it was saved says so to all.
+    icmpv6 type nd-neighbor-advert ip6 daddr ff02::1 drop
+    {_discard("protocol")}
+  }}
   chain judging {{
+    meta nfproto ipv6 goto judging_6
     ip daddr {gateway} tcp dport {PROXY_PORT} meta mark @proxied goto opening
     ip daddr {gateway} tcp dport != 53 {_refuse("gateway")}
     ip daddr {gateway} meta l4proto != tcp {_refuse("gateway")}
     ip daddr {gateway} meta mark @nameless {_refuse("dns")}
     ip daddr {gateway} goto opening
-    {_closed("daddr", network)}
+    {_closed(V4, "daddr", network)}
     meta l4proto {{ tcp, udp }} th dport {{ 53, 853 }} {_refuse("dns")}
     meta l4proto != {{ tcp, udp, icmp }} {_refuse("protocol")}
     meta l4proto icmp icmp type != echo-request {_refuse("protocol")}
     meta mark @opens_all goto opening
-    {_opened("daddr", "goto opening")}
+    {_opened(V4, "daddr", "goto opening")}
     meta l4proto tcp ct state new goto judging_web
     meta l4proto tcp ct status dnat goto judging_web
+    {_refuse("contract")}
+  }}
+  # The egress proxy speaks IPv4 only, as do its domains.
+  chain judging_6 {{
+    {_closed(V6, "daddr", network_6)}
+    meta l4proto {{ tcp, udp }} th dport {{ 53, 853 }} {_refuse("dns")}
+    meta l4proto icmpv6 icmpv6 type != echo-request {_refuse("protocol")}
+    meta mark @opens_all_6 goto opening
+    {_opened(V6, "daddr", "goto opening")}
     {_refuse("contract")}
   }}
   # What is open through the egress proxy only: to begin with, and when it was led there at its beginning.
@@ -148,9 +179,10 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
   chain redirecting {{
     type nat hook prerouting priority dstnat; policy accept;
     iifname != "slot*" accept
+    meta nfproto ipv6 accept
     ip daddr {gateway} accept
     meta mark @opens_all accept
-    {_opened("daddr", "accept")}
+    {_opened(V4, "daddr", "accept")}
     meta l4proto tcp dnat ip to {gateway}:{REDIRECTED_PORT}
   }}
   chain opening {{
@@ -171,11 +203,19 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
     ct mark @own_receiving_packets drop
     ct mark @live accept
     ct state != established drop
+    meta nfproto ipv6 goto returning_6
     meta mark set ip daddr map @sworn_to
     meta mark 0 drop
-    {_closed("saddr", network)}
+    {_closed(V4, "saddr", network)}
     meta mark @opens_all accept
-    {_opened("saddr", "accept")}
+    {_opened(V4, "saddr", "accept")}
+  }}
+  chain returning_6 {{
+    meta mark set ip6 daddr map @sworn_to_6
+    meta mark != @carries_6 drop
+    {_closed(V6, "saddr", network_6)}
+    meta mark @opens_all_6 accept
+    {_opened(V6, "saddr", "accept")}
   }}
 
   chain forward {{
@@ -185,6 +225,7 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
   }}
   chain input {{
     type filter hook input priority filter; policy drop;
+    iifname "slot*" {DISCOVERY_6} accept
     iifname "slot*" ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept
     iifname "slot*" ip daddr {gateway} tcp dport {{ {PROXY_PORT}, {REDIRECTED_PORT} }} accept
     iifname "slot*" ct state established,related accept
@@ -203,41 +244,50 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
 """
 
 
-def network_set(length: int) -> str:
-    """The set of what contracts open at one port of networks of that prefix length; with `_any`, whatever the port."""
-    return "answers" if length == PREFIX_LENGTHS[-1] else f"net{length}"
-
-
-def _network_sets() -> str:
-    lines = []
-    for name in map(network_set, PREFIX_LENGTHS[:-1]):
-        lines.append(f"set {name} {{ type mark . ipv4_addr . inet_service; size {_MOST_ANSWERS}; }}")
-        lines.append(f"set {name}_any {{ type mark . ipv4_addr; size {_MOST_ANSWERS}; }}")
+def _sets(family: Family, slots: Mapping[str, tuple[Address, ...]]) -> str:
+    """One family's sets: which addresses there are, and what contracts open of them."""
+    s, kind = family.suffix, family.kind
+    sources = ", ".join(
+        f'"{link}" . {address}' for link, own in slots.items() for address in own if address.version == family.version
+    )
+    lines = [
+        f"set sources{s} {{ type ifname . {kind}; elements = {{ {sources} }}; }}",
+        f"set host{s} {{ type {kind}; flags interval; }}",
+        f"set neighbours{s} {{ type {kind}; flags interval; }}",
+        f"map sworn_to{s} {{ type {kind} : mark; size {_MOST}; }}",
+        f"set openings{s} {{ type mark . {kind} . inet_proto . inet_service; flags interval; }}",
+        f"set opens_all{s} {{ type mark; size {_MOST}; }}",
+    ]
+    for length in family.lengths:
+        name, flags = family.network_set(length), " flags timeout;" if length == family.lengths[-1] else ""
+        lines.append(f"set {name} {{ type mark . {kind} . inet_service; size {_MOST_ANSWERS};{flags} }}")
+        lines.append(f"set {name}_any {{ type mark . {kind}; size {_MOST_ANSWERS};{flags} }}")
     return "\n  ".join(lines)
 
 
-def _opened(side: str, verdict: str) -> str:
+def _opened(family: Family, side: str, verdict: str) -> str:
     """The rules for what a contract's networks and its domains' answers open, by address and port of one side."""
-    port = f"th {side[0]}port"
-    lines = [f"meta mark . ip {side} . meta l4proto . {port} @openings {verdict}"]
-    for length in reversed(PREFIX_LENGTHS):
-        name = network_set(length)
-        masked = f"ip {side}" if length == PREFIX_LENGTHS[-1] else f"ip {side} & {IPv4Network((0, length)).netmask}"
+    port, at = f"th {side[0]}port", f"{family.header} {side}"
+    lines = [f"meta mark . {at} . meta l4proto . {port} @openings{family.suffix} {verdict}"]
+    for length in reversed(family.lengths):
+        name = family.network_set(length)
+        masked = at if length == family.lengths[-1] else f"{at} & {family.network(0, length).netmask}"
         lines.append(f"meta l4proto {{ tcp, udp }} meta mark . {masked} . {port} @{name} {verdict}")
         lines.append(f"meta mark . {masked} @{name}_any {verdict}")
     return "\n    ".join(lines)
 
 
-def _closed(side: str, network: IPv4Network) -> str:
+def _closed(family: Family, side: str, network: Network) -> str:
     """The rules that refuse what no contract opens, or only one that says so, by the address of one side."""
-    lines = [f"ip {side} @host {_refuse('host')}", f"ip {side} {network} {_refuse('peer')}"]
-    for reason, texts in CLOSED.items():
-        those = f"ip {side} {{ {', '.join(texts)} }}"
+    at, s = f"{family.header} {side}", family.suffix
+    lines = [f"{at} @host{s} {_refuse('host')}", f"{at} {network} {_refuse('peer')}"]
+    for reason, texts in family.closed.items():
+        those = f"{at} {{ {', '.join(texts)} }}"
         unless = f"meta mark != @opens_{reason} " if reason in OPENABLE else ""
-        if reason == "link_local":  # which the metadata services lie in
-            unless = f"ip {side} != {{ {', '.join(CLOSED['metadata'])} }} "
+        if reason in {"link_local", "private"}:  # which metadata services lie in, and were judged
+            unless += f"{at} != {{ {', '.join(family.closed['metadata'])} }} "
         lines.append(f"{those} {unless}{_refuse(reason)}")
-    lines.append(f"ip {side} @neighbours meta mark != @opens_private {_refuse('neighbour')}")
+    lines.append(f"{at} @neighbours{s} meta mark != @opens_private {_refuse('neighbour')}")
     return "\n    ".join(lines)
 
 
@@ -256,86 +306,19 @@ def count_rules(connections: int) -> str:
     )
 
 
-def host_table(table: str, uplink: str, network: IPv4Network) -> str:
-    """The host's table: what leaves the router may only go on to public addresses, and nothing else is let through.
-
-    `opened` holds the links that forward packets because we had them do so: for others than us (and daemons like us,
-    whose tables say what they let in) they still don't. `opens_…`: the slots whose contracts open what others don't.
-    """
-    shut = {reason: ", ".join(texts) for reason, texts in CLOSED.items()}
-    metadata = f"ip daddr {{ {shut['metadata']} }}"
-    always = ", ".join(text for reason, texts in CLOSED.items() if reason not in OPENABLE for text in texts)
-    return f"""
-table inet {table} {{
-  set host {{ type ipv4_addr; flags interval; }}
-  set neighbours {{ type ipv4_addr; flags interval; }}
-  set opens_private {{ type ipv4_addr; }}
-  set opens_metadata {{ type ipv4_addr; }}
-  set opened {{ type ifname; }}
-
-  chain leaving {{
-    meta nfproto != ipv4 counter drop
-    ip saddr != {network} counter drop
-    ct state established,related accept
-    ct state != new counter drop
-    ip daddr @host counter drop
-    {metadata} ip saddr @opens_metadata accept
-    {metadata} counter drop
-    ip daddr @neighbours ip saddr != @opens_private counter drop
-    ip daddr {{ {shut["private"]} }} ip saddr != @opens_private counter drop
-    ip daddr {{ {always} }} counter drop
-    fib daddr type != unicast counter drop
-    accept
-  }}
-  # After the host's own address translation, and before the filters of others, who may refuse more.
-  chain forward {{
-    type filter hook forward priority filter - 5; policy accept;
-    iifname "{uplink}" goto leaving
-    oifname "{uplink}" ct state established,related accept
-    oifname "{uplink}" counter drop
-    iifname @opened oifname != "{UPLINK_PREFIX}*" counter drop
-  }}
-  chain input {{
-    type filter hook input priority filter - 5; policy accept;
-    iifname "{uplink}" counter drop
-  }}
-  chain output {{
-    type filter hook output priority filter - 5; policy accept;
-    oifname "{uplink}" ct state != {{ established, related }} counter drop
-  }}
-  chain postrouting {{
-    type nat hook postrouting priority srcnat; policy accept;
-    ip saddr {network} oifname != "{uplink}" masquerade
-  }}
-}}
-"""
-
-
-def host_openings(table: str, private: Iterable[IPv4Address], metadata: Iterable[IPv4Address]) -> str:
-    """The change that makes the host's table hold exactly these slots as opening what others don't."""
-    lines = []
-    for name, members in (("opens_private", private), ("opens_metadata", metadata)):
-        lines.append(f"flush set inet {table} {name}")
-        found = ", ".join(sorted(map(str, members)))
-        lines += [f"add element inet {table} {name} {{ {found} }}"] if found else []
-    return "\n".join(lines) + "\n"
-
-
 def host_networks(table: str, networks: HostNetworks) -> str:
     """The change that makes a table know `networks`, in one step."""
-    lines = []
-    for name, members in (("host", networks.host), ("neighbours", networks.neighbours)):
-        lines.append(f"flush set inet {table} {name}")
-        if members:
-            lines.append(f"add element inet {table} {name} {{ {', '.join(str(member) for member in members)} }}")
-    return "\n".join(lines) + "\n"
+    return "".join(
+        holding(table, name + family.suffix, [str(one) for one in members if one.version == family.version])
+        for name, members in (("host", networks.host), ("neighbours", networks.neighbours))
+        for family in FAMILIES
+    )
 
 
-def opened(table: str, links: Iterable[str]) -> str:
-    """The change that makes the host's table hold exactly `links` closed for what is not ours."""
-    names = ", ".join(f'"{link}"' for link in links)
-    text = f"flush set inet {table} opened\n"
-    return text + (f"add element inet {table} opened {{ {names} }}\n" if names else "")
+def holding(table: str, name: str, members: list[str]) -> str:
+    """The change that makes a set have exactly these members."""
+    text = f"flush set inet {table} {name}\n"
+    return text + (f"add element inet {table} {name} {{ {', '.join(members)} }}\n" if members else "")
 
 
 def replace(table: str, text: str) -> str:

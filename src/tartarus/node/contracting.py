@@ -31,7 +31,7 @@ class Contracts:
         if line is None:
             return NetworkState(published=ports)
         counters = await asyncio.to_thread(line.counters)
-        return NetworkState(line.contract, line.address, counters, ports)
+        return NetworkState(line.contract, line.address, counters, ports, line.address_6, line.why_not_6)
 
     async def swear(self, sandbox: Sandbox, contract: Contract) -> NetworkState:
         """Put another contract in its place, at one moment. Raises RequestRejected, InvalidState, InvalidRequest.

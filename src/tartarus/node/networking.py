@@ -70,7 +70,7 @@ class Line:
         try:
             if self.isolation is not Isolation.MICROVM:
                 await slots.attach(slot, made)
-            yield Wire(made, slot.address, slot.gateway, slot.mtu)
+            yield Wire(made, slot.address, slot.gateway, slot.mtu, slot.address_6, slot.gateway_6)
         finally:
             os.close(made)
 
@@ -129,6 +129,16 @@ class Line:
     def address(self) -> str:
         """Its own address."""
         return str(self._slot.address)
+
+    @property
+    def address_6(self) -> str:
+        """Its own address of IPv6; nothing where the host can't carry that."""
+        return str(self._slot.address_6 or "")
+
+    @property
+    def why_not_6(self) -> str:
+        """Why no packet of IPv6 passes; nothing if some do."""
+        return self._slot.why_not_6
 
 
 class Networking:

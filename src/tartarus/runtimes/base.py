@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Protocol
 
@@ -62,13 +62,16 @@ class RootFs(msgspec.Struct, frozen=True):
 
 class Wire(msgspec.Struct, frozen=True):
     """A guest's way to its network slot. `file`: an open file, the caller's: the network namespace that has its link
-    for gVisor, for a machine the tap that is its link. The rest is what a machine's kernel is told: `mtu` in bytes.
+    for gVisor, for a machine the tap that is its link. The rest is what a machine's kernel is told: `mtu` in bytes,
+    IPv6 where there is any.
     """  # noqa: D205
 
     file: int
     address: IPv4Address
     gateway: IPv4Address
     mtu: int
+    address_6: IPv6Address | None = None
+    gateway_6: IPv6Address | None = None
 
 
 class GuestRequest(msgspec.Struct, frozen=True):

@@ -15,7 +15,14 @@
 #define SYSCTL "/proc/sys/net/ipv6/conf/" CARD "/"
 #define RESOLV_CONF "/etc/resolv.conf"
 
-enum { IPV4_SIZE = 4 };
+enum { IPV4_SIZE = 4, BOTH_SIZE = 20, WHOLE_6 = 128, METRIC_6 = 1024 };
+
+/* As linux/ipv6.h has it, which can't be included beside the C library's headers. */
+struct in6_ifreq {
+	struct in6_addr ifr6_addr;
+	uint32_t ifr6_prefixlen;
+	int ifr6_ifindex;
+};
 
 static struct sockaddr inet(const uint8_t *bytes)
 {
@@ -59,15 +66,45 @@ static bool add_route(int fd, const uint8_t *to, const uint8_t *by)
 	return ioctl(fd, SIOCADDRT, &entry) == 0;
 }
 
-/* No address that nobody gave it. */
-static void no_ipv6(void)
+static void set(const char *name, const char *value)
 {
-	int fd = open(SYSCTL "disable_ipv6", O_WRONLY | O_CLOEXEC);
+	char path[sizeof SYSCTL + 32];
 
+	(void)snprintf(path, sizeof path, SYSCTL "%s", name);
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
 	if (fd >= 0) {
-		(void)!write(fd, "1", 1);
+		(void)!write(fd, value, strlen(value));
 		close(fd);
 	}
+}
+
+/* No address that nobody gave it, and none of before. */
+static void no_ipv6(void)
+{
+	set("disable_ipv6", "1");
+}
+
+/* One address and one neighbour, who is not asked for anything else. */
+static bool join_6(const uint8_t *address, const uint8_t *gateway)
+{
+	static const char *const off[] = {"accept_ra", "autoconf", "router_solicitations", "accept_redirects",
+					  "dad_transmits", "accept_dad"};
+	int index = (int)if_nametoindex(CARD);
+	struct in6_ifreq own = {.ifr6_prefixlen = WHOLE_6, .ifr6_ifindex = index};
+	struct in6_rtmsg way = {.rtmsg_flags = RTF_UP | RTF_GATEWAY, .rtmsg_metric = METRIC_6, .rtmsg_ifindex = index};
+
+	for (size_t i = 0; i < sizeof off / sizeof off[0]; i++)
+		set(off[i], "0");
+	set("addr_gen_mode", "1");
+	set("disable_ipv6", "0");
+	memcpy(&own.ifr6_addr, address, sizeof own.ifr6_addr);
+	memcpy(&way.rtmsg_gateway, gateway, sizeof way.rtmsg_gateway);
+	int fd = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return false;
+	bool done = ioctl(fd, SIOCSIFADDR, &own) == 0 && ioctl(fd, SIOCADDRT, &way) == 0;
+	close(fd);
+	return done;
 }
 
 static bool name_server(const uint8_t *gateway)
@@ -90,7 +127,7 @@ bool card_join(struct span address, struct span gateway, uint32_t mtu)
 	static const uint8_t whole[IPV4_SIZE] = {255, 255, 255, 255};
 	struct ifreq size = {.ifr_name = CARD, .ifr_mtu = (int)mtu};
 
-	if (address.size != IPV4_SIZE || gateway.size != IPV4_SIZE)
+	if ((address.size != IPV4_SIZE && address.size != BOTH_SIZE) || gateway.size != address.size)
 		return false;
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
@@ -100,5 +137,7 @@ bool card_join(struct span address, struct span gateway, uint32_t mtu)
 		    set_address(fd, SIOCSIFNETMASK, whole) && ioctl(fd, SIOCSIFMTU, &size) == 0 && set_flags(fd, IFF_UP) &&
 		    add_route(fd, gateway.bytes, NULL) && add_route(fd, NULL, gateway.bytes);
 	close(fd);
+	if (done && address.size == BOTH_SIZE && !join_6(address.bytes + IPV4_SIZE, gateway.bytes + IPV4_SIZE))
+		no_ipv6(); /* A kernel without it has the rest. */
 	return done && name_server(gateway.bytes);
 }

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
 import socket
 import struct
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from typing import Any
 
 from tartarus.network import namespace
+from tartarus.network.links import Network
 from tartarus.network.router import GUEST_LINK
 from tartarus.runtimes.base import Wire
 
 _GET_HARDWARE, _SET_ADDRESS = 0x8927, 0x8916
+_NO_IPV6 = Path(f"/proc/sys/net/ipv6/conf/{GUEST_LINK}/disable_ipv6")
 _EVERYTHING = 3  # ETH_P_ALL
 _SET_BUFFERS = (32, 33)  # SO_SNDBUFFORCE, SO_RCVBUFFORCE: more than others may ask for, as runsc does
 _BUFFER_BYTES = 4 * 1024 * 1024
@@ -23,7 +27,7 @@ _REQUEST = struct.Struct("16sHH4s16x")
 def take_over(wire: Wire) -> tuple[int, dict[str, Any]]:
     """A socket for all packets of the link in `wire`'s namespace, the caller's, and what its guest's kernel is told.
 
-    This host's kernel gives the address up there, so that it answers nothing in the guest's place. Raises OSError.
+    This host's kernel gives the addresses up there, so that it answers nothing in the guest's place. Raises OSError.
     """
 
     def inside() -> tuple[socket.socket, bytes]:
@@ -32,6 +36,8 @@ def take_over(wire: Wire) -> tuple[int, dict[str, Any]]:
             hardware = fcntl.ioctl(asked, _GET_HARDWARE, _REQUEST.pack(name, 0, 0, bytes(4)))[18:24]
             # The routes go with the last address.
             fcntl.ioctl(asked, _SET_ADDRESS, _REQUEST.pack(name, socket.AF_INET, 0, bytes(4)))
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+            _NO_IPV6.write_text("1", encoding="ascii")
         return socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC), hardware
 
     packets, hardware = namespace.run_in(wire.file, inside)
@@ -46,21 +52,29 @@ def take_over(wire: Wire) -> tuple[int, dict[str, Any]]:
 
 
 def _description(wire: Wire, hardware: bytes) -> dict[str, Any]:
+    addresses = [{"Address": str(wire.address), "PrefixLen": 32}]
+    if wire.address_6 is not None:
+        addresses.append({"Address": str(wire.address_6), "PrefixLen": 128})
     link = {
         "Name": GUEST_LINK,
         "MTU": wire.mtu,
-        "Addresses": [{"Address": str(wire.address), "PrefixLen": 32}],
+        "Addresses": addresses,
         "Routes": [{"Destination": _network(IPv4Network(wire.gateway)), "Gateway": ""}],
         "RXChecksumOffload": True,  # packets of this host's own have no checksum yet
         "LinkAddress": base64.b64encode(hardware).decode(),
         "NumChannels": 1,
     }
-    default = {
-        "Route": {"Destination": _network(IPv4Network((0, 0))), "Gateway": str(wire.gateway)},
-        "Name": GUEST_LINK,
-    }
-    return {"FDBasedLinks": [link], "Defaultv4Gateway": default}
+    described: dict[str, Any] = {
+        "FDBasedLinks": [link], "Defaultv4Gateway": _default(IPv4Network((0, 0)), str(wire.gateway)),
+    }  # fmt: skip
+    if wire.address_6 is not None:
+        described["Defaultv6Gateway"] = _default(IPv6Network((0, 0)), str(wire.gateway_6))
+    return described
 
 
-def _network(network: IPv4Network) -> dict[str, str]:
+def _default(everywhere: Network, gateway: str) -> dict[str, Any]:
+    return {"Route": {"Destination": _network(everywhere), "Gateway": gateway}, "Name": GUEST_LINK}
+
+
+def _network(network: Network) -> dict[str, str]:
     return {"IP": str(network.network_address), "Mask": base64.b64encode(network.netmask.packed).decode()}

@@ -221,7 +221,12 @@ def renewal(hostname: str, resources: Resources, wire: Wire | None = None) -> by
         time.time_ns(), secrets.token_bytes(_ENTROPY), hostname, secrets.token_hex(16),
         (resources.pids, resources.memory_bytes),
     )  # fmt: skip
-    return payload if wire is None else payload + join_payload(wire.address.packed, wire.gateway.packed, wire.mtu)
+    if wire is None:
+        return payload
+    address, gateway = wire.address.packed, wire.gateway.packed
+    if wire.address_6 is not None and wire.gateway_6 is not None:
+        address, gateway = address + wire.address_6.packed, gateway + wire.gateway_6.packed
+    return payload + join_payload(address, gateway, wire.mtu)
 
 
 def limits(resources: Resources) -> bytes:
