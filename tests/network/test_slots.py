@@ -349,6 +349,10 @@ def test_it_opens_by_itself_and_can_be_opened_again(world: World) -> None:
         assert world.traces() == []
         async with joined(pool, guest):
             assert await off(lambda: guest.ask(PUBLIC)) == HOST
+            # The second router knows the host as well as the first did.
+            assert await off(lambda: guest.ask(NEIGHBOUR)) == "No route to host"
+            assert guest.slot is not None
+            assert guest.slot.counters()["refused_neighbour"] == 1
 
     world.run(scenario)
 

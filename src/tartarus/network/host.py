@@ -261,6 +261,7 @@ class Host:
         self._installed = ("", "")
         self._let = (frozenset(), frozenset())
         self._carries_6 = False
+        self.networks = HostNetworks()  # which the next router must be told of
 
     def _undo(self) -> None:
         changes = self._ledger.read()
