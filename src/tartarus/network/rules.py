@@ -258,10 +258,12 @@ def _sets(family: Family, slots: Mapping[str, tuple[Address, ...]]) -> str:
         f"set openings{s} {{ type mark . {kind} . inet_proto . inet_service; flags interval; }}",
         f"set opens_all{s} {{ type mark; size {_MOST}; }}",
     ]
+    # With a size and nothing else the kernel would make room for as many at once: 4 MiB for each of these.
     for length in family.lengths:
-        name, flags = family.network_set(length), " flags timeout;" if length == family.lengths[-1] else ""
-        lines.append(f"set {name} {{ type mark . {kind} . inet_service; size {_MOST_ANSWERS};{flags} }}")
-        lines.append(f"set {name}_any {{ type mark . {kind}; size {_MOST_ANSWERS};{flags} }}")
+        is_answers = length == family.lengths[-1]
+        name, more = family.network_set(length), f" size {_MOST_ANSWERS}; flags timeout;" if is_answers else ""
+        lines.append(f"set {name} {{ type mark . {kind} . inet_service;{more} }}")
+        lines.append(f"set {name}_any {{ type mark . {kind};{more} }}")
     return "\n  ".join(lines)
 
 
