@@ -9,6 +9,7 @@ import subprocess
 import dns.message
 import dns.query
 import pytest
+from tests.escape.packets import ip_packet_6
 from tests.network.servers import wait_until
 from tests.network.test_contracts import REFUSED, allowing, held, says
 from tests.network.test_death import kill, line, start
@@ -220,3 +221,43 @@ def test_a_killed_daemon_s_changes_are_put_back(world: World, kernel: str) -> No
     assert world.run(world.pool().clean) is True
     assert settings(world) == before
     assert world.traces() == []
+
+
+def advertise(world: World, router: str) -> None:
+    """A router on the Internet's side says that it is one, for half an hour."""
+
+    def send() -> None:
+        subprocess.run(["ip", "address", "add", f"{router}/64", "dev", "wan0", "nodad"], check=True, timeout=20)
+        # Or it would tell its neighbours that it is none.
+        subprocess.run(["sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"], check=True, timeout=20)
+        message = bytes([134, 0, 0, 0, 64, 0]) + (1800).to_bytes(2, "big") + bytes(8)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+            sock.bind(("wan0", 0))
+            hardware = sock.getsockname()[4]
+            head = bytes.fromhex("333300000001") + hardware + b"\x86\xdd"
+            sock.send(head + ip_packet_6(router, "ff02::1", socket.IPPROTO_ICMPV6, message, hops=255))
+
+    namespace.run_in(world.internet, send)
+    wait_until(lambda: f"via {router} dev eth0 proto ra" in world.shell("ip", "-6", "route"), "the host hears it")
+
+
+@pytest.mark.parametrize("kernel", ["new", "old"])
+def test_a_host_goes_on_to_hear_its_routers(world: World, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    if kernel == "old":
+        monkeypatch.setattr(forwarding, "_LINK", "not_in_this_kernel")
+    world.join_ipv6(default_route=False)
+    world.shell("sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=1")
+    guest, before = world.guest(), settings(world)
+    advertise(world, "fe80::98")
+
+    async def scenario() -> None:
+        async with held(world.pool(), guest, allowing("[::/0]")) as slot:
+            assert slot.why_not_6 == ""
+            assert await says(guest, PUBLIC_6) == HOST_6
+            await off(lambda: advertise(world, "fe80::99"))
+            assert "via fe80::98" in world.shell("ip", "-6", "route", "show", "default")
+            assert await says(guest, PUBLIC_6) == HOST_6
+
+    world.run(scenario)
+    assert settings(world) == before
+    assert "via fe80::98" in world.shell("ip", "-6", "route", "show", "default")
