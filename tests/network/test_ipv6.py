@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
+from pathlib import Path
 
 import dns.message
 import dns.query
@@ -61,6 +62,18 @@ def test_only_what_is_named_is_open(world: World) -> None:
 
     world.run(scenario)
     assert world.traces() == []
+
+
+def test_a_host_with_ipv6_off_for_new_links_still_gives_it(world: World) -> None:
+    world.join_ipv6()
+    guest = world.guest()
+    guest.run(lambda: Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1"))
+
+    async def scenario() -> None:
+        async with held(world.pool(), guest, allowing(f"[{PUBLIC_6}]:80")):
+            assert await says(guest, PUBLIC_6) == HOST_6
+
+    world.run(scenario)
 
 
 def lookup(guest: Guest, name: str) -> list[str]:

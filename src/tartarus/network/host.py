@@ -16,7 +16,7 @@ import msgspec
 from tartarus.model.errors import NoSpace
 from tartarus.network import forwarding, nft, rules, wall
 from tartarus.network.compiled import Compiled
-from tartarus.network.destinations import HostNetworks, free_range, ways_out
+from tartarus.network.destinations import Address, HostNetworks, free_range, ways_out
 from tartarus.network.families import V4, V6
 from tartarus.network.ledger import Changes, Ledger
 from tartarus.network.links import Links, Route, neighbour, route
@@ -237,6 +237,15 @@ class Host:
         for name in wanted:
             _write(_CONF / name / "forwarding", "1")
         return changed
+
+    def refuses(self, address: Address, contract: Compiled) -> str:
+        """The reason why a slot with that contract may not reach `address`, whatever it names; nothing if it may."""
+        if contract.denies(address):
+            return "denied"
+        reason = self.networks.refuses(address)
+        if reason in {"private", "neighbour"} and not contract.deny_private:
+            return ""
+        return "" if reason == "metadata" and not contract.deny_metadata else reason
 
     def cut(self) -> None:
         """Take every sandbox off the network at once."""

@@ -35,6 +35,7 @@ _IFF_UP = 1
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_NET_NS_FD = 1, 3, 4, 18, 23, 28
 _IFLA_OPERSTATE, _IF_OPER_UP = 16, 6
+_IFLA_AF_SPEC, _INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 26, 8, b"\1"
 _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_INFO_PEER = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -98,10 +99,11 @@ class Link(NamedTuple):
 
 
 class End(NamedTuple):
-    """One end of a pair to be made. Its index is ours to choose, for both ends; 0 leaves that to the kernel."""
+    """One end of a pair to be made; the kernel chooses index and hardware address where they are empty."""
 
     name: str
     ifindex: int = 0
+    hardware: bytes = b""
 
 
 class Links:
@@ -116,11 +118,9 @@ class Links:
 
     def add_pair(self, near: End, far: End, far_namespace: int, mtu: int) -> None:
         """A veth pair, both ends down: `near` here, `far` in the namespace of that open file. Raises OSError."""
-        there = _link(far.ifindex) + text(_IFLA_IFNAME, far.name) + u32(_IFLA_MTU, mtu)
-        there += u32(_IFLA_NET_NS_FD, far_namespace)
+        there = _end(far, mtu) + u32(_IFLA_NET_NS_FD, far_namespace)
         info = nested(_IFLA_LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, attribute(_VETH_INFO_PEER, there)))
-        body = _link(near.ifindex) + text(_IFLA_IFNAME, near.name) + u32(_IFLA_MTU, mtu) + info
-        self._netlink.do(Request(_NEWLINK, CREATE | EXCLUSIVE, body))
+        self._netlink.do(Request(_NEWLINK, CREATE | EXCLUSIVE, _end(near, mtu) + info))
 
     def remove(self, name: str) -> bool:
         """Remove a link, and the other end of its pair; False if there is none of that name."""
@@ -146,23 +146,22 @@ class Links:
         """Every link."""
         return [_parse_link(message.body) for message in self._netlink.dump(Request(_GETLINK, 0, _link(0)))]
 
-    def bring_up(self, index: int, mtu: int = 0) -> None:
-        """Bring a link up, with that MTU in bytes unless it is 0. Raises OSError."""
-        self._netlink.do(Request(_NEWLINK, 0, _link(index, up=True) + (u32(_IFLA_MTU, mtu) if mtu else b"")))
+    def bring_up(self, index: int, mtu: int = 0, settings: tuple[Request, ...] = (), *, quiet: bool = False) -> None:
+        """Bring a link up, with that MTU in bytes unless it is 0, and then change `settings` of it. Raises OSError.
 
-    def configure(self, index: int, address: Interface | None = None, routes: tuple[Request, ...] = ()) -> None:
-        """Give a link that is up an address, and then add `routes` (see `route` and `neighbour`). Raises OSError.
-
-        An IPv6 address is good at once: nobody is asked whether he has it, too.
+        `quiet`: it makes up no address of IPv6, so that it says nothing in that before it is given one.
         """
-        requests = list(routes)
-        if address is not None:
-            family, flags = _FAMILIES[address.version], 0 if address.version == 4 else _NO_DETECTION
-            scope = _SCOPE_LINK if address.version == 6 and address.is_link_local else _SCOPE_UNIVERSE
-            own = _ADDRESS.pack(family, address.network.prefixlen, flags, scope, index)
-            own += attribute(_IFA_LOCAL, address.packed) + attribute(_IFA_ADDRESS, address.packed)
-            requests.insert(0, Request(_NEWADDR, CREATE | EXCLUSIVE, own))
-        self._netlink.do(*requests)
+        requests = [Request(_NEWLINK, 0, _link(index, up=True) + (u32(_IFLA_MTU, mtu) if mtu else b"")), *settings]
+        if quiet:
+            mode = attribute(_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE)
+            body = _link(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
+            requests.insert(0, Request(_NEWLINK, 0, body))
+        # The kernel has no IPv6, or not for this link.
+        self._netlink.do(*requests, ignore=(errno.EAFNOSUPPORT,) if quiet else ())
+
+    def configure(self, index: int, own: Interface | None = None, settings: tuple[Request, ...] = ()) -> None:
+        """Give a link that is up an address, and then add `settings` (`route`, `neighbour`). Raises OSError."""
+        self._netlink.do(*([] if own is None else [address(own, index)]), *settings)
 
     def wait_until_working(self, name: str) -> None:
         """Wait until a link that is up carries packets. Raises OSError after a second.
@@ -189,6 +188,15 @@ class Links:
         return found
 
 
+def address(own: Interface, index: int) -> Request:
+    """The request for an address. One of IPv6 is good at once: nobody is asked whether he has it, too."""
+    family, flags = _FAMILIES[own.version], 0 if own.version == 4 else _NO_DETECTION
+    scope = _SCOPE_LINK if own.version == 6 and own.is_link_local else _SCOPE_UNIVERSE
+    body = _ADDRESS.pack(family, own.network.prefixlen, flags, scope, index)
+    body += attribute(_IFA_LOCAL, own.packed) + attribute(_IFA_ADDRESS, own.packed)
+    return Request(_NEWADDR, CREATE | EXCLUSIVE, body)
+
+
 def route(destination: Network, index: int, gateway: Address | None = None) -> Request:
     """The request for a route through a link: directly, or through a gateway there."""
     family = _FAMILIES[destination.version]
@@ -209,6 +217,11 @@ def neighbour(address: Address, index: int, hardware: bytes) -> Request:
 
 def _link(index: int, *, up: bool = False) -> bytes:
     return _LINK.pack(socket.AF_UNSPEC, 0, index, _IFF_UP if up else 0, _IFF_UP if up else 0)
+
+
+def _end(end: End, mtu: int) -> bytes:
+    body = _link(end.ifindex) + text(_IFLA_IFNAME, end.name) + u32(_IFLA_MTU, mtu)
+    return body + (attribute(_IFLA_ADDRESS, end.hardware) if end.hardware else b"")
 
 
 def _parse_link(body: bytes) -> Link:

@@ -118,16 +118,20 @@ class Oaths:
         with self._lock:
             self._answers[mark] = set()
         try:
-            self._netlink.transact(*_change(_NEW, members.items()))
-            for one in answers:
-                self.answer(mark, one)
+            opened = list(_change(_NEW, members.items()))
             switch: list[Request] = []
             if old is not None:
+                # Before the switch, so that nothing that both allow is held up; a first one has nothing to hold up.
+                self._netlink.transact(*opened)
+                opened = []
                 before = struct.pack("=I", old.mark)
                 switch += _change(_DELETE, [("sworn", [_element(link)]), *_sworn_to(addresses),
                                             ("live", [_element(before)])])  # fmt: skip
+            for one in answers:
+                self.answer(mark, one)
             switch += _change(_NEW, [("sworn", [_element(link, data=number)]), ("live", [_element(number)]),
                                      *_sworn_to(addresses, number)])  # fmt: skip
+            switch = [*opened, *switch]
             self._netlink.transact(*switch)
         except OSError:
             self._end(Oath(mark, members))

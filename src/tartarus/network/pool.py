@@ -7,7 +7,7 @@ import functools
 import subprocess
 from collections import deque
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TypeVar
 
@@ -110,20 +110,12 @@ class SlotPool:
 
     async def _open_resolver(self) -> None:
         assert self._router is not None
-        self._resolver = Resolver(self._settings, self._refuses)
+        self._resolver = Resolver(self._settings, self._host.refuses)
         await self._resolver.start(*await asyncio.to_thread(self._router.listen))
         if self._launch is not None:
             self._proxy = EgressProxy(
-                self._launch, self._router.listen_for_proxy, self._router.namespace, self._resolver, self._refuses
+                self._launch, self._router.listen_for_proxy, self._router.namespace, self._resolver, self._host.refuses
             )
-
-    def _refuses(self, address: IPv4Address | IPv6Address, contract: Compiled) -> str:
-        if contract.denies(address):
-            return "denied"
-        reason = self._host.networks.refuses(address)
-        if reason in {"private", "neighbour"} and not contract.deny_private:
-            return ""
-        return "" if reason == "metadata" and not contract.deny_metadata else reason
 
     async def take(self, contract: Compiled = _OPEN) -> Slot:
         """A free slot, held to a contract: the one that has been free longest. `open` comes first, by itself.
@@ -155,6 +147,11 @@ class SlotPool:
             raise
         resolver.opened(slot.address, self._asker(router, slot))
         return slot
+
+    @property
+    def resolv_conf(self) -> bytes:
+        """What every guest's /etc/resolv.conf must say, once the pool is open."""
+        return f"nameserver {self._parts()[0].gateway}\n".encode()
 
     async def swear(self, slot: Slot, contract: Compiled) -> None:
         """Hold a slot to another contract, from one moment on. What it does not open any more ends then.
@@ -241,7 +238,8 @@ class SlotPool:
 
         What comes through it before the machine has the slot's address is not let pass. Raises as `attach` does.
         """
-        return await self._joined(slot, lambda router: router.attach_tap(slot.number, self.mtu))
+        with_6 = slot.address_6 is not None
+        return await self._joined(slot, lambda router: router.attach_tap(slot.number, self.mtu, with_6=with_6))
 
     async def _joined(self, slot: Slot, join: Callable[[Router], T]) -> T:
         async with slot.busy:

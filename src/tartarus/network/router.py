@@ -19,7 +19,8 @@ from tartarus.network import namespace, nft, rules, taps
 from tartarus.network.compiled import Compiled
 from tartarus.network.destinations import HostNetworks
 from tartarus.network.families import NEXT_HOP_6
-from tartarus.network.links import End, Link, Links, Traffic, neighbour, route
+from tartarus.network.links import End, Links, Traffic, address, neighbour, route
+from tartarus.network.netlink import Request
 from tartarus.network.oaths import Answer, Oath, Oaths, mask_of_slot
 from tartarus.network.settings import NetworkSettings
 from tartarus.network.tracking import Counted, Tracking
@@ -67,11 +68,8 @@ _SYSCTLS = {
     "ipv6/conf/all/addr_gen_mode": "1",
     "ipv6/conf/default/addr_gen_mode": "1",
 }
-# Of a guest's link before it is made: nobody is heard, and nothing said, but what it takes to find the next hop.
-_GUEST_6 = {
-    "accept_ra": "0", "router_solicitations": "0", "autoconf": "0", "addr_gen_mode": "1", "accept_redirects": "0",
-    "dad_transmits": "0", "disable_ipv6": "0",
-}  # fmt: skip
+# Of every slot's link alike: nobody else is on it, and so nobody has to be asked who has an address.
+NEXT_HOP_HARDWARE, GUEST_HARDWARE = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 
 
 class Router:
@@ -94,7 +92,6 @@ class Router:
         self._tracking = tracking
         self._oaths = oaths
         self._sworn: dict[int, Oath] = {}
-        self._has_ipv6 = _IPV6.exists()
         self._counted: set[int] = set()
         # Ours as well as the monitors': what a link carried is known until it is given back.
         self._taps: dict[int, int] = {}
@@ -125,6 +122,8 @@ class Router:
         way = route(_EVERYWHERE, link.ifindex, self.host_address)
         self._links.bring_up(link.ifindex)
         self._links.configure(link.ifindex, IPv4Interface((self.gateway, 31)), (way,))
+        if _IPV6.exists():  # who tells a guest that a packet was refused
+            self._links.configure(link.ifindex, IPv6Interface((self.networks[1][1], 128)))
 
     def connect_6(self, host_hardware: bytes) -> bytes:
         """Let what IPv6 slots send go to the host, whose end of the pair has that address; its own is returned.
@@ -188,35 +187,31 @@ class Router:
         Its address and routes come last, under rules that stand since before the guest was born; one of IPv6, too,
         `with_6`. Raises OSError, and GuestFailed for a guest that has no network namespace of its own.
         """
-        index, (address, address_6) = _FIRST_INDEX + number, slot_addresses(self.networks, number)
+        index, (own, own_6) = _FIRST_INDEX + number, slot_addresses(self.networks, number)
 
         def inside() -> None:
-            own = namespace.current()
+            there = namespace.current()
             try:
-                if namespace.identity(own) in {self._host, namespace.identity(self.namespace)}:
+                if namespace.identity(there) in {self._host, namespace.identity(self.namespace)}:
                     raise GuestFailed("the sandbox can't have a network", why="it has no network namespace of its own")
-                # Before the link exists, which takes it over: not even a neighbour solicitation leaves it.
-                for name, value in (_GUEST_6 if with_6 else {"disable_ipv6": "1"}).items():
-                    _set(f"ipv6/conf/default/{name}", value)
-                near, far = End(rules.slot_link(number), index), End(GUEST_LINK, _FIRST_INDEX)
-                self._links.add_pair(near, far, own, mtu)
+                near = End(rules.slot_link(number), index, NEXT_HOP_HARDWARE)
+                self._links.add_pair(near, End(GUEST_LINK, _FIRST_INDEX, GUEST_HARDWARE), there, mtu)
             finally:
-                os.close(own)
+                os.close(there)
             links = Links()
             try:
                 # Both ends work before the guest can use its own: of what it sends from the first moment on nothing
-                # is lost, and nothing is sent twice.
-                links.bring_up(_FIRST_INDEX)
-                self._links.bring_up(index)
-                ours = self._reach(index, number, links.find(GUEST_LINK))
+                # is lost, and nothing is sent twice. Without an address of IPv6 nothing is said in that at all.
+                links.bring_up(_FIRST_INDEX, quiet=True)
+                # IPv6 hears who is where only some time after a link came up, and who asks does so once a second.
+                known = (route(IPv6Network(own_6), index), neighbour(own_6, index, GUEST_HARDWARE))
+                self._bring_up(number, settings_6=known if with_6 else ())
                 links.wait_until_working(GUEST_LINK)
                 gateway = route(IPv4Network(self.gateway), _FIRST_INDEX)
                 world = route(_EVERYWHERE, _FIRST_INDEX, self.gateway)
-                links.configure(_FIRST_INDEX, IPv4Interface((address, 32)), (gateway, world))
-                if with_6 and ours is not None:
-                    known = neighbour(NEXT_HOP_6, _FIRST_INDEX, ours.hardware)
-                    world = route(_EVERYWHERE_6, _FIRST_INDEX, NEXT_HOP_6)
-                    links.configure(_FIRST_INDEX, IPv6Interface((address_6, 128)), (known, world))
+                links.configure(_FIRST_INDEX, IPv4Interface((own, 32)), (gateway, world))
+                if with_6:
+                    self._give_6(links, IPv6Interface((own_6, 128)))
             finally:
                 links.close()
 
@@ -226,33 +221,38 @@ class Router:
             self.detach(number)
             raise
 
-    def attach_tap(self, number: int, mtu: int) -> int:
+    def attach_tap(self, number: int, mtu: int, *, with_6: bool = False) -> int:
         """The slot's link as a tap, for a machine's monitor: an open file that is the caller's. Raises OSError.
 
-        Its machine's kernel must be told the address, and can have no other.
+        Its machine's kernel must be told the address, and can have no other; of IPv6 it asks who the router is.
         """
         index, name = _FIRST_INDEX + number, rules.slot_link(number)
         try:
             tap = self._taps[number] = namespace.run_in(self.namespace, lambda: taps.create(name, index))
-            self._links.bring_up(index, mtu)
-            self._reach(index, number)
+            own_6 = slot_addresses(self.networks, number)[1]
+            asked = (address(IPv6Interface((NEXT_HOP_6, 128)), index), route(IPv6Network(own_6), index))
+            self._bring_up(number, mtu, asked if with_6 else ())
             return os.dup(tap)
         except BaseException:
             self.detach(number)
             raise
 
-    def _reach(self, index: int, number: int, far: Link | None = None) -> Link | None:
-        """The router's ways to a slot, through its link, which is returned. `far`: the other end, if that is known.
+    def _bring_up(self, number: int, mtu: int = 0, settings_6: tuple[Request, ...] = ()) -> None:
+        """A slot's link, with the way to its guest. What is not IPv6's own is not asked of a kernel without it."""
+        index = _FIRST_INDEX + number
+        way = route(IPv4Network(slot_addresses(self.networks, number)[0]), index)
+        self._links.bring_up(index, mtu, (way, *settings_6), quiet=True)
 
-        IPv6 hears who is where only some time after a link came up, and a guest asks once a second.
-        """
-        address, address_6 = slot_addresses(self.networks, number)
-        self._links.configure(index, routes=(route(IPv4Network(address), index),))
-        if self._has_ipv6:
-            ways = [route(IPv6Network(address_6), index)]
-            ways += [] if far is None else [neighbour(address_6, index, far.hardware)]
-            self._links.configure(index, IPv6Interface((NEXT_HOP_6, LINK_6)), tuple(ways))
-        return self._links.find(rules.slot_link(number))
+    @staticmethod
+    def _give_6(links: Links, own: IPv6Interface) -> None:
+        """A guest's address of IPv6, by which its link begins to speak it."""
+        known = neighbour(NEXT_HOP_6, _FIRST_INDEX, NEXT_HOP_HARDWARE)
+        settings = (known, route(_EVERYWHERE_6, _FIRST_INDEX, NEXT_HOP_6))
+        try:
+            links.configure(_FIRST_INDEX, own, settings)
+        except PermissionError:  # where the host has IPv6 off for new links
+            _set(f"ipv6/conf/{GUEST_LINK}/disable_ipv6", "0")
+            links.configure(_FIRST_INDEX, own, settings)
 
     def detach(self, number: int) -> Traffic | None:
         """Cut a slot's link, in whatever state it is, and forget its connections; what it carried, if it was there."""

@@ -54,7 +54,7 @@ class Slot:
     @property
     def resolv_conf(self) -> bytes:
         """What the guest's /etc/resolv.conf must say."""
-        return f"nameserver {self.gateway}\n".encode()
+        return self._pool.resolv_conf
 
     def counters(self) -> dict[str, int]:
         """What this slot did since it was taken; see `SlotPool.give_back` for the names."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from tartarus.network import namespace
 from tartarus.network.links import Network
-from tartarus.network.router import GUEST_LINK
+from tartarus.network.router import GUEST_LINK, NEXT_HOP_HARDWARE
 from tartarus.runtimes.base import Wire
 
 _GET_HARDWARE, _SET_ADDRESS = 0x8927, 0x8916
@@ -55,11 +55,13 @@ def _description(wire: Wire, hardware: bytes) -> dict[str, Any]:
     addresses = [{"Address": str(wire.address), "PrefixLen": 32}]
     if wire.address_6 is not None:
         addresses.append({"Address": str(wire.address_6), "PrefixLen": 128})
+    next_hop = base64.b64encode(NEXT_HOP_HARDWARE).decode()
     link = {
         "Name": GUEST_LINK,
         "MTU": wire.mtu,
         "Addresses": addresses,
         "Routes": [{"Destination": _network(IPv4Network(wire.gateway)), "Gateway": ""}],
+        "Neighbors": [{"IP": str(one), "HardwareAddr": next_hop} for one in (wire.gateway, wire.gateway_6) if one],
         "RXChecksumOffload": True,  # packets of this host's own have no checksum yet
         "LinkAddress": base64.b64encode(hardware).decode(),
         "NumChannels": 1,
