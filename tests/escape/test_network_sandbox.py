@@ -28,10 +28,11 @@ from tests.network.topology import (
 )
 from tests.network.webs import Authority, WebServer
 from tests.node.images import guest_images
+from tests.node.test_enrolment import full_table
 
 from tartarus.model.audit import AuditQuery
 from tartarus.model.contract import Contract
-from tartarus.model.errors import InvalidRequest, RequestRejected, SecretRefused
+from tartarus.model.errors import InvalidRequest, RequestRejected, SecretRefused, TartarusError
 from tartarus.sdk import Sandbox
 from tartarus.sdk.audit import Audit
 from tartarus.sdk.secrets import Secrets
@@ -233,6 +234,27 @@ def test_a_contract_holds_in_ipv6(tmp_path: Path, level: str) -> None:
         again = dict(line.split(": ", 1) for line in sandbox.run(["python3", "-c", code]).stdout.splitlines())
         assert again[PUBLIC_6] == "Connection refused"
         assert again[PUBLIC] == HOST
+        assert home.end_daemon(signal.SIGTERM) == 0
+        assert world.traces() == []
+
+
+def test_what_cannot_be_written_down_sends_nothing(tmp_path: Path) -> None:
+    """Nor does it keep its guest, or its slot: the daemon has two of these."""
+    send = f"import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'unwritten', ({PUBLIC!r}, 80))"
+    with topology.world(tmp_path) as world, place() as home:
+        config = home.home / "config.yaml"
+        config.write_text(f"network:\n  name_servers: [{NAME_SERVER}]\n  slots: 2\n")
+        config.chmod(0o600)
+        world.in_host(home.start)
+        spy = world.sniff(world.internet)
+        home.create("python3", "-c", send.replace("unwritten", "written"), allow=[PUBLIC])
+        wait_until(lambda: spy.saw(b"written"), "the packet of the one that is written down")
+        with full_table(home.home):
+            for _ in range(3):
+                with pytest.raises(TartarusError, match="disk full"):
+                    home.create("python3", "-c", send, allow=[PUBLIC])
+        assert home.create("true", allow=[PUBLIC]).wait().exit_code == 0
+        assert not spy.saw(b"unwritten")
         assert home.end_daemon(signal.SIGTERM) == 0
         assert world.traces() == []
 

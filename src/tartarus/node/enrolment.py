@@ -2,7 +2,8 @@
 
 A commit takes about as long as a start. A sandbox that nobody outside can notice before its creator is answered (no
 name that another might take, no directory of the host's to write to, no network, no secrets) is therefore written
-down once, when it runs, and its creator gets neither an answer nor a byte of output before that is committed. Should
+down once, when it runs, and its creator gets neither an answer nor a byte of output before that is committed. One with
+a network is written down while its guest is made, and joined to the network then. Should
 the daemon die before, the next one ends all guests that it finds, written down or not (`node.reconcile`), and nobody
 ever heard of this one. A start that takes long is written down while it is under way.
 """
@@ -47,8 +48,12 @@ class Enrolment:
         self._late: asyncio.TimerHandle | None = None
 
     async def first(self) -> SandboxRecord:
-        """Write it down now, as starting. Raises NameTaken, NoSpace."""
+        """Write it down now, as starting, or wait until that is done. Raises NameTaken, NoSpace."""
         return await asyncio.shield(self._write())
+
+    def meanwhile(self) -> None:
+        """Write it down beside what comes next; `first` is awaited before anybody can notice it."""
+        self._write()
 
     def soon(self) -> None:
         """Write it down if it does not run soon."""

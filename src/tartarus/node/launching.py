@@ -66,18 +66,20 @@ class Launcher:
         `calls`: counts what it is refused of an escape's system calls.
         """
         held = await self._secrecy.fetch(record)
-        line: Line | None = None
+        opening: asyncio.Task[Line] | None = None
         try:
             if contract is None:
                 return await self._start(record, enrolment, offer, begun, clock, None, None, held, calls)
-            line = await self._networking.line(record, contract)
-            line.add(held.credential)
+            opening = asyncio.create_task(self._networking.line(record, contract))
+            if record.isolation is Isolation.CONTAINER:  # whose guest is made meanwhile, and joined to it then
+                return await self._start(record, enrolment, offer, begun, clock, opening, None, held, calls)
+            line = await opening
             async with line.wire() as wire:
-                return await self._start(record, enrolment, offer, begun, clock, line, wire, held, calls)
+                return await self._start(record, enrolment, offer, begun, clock, opening, wire, held, calls)
         except BaseException:
             held.close()
-            if line is not None:
-                await asyncio.shield(line.close())
+            if opening is not None:
+                await asyncio.shield(_abandon(opening))
             raise
 
     async def _start(
@@ -87,7 +89,7 @@ class Launcher:
         offer: Offer,
         begun: Spare | Source | None,
         clock: float,
-        line: Line | None,
+        opening: asyncio.Task[Line] | None,
         wire: Wire | None,
         held: Held,
         calls: Tally | None,
@@ -106,7 +108,9 @@ class Launcher:
             guest, ready = await self._memory.restore(begun, rootfs, request), True
         else:
             warm = (wants_clone(template, spec) and calls is None) or record.isolation is Isolation.WASM
-            mounts = spec.mounts if line is None else (*spec.mounts, *line.mounts)
+            mounts = spec.mounts
+            if opening is not None:
+                mounts = (*mounts, *await self._networking.mounts(record.isolation))
             request = GuestRequest(
                 record.id, record.id, limits, mounts, secrets=bool(spec.secrets), network=wire,
                 watch=None if calls is None else calls.add,
@@ -123,7 +127,11 @@ class Launcher:
         try:
             if spare is not None and spare.resources != limits:
                 guest.limit(limits)
-            if line is not None:
+            line = None
+            if opening is not None:
+                line = await opening
+                line.add(held.credential)
+                await enrolment.first()
                 await line.attach(guest)
             sandbox = await self._run(record, rootfs, guest, begun, held)
             if spare is not None:
@@ -192,6 +200,13 @@ class Launcher:
                 raise TimeLimit(f"the sandbox had not started at its time limit of {limit_s:g} s") from None
             raise GuestFailed(f"the sandbox did not start within {_START_LIMIT_S:g} s") from None
         return sandbox
+
+
+async def _abandon(opening: asyncio.Task[Line]) -> None:
+    """Close a line that no sandbox will have, also one that is still being opened."""
+    await asyncio.wait([opening])
+    if not opening.cancelled() and opening.exception() is None:
+        await opening.result().close()
 
 
 def refuse_if_watched(calls: object) -> None:

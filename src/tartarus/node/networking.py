@@ -38,16 +38,13 @@ _RESOLV_CONF = "/etc/resolv.conf"
 class Line:
     """One sandbox's network."""
 
-    def __init__(
-        self, record: SandboxRecord, networking: Networking, slot: Slot, contract: Contract, mounts: tuple[Mount, ...]
-    ) -> None:
+    def __init__(self, record: SandboxRecord, networking: Networking, slot: Slot, contract: Contract) -> None:
         self.sandbox = record.id
         self.tenant = record.tenant
         self.isolation = record.isolation
         self.contract = contract
         self.sworn_anew = False
         """Whether it is another contract than its sandbox began with."""
-        self.mounts = mounts
         self._networking = networking
         self._slot = slot
 
@@ -214,20 +211,20 @@ class Networking:
             )
         compiled(contract)
 
+    async def mounts(self, isolation: Isolation) -> tuple[Mount, ...]:
+        """The files by which a sandbox finds its network, the same for all of a level. Raises NoSpace, Unsupported."""
+        if isolation is Isolation.MICROVM:  # whose agent writes it
+            return ()
+        await self.slots.open()
+        return (self.file("resolv.conf", self.slots.resolv_conf, _RESOLV_CONF),)
+
     async def line(self, record: SandboxRecord, contract: Contract) -> Line:
         """A network for a sandbox to come, held to its contract already. Raises NoSpace, Unsupported."""
         from tartarus.network.compiled import compiled
 
         slot = await self.slots.take(compiled(contract))
-        mounts: tuple[Mount, ...] = ()
         slot.told = functools.partial(_audited, self._note, record)
-        try:
-            if record.isolation is not Isolation.MICROVM:  # whose agent writes it
-                mounts = (await asyncio.to_thread(self.file, "resolv.conf", slot.resolv_conf, _RESOLV_CONF),)
-        except BaseException:
-            await self.slots.give_back(slot)
-            raise
-        line = self._lines[record.id] = Line(record, self, slot, contract, mounts)
+        line = self._lines[record.id] = Line(record, self, slot, contract)
         self._metrics.contracts_active(len(self._lines))
         return line
 

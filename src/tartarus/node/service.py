@@ -261,8 +261,8 @@ class Node:
         self._starting.add(record.id)
         try:
             contract = contract_of(spec, place.asked.limits.network)
-            if source is None and contract is None and may_wait(spec, isolation):
-                enrolment.soon()
+            if source is None and may_wait(spec, isolation):
+                (enrolment.soon if contract is None else enrolment.meanwhile)()
                 record = msgspec.structs.replace(record, state=State.STARTING)
             else:
                 record = await enrolment.first()

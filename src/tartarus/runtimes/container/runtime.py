@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import msgspec
 from tartarus.guest.binary import agent_memfd
 from tartarus.guest.channel import GuestChannel, channel_pair
 from tartarus.model.errors import GuestFailed, IsolationUnavailable
-from tartarus.model.sandbox import Isolation, Mount, Resources
+from tartarus.model.sandbox import Isolation, Mount
 from tartarus.runtimes.base import GUEST_PREFIX, Capabilities, Guest, GuestRequest, Places, RootFs, Snapshot
 from tartarus.runtimes.cgroups import Cgroup, Hierarchy, admit, lacking, remove_soon, weaker_limits
 from tartarus.runtimes.confine import landlock
@@ -56,7 +56,7 @@ class ContainerSnapshot(WarmNursery):
         self._cgroup = cgroup
         self._own_mounts = bool(own_mounts)
         self._rules = rules
-        self._programs: dict[Resources, tuple[bytes, list[str]]] = {}
+        self._programs: dict[Hashable, tuple[bytes, list[str]]] = {}
         nursery.control.closed.add_done_callback(self._end_guests)
 
     def _end_guests(self, _closed: object) -> None:
@@ -77,11 +77,14 @@ class ContainerSnapshot(WarmNursery):
     def program(
         self, request: GuestRequest, abi: int, limit_level: Isolation, n_entries: int, storage: Storage
     ) -> tuple[bytes, list[str]]:
-        """The box program, encoded; the one for requests without mounts is kept, as only the host name differs."""
-        usual = not (
-            request.mounts or request.build or request.secrets or request.watch is not None or request.recorder >= 0
-        )
-        cached = self._programs.get(request.resources) if usual else None
+        """The box program, encoded; those of late are kept, as only the host name differs.
+
+        Encoding one takes longer than the kernel takes to run it.
+        """
+        watched, recorded = request.watch is not None, request.recorder >= 0
+        kinds = tuple(os.path.isdir(mount.source) for mount in request.mounts)
+        key = (request.resources, request.mounts, kinds, storage, request.build, request.secrets, watched, recorded)
+        cached = self._programs.get(key)
         if cached is None:
             program = layout.box_program(
                 self.rootfs,
@@ -94,15 +97,13 @@ class ContainerSnapshot(WarmNursery):
                 staged_mounts=self._own_mounts,
                 build=request.build,
                 secrets=request.secrets,
-                watched=request.watch is not None,
-                recorded=request.recorder >= 0,
+                watched=watched,
+                recorded=recorded,
                 rules=self._rules,
             )
-            cached = (program.encode(), program.steps)
-            if usual:
-                if len(self._programs) >= _PROGRAM_CACHE:
-                    self._programs.clear()
-                self._programs[request.resources] = cached
+            if len(self._programs) >= _PROGRAM_CACHE:
+                self._programs.clear()
+            cached = self._programs[key] = (program.encode(), program.steps)
         encoded, steps = cached
         name = request.hostname.encode("ascii").ljust(len(layout.HOSTNAME_PLACEHOLDER), b"0")
         return encoded.replace(layout.HOSTNAME_PLACEHOLDER.encode(), name[: len(layout.HOSTNAME_PLACEHOLDER)]), steps
