@@ -35,6 +35,7 @@ from tartarus.model.contract import Contract
 from tartarus.model.errors import InvalidRequest, RequestRejected, SecretRefused, TartarusError
 from tartarus.sdk import Sandbox
 from tartarus.sdk.audit import Audit
+from tartarus.sdk.networks import sworn
 from tartarus.sdk.secrets import Secrets
 
 pytestmark = pytest.mark.needs("root", "nft", "ip", "cgroups", "system-python")
@@ -234,6 +235,28 @@ def test_a_contract_holds_in_ipv6(tmp_path: Path, level: str) -> None:
         again = dict(line.split(": ", 1) for line in sandbox.run(["python3", "-c", code]).stdout.splitlines())
         assert again[PUBLIC_6] == "Connection refused"
         assert again[PUBLIC] == HOST
+        assert home.end_daemon(signal.SIGTERM) == 0
+        assert world.traces() == []
+
+
+def test_a_contract_that_closes_what_it_names_is_refused(tmp_path: Path) -> None:
+    with topology.world(tmp_path) as world, place() as home:
+        world.in_host(home.start)
+        sandbox = home.create(allow=[PUBLIC])
+        for network, why in (
+            ("10.9.9.9:5432", "deny_private is true"), ("10.0.0.0/8", "deny_private is true"),
+            ("[fd00::1]:80", "deny_private is true"), ("169.254.169.254", "deny_metadata is true"),
+            ("127.0.0.1:80", "no contract opens loopback addresses"), ("[::1]", "no contract opens loopback addresses"),
+            ("169.254.0.0/16", "no contract opens link-local addresses"),
+        ):  # fmt: skip
+            with pytest.raises(InvalidRequest, match=why):
+                home.create("true", allow=[PUBLIC, network])
+            with pytest.raises(InvalidRequest, match=why):
+                sandbox.swear(sworn("none", [PUBLIC, network]))
+        state = sandbox.network()
+        assert state.contract is not None
+        assert len(state.contract.grants) == 1
+        assert home.create("true", allow=["0.0.0.0/0", "8.0.0.0/5"]).wait().exit_code == 0
         assert home.end_daemon(signal.SIGTERM) == 0
         assert world.traces() == []
 

@@ -94,6 +94,17 @@ class HostNetworks(NamedTuple):
         return ""
 
 
+def closed_whole(network: Network) -> str:
+    """The reason why no address of a network is open, whatever contracts name; nothing if some may be.
+
+    Contracts can open what is ``private`` or ``metadata``.
+    """
+    for reason, networks in _NETWORKS[network.version].items():
+        if any(network.network_address in one and network.broadcast_address in one for one in networks):
+            return reason
+    return ""
+
+
 def _joined(networks: list[Network]) -> tuple[Network, ...]:
     of_4 = [network for network in networks if isinstance(network, IPv4Network)]
     of_6 = [network for network in networks if isinstance(network, IPv6Network)]

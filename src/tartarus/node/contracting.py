@@ -12,6 +12,7 @@ from tartarus.model.errors import InvalidState
 from tartarus.model.sandbox import Network
 from tartarus.node.admission import Admission
 from tartarus.node.auditing import Auditor
+from tartarus.node.networking import refuse_closed
 from tartarus.node.sandbox import Sandbox
 from tartarus.policy.contracts import contract_of
 from tartarus.store.audit.entries import digest_of
@@ -38,6 +39,7 @@ class Contracts:
 
         Of two at once, the one that is written down last is the one that holds.
         """
+        refuse_closed(contract)
         async with sandbox.turn:
             line, record, place = sandbox.line, sandbox.record, sandbox.place
             if line is None and record.spec.network is not Network.NONE:

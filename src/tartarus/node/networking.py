@@ -33,6 +33,7 @@ LEVELS = frozenset({Isolation.CONTAINER, Isolation.GVISOR, Isolation.MICROVM})
 _MOVES = frozenset({Isolation.MICROVM})
 """Levels whose guests can be given another address: what is saved of them goes on in another slot."""
 _RESOLV_CONF = "/etc/resolv.conf"
+_OPENED_BY = {"private": "deny_private", "metadata": "deny_metadata"}
 
 
 class Line:
@@ -196,6 +197,7 @@ class Networking:
                 )
         if contract is None:
             return
+        refuse_closed(spec.contract)
         if isolation not in LEVELS:
             raise Unsupported(
                 f"sandboxes at the {isolation.value} level can't have a network here", why=_WHY_NOT.get(isolation, ""),
@@ -321,6 +323,23 @@ def _audited(note: Callable[[AuditEntry], None], record: SandboxRecord, carried:
             + (", with a secret" if carried.credential else ""),
         )
     )  # fmt: skip
+
+
+def refuse_closed(contract: Contract | None) -> None:
+    """Raise InvalidRequest for a contract that names a network which it keeps closed itself: nothing is ignored."""
+    from tartarus.network.destinations import closed_whole
+
+    for network, _ in () if contract is None else contract.networks():
+        reason = closed_whole(network)
+        if not reason or (reason in _OPENED_BY and not getattr(contract, _OPENED_BY[reason])):
+            continue
+        what = f"{reason.replace('_', '-')} addresses"
+        if reason in _OPENED_BY:
+            why = f"{_OPENED_BY[reason]} is true unless the contract says otherwise, and closes {what}"
+            fix = f"write {_OPENED_BY[reason]}: false into a contract's file, where a policy lets it, or leave it out"
+        else:
+            why, fix = f"no contract opens {what}", "leave it out"
+        raise InvalidRequest(f"the contract allows {network}, which stays closed", why=why, fix=fix)
 
 
 def refuse_connected(record: SandboxRecord) -> None:
