@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.measure import Row, Timed, alternate
 from benchmarks.node_benches import run_once, running_node
+from tartarus.model.errors import IsolationUnavailable
 from tartarus.model.quarantine import QuarantineReason
 from tartarus.model.sandbox import ExecSpec, Isolation, ResourceRequest, SandboxSpec
 from tartarus.model.secrets import SecretUse
@@ -21,18 +23,21 @@ LIVE = 500
 _TENANT = "uid-0"
 _LIMITED = 100
 _LIMIT_S = 5.0
-_SUSPECTS = 40
+_SUSPECTS, _FEW_SUSPECTS = 40, 10
+_ISOLATED = (Isolation.GVISOR, Isolation.MICROVM)
 _AT_ONCE = 4
 _BUSY = "for i in 1 2 3; do while :; do :; done & done; wait"
 _SECRETS = (0, 1, 8)
 _BYSTANDER = ResourceRequest(memory_bytes=16 * 1024**2)
 
 
-async def _start(node: Node, *argv: str, timeout_s: float | None = None) -> Sandbox:
+async def _start(
+    node: Node, *argv: str, timeout_s: float | None = None, isolation: Isolation = Isolation.CONTAINER
+) -> Sandbox:
     command = ExecSpec(argv=argv)
+    resources = _BYSTANDER if isolation is Isolation.CONTAINER else ResourceRequest()
     return await node.create(
-        _TENANT,
-        SandboxSpec(isolation=Isolation.CONTAINER, command=command, resources=_BYSTANDER, timeout_s=timeout_s),
+        _TENANT, SandboxSpec(isolation=isolation, command=command, resources=resources, timeout_s=timeout_s)
     )
 
 
@@ -59,6 +64,7 @@ async def enforcement(_home: Path) -> list[Row]:
             Row("deadline, late by", "answered", "ms", answered, note),
             Row("deadline, late by", "nothing of it left", "ms", gone, note),
             Row("quarantine", "3 busy loops stand still", "ms", frozen, note),
+            *[row for isolation in _ISOLATED for row in await _freezes(node, isolation, note)],
         ]
 
 
@@ -86,9 +92,18 @@ def _limit(started_at: float | None) -> float:
     return started_at + _LIMIT_S
 
 
-async def _freeze(node: Node) -> float:
+async def _freezes(node: Node, isolation: Isolation, note: str) -> list[Row]:
+    try:
+        values = [await _freeze(node, isolation) for _ in range(_FEW_SUSPECTS)]
+    except IsolationUnavailable as error:
+        print(f"no {isolation.value} here: {error}", file=sys.stderr)
+        return []
+    return [Row("quarantine", f"the same, {isolation.value}", "ms", values, note)]
+
+
+async def _freeze(node: Node, isolation: Isolation = Isolation.CONTAINER) -> float:
     """Milliseconds from the decision to nothing of it running."""
-    sandbox = await _start(node, "sh", "-c", _BUSY)
+    sandbox = await _start(node, "sh", "-c", _BUSY, isolation=isolation)
     await asyncio.sleep(0.02)
     quarantine = node.furies.quarantine
     case = await quarantine.take(sandbox, QuarantineReason.MANUAL_FLAG, "bench")
