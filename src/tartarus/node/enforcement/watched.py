@@ -18,6 +18,9 @@ from tartarus.runtimes.cgroups import Cgroup
 from tartarus.runtimes.cgroups.alarms import Alarms
 
 _log = structlog.get_logger("tartarus.node.enforcement")
+WITHIN_S = 0.01
+"""A sandbox is watched from so long after its start on: many have ended by then, and setting alarms takes longer than
+the kernel takes to start one. What happened before is counted at the first look, or the last."""
 _FULL_BYTES = 64 * 1024
 """A disk with less than this left is full: what is written in blocks rarely meets the limit to the byte."""
 Report = Callable[["Watched", ViolationKind, int, str], None]
@@ -42,30 +45,37 @@ class Watched:
         self._cpu_usec = self._cpu_before_usec = 0
         self._cpu_told = False
         self._cpu_timer: asyncio.TimerHandle | None = None
+        self._beginning: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     def begin(self) -> None:
-        """Watch its guest's group, and what happened in it before."""
+        """Watch its guest's group, soon, and what happened in it before."""
         if self.limits.output_bytes is not None and self.sandbox.channel.on_output is None:
             self.sandbox.channel.on_output = self._wrote
             self._wrote(self.sandbox.channel.output_bytes)
         if self.sandbox.calls is not None:
             self.sandbox.calls.listen(self._called)
-        group = self._group = self.sandbox.guest.group
-        if group is None:
+        self._group = self.sandbox.guest.group
+        self._beginning = self._loop.call_later(WITHIN_S, self._set_alarms)
+
+    def _set_alarms(self) -> None:
+        self._beginning = None
+        if self._group is None:
             return
         try:
-            self._alarms = group.alarms()
+            self._alarms = self._group.alarms()
         except OSError as error:  # it has just ended; its last counts come with its end
             _log.debug("not_watched", sandbox=self.sandbox.record.id, error=str(error))
             return
         for fd, events in self._alarms.ringing:
             self._bell.hang_up(fd, events, self._ring)
-        self._time_cpu()
+        self._look_at_cpu()
         self.look()
 
     def end(self) -> None:
         """Watch no more."""
+        if self._beginning is not None:
+            self._beginning.cancel()
         alarms, self._alarms = self._alarms, None
         if alarms is not None:
             for fd, _ in alarms.ringing:
@@ -99,6 +109,9 @@ class Watched:
 
     def stands_still(self) -> None:
         """It is about to be saved, and may go on with another group: what this one has counted."""
+        if self._beginning is not None:
+            self._beginning.cancel()
+            self._set_alarms()
         self.look()
         self._cpu_left_s(self.sandbox.guest.stats().cpu_usec)
 
