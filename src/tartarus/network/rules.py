@@ -118,8 +118,11 @@ table inet {ROUTER_TABLE} {{
     ip daddr {gateway} udp dport 53 add @query_rates {{ iifname limit rate over {settings.dns_queries}/second \
 burst {4 * settings.dns_queries} packets }} {_discard("rate")}
     ip daddr {gateway} udp dport 53 accept
-    ct state established,related ct mark @live accept
+    ct state established ct mark @live accept
     ct state established goto judging
+    # Errors go by the connection that they are about, which anybody can name: only who began it may speak of it.
+    ct state related ct mark @live iifname . ct original ip saddr @sources accept
+    ct state related ct mark @live iifname . ct original ip6 saddr @sources_6 accept
     ct state != new {_discard("invalid")}
     goto judging
   }}
@@ -206,6 +209,8 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
     meta nfproto ipv6 goto returning_6
     meta mark set ip daddr map @sworn_to
     meta mark 0 drop
+    meta mark @own_receiving drop
+    meta mark @own_receiving_packets drop
     {_closed(V4, "saddr", network)}
     meta mark @opens_all accept
     {_opened(V4, "saddr", "accept")}
@@ -213,6 +218,8 @@ burst {4 * settings.dns_queries} packets }} {_discard("rate")}
   chain returning_6 {{
     meta mark set ip6 daddr map @sworn_to_6
     meta mark != @carries_6 drop
+    meta mark @own_receiving drop
+    meta mark @own_receiving_packets drop
     {_closed(V6, "saddr", network_6)}
     meta mark @opens_all_6 accept
     {_opened(V6, "saddr", "accept")}
