@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from tests.network.test_contracts import allowing, lookup
 from tests.network.topology import METADATA, PRIVATE, PUBLIC, off
 from tests.network.webs import ANSWER, Authority, WebServer, client_hello, secured
 
+from tartarus.network.compiled import Compiled
 from tartarus.network.egress.messages import Credential
 from tartarus.network.rules import PROXY_PORT, REDIRECTED_PORT
 
@@ -327,5 +330,57 @@ def test_a_credential_goes_to_its_host_and_nowhere_else(stage: Stage) -> None:
             assert slot.counters()["refused_proxy_credential"] == 7
             assert all(SECRET not in str(each) for each in stage.carried)
             assert sum(each.credential for each in stage.carried) == 8
+
+    world.run(scenario)
+
+
+CLOSING = (
+    allowing("inner.example:8080"),  # as private
+    allowing("inner.example:8080", deny_private=False, denied_cidrs=(f"{PRIVATE[0]}/32",)),
+)
+INNER = b"GET / HTTP/1.1\r\nHost: inner.example:8080\r\n\r\n"
+
+
+@pytest.mark.parametrize("closing", CLOSING)
+def test_an_address_that_another_contract_closes_is_not_kept_by_its_name(stage: Stage, closing: Compiled) -> None:
+    """Led there, asked for and tunnelled: connections that stand when the contract that let them there has gone."""
+    world = stage.world
+    world.names.answers["inner.example"] = [PRIVATE[0]]
+    inner = world.keep(WebServer(world.internet, 8080, address=PRIVATE[0]))
+
+    def begin(gateway: str) -> list[tuple[socket.socket, bytes]]:
+        asking = INNER.replace(b"/ ", b"http://inner.example:8080/ ", 1)
+        begun = []
+        lookup(stage.guest, "inner.example")
+        for where, first, request in (
+            ((PRIVATE[0], 8080), b"", INNER),
+            ((gateway, PROXY_PORT), b"", asking),
+            ((gateway, PROXY_PORT), b"CONNECT inner.example:8080 HTTP/1.1\r\nHost: inner.example:8080\r\n\r\n", INNER),
+        ):
+            connection = socket.create_connection(where, timeout=5)
+            if first:
+                connection.sendall(first)
+                assert b" 200 " in connection.recv(1000)
+            begun.append((connection, request))
+            assert told(connection, request).endswith(b"ok")
+        return begun
+
+    def told(connection: socket.socket, request: bytes) -> bytes:
+        found = b""
+        with contextlib.suppress(OSError):
+            connection.sendall(request)
+            while not found.endswith(b"ok") and (data := connection.recv(1000)):
+                found += data
+        return found
+
+    async def scenario() -> None:
+        async with stage.held(allowing("inner.example:8080", deny_private=False)) as slot:
+            begun = await off(lambda: stage.guest.run(lambda: begin(str(slot.gateway))))
+            heard = len(inner.heard)
+            await stage.pool.swear(slot, closing)
+            for connection, request in begun:
+                with connection:
+                    assert await off(partial(told, connection, request)) == b""
+            assert len(inner.heard) == heard
 
     world.run(scenario)

@@ -37,6 +37,8 @@ class Connection:
         self.port = port
         self.task: asyncio.Task[None] | None = None
         self.asked: Ask | None = None
+        self.reaches: tuple[str, ...] = ()
+        """The addresses, of which it has one, that `asked` was let to."""
         self.sent = self.received = 0
         self.has_credential = False
         self._ask = ask
@@ -55,10 +57,12 @@ class Connection:
     async def judged(self, kind: Kind, name: str, port: int) -> Verdict:
         """Whether it may reach that. Raises Refusal."""
         self.said_all()  # of what it reached before
+        self.reaches = ()
         self.asked = Ask(0, self.slot, kind, name, port, self.address)
         verdict = await self._ask(self.asked)
         if verdict.refused:
             raise Refusal(verdict.refused)
+        self.reaches = verdict.addresses
         return verdict
 
     def said_all(self, refused: str = "") -> None:

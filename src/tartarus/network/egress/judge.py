@@ -44,7 +44,8 @@ class Judge:
         if ports is not None and (ask.port if credential is None else credential.port) not in ports:
             return Verdict(ask.number, refused="name")
         if ask.live:
-            return Verdict(ask.number)
+            closed = ask.address and self._refuses(IPv4Address(ask.address), contract)
+            return Verdict(ask.number, refused="name" if closed else "")
         if ask.address:
             if not asker.was_answered(ask.name, IPv4Address(ask.address)):
                 return Verdict(ask.number, refused="mismatch")

@@ -31,7 +31,7 @@ class Credential(msgspec.Struct, frozen=True):
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
     """May that slot reach `name` at `port`? `address`: where it was on its way to; if it is not, it is looked up.
 
-    `live`: it was told so before, under another contract perhaps.
+    `live`: it was told so before, under another contract perhaps; `address` is then where it is connected to.
     """
 
     number: int

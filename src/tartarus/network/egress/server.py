@@ -148,8 +148,9 @@ class Server:
         asked = connection.asked
         if asked is None:
             return False
+        live = [msgspec.structs.replace(asked, live=True, address=one) for one in connection.reaches or ("",)]
         with contextlib.suppress(Refusal):
-            if not (await self._ask(msgspec.structs.replace(asked, live=True))).refused:
+            if not any([(await self._ask(one)).refused for one in live]):
                 return False
         connection.said_all("name")
         return True
