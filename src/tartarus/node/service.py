@@ -11,12 +11,7 @@ import msgspec
 import structlog
 
 from tartarus.images import LayerStore
-from tartarus.model.errors import (
-    InvalidState,
-    IsolationUnavailable,
-    SandboxNotFound,
-    TimeLimit,
-)
+from tartarus.model.errors import InvalidState, IsolationUnavailable, SandboxNotFound, TimeLimit
 from tartarus.model.forking import ForkRequest, ForkResult
 from tartarus.model.ids import new_id
 from tartarus.model.sandbox import Isolation, Reason, ResourceRequest, SandboxRecord, SandboxSpec
@@ -50,7 +45,7 @@ from tartarus.node.publishing import Published
 from tartarus.node.sandbox import Sandbox
 from tartarus.node.secrecy import Secrecy
 from tartarus.node.spares import Spare, SparePool, could_serve
-from tartarus.node.starting import as_failure, is_called, preparing
+from tartarus.node.starting import as_failure, is_called, preparing, unwanted
 from tartarus.node.termination import stop_order
 from tartarus.node.terminator import Terminator
 from tartarus.node.trying import prove_level
@@ -184,6 +179,8 @@ class Node:
         try:
             return await creating
         except asyncio.CancelledError:
+            if not creating.cancelled() and creating.exception() is None:
+                await unwanted(creating.result())  # made just then, and nobody else will have it
             if self._stopping:
                 raise InvalidState("the daemon is stopping", fix="try again in a moment") from None
             self.terminator.check()
@@ -220,25 +217,27 @@ class Node:
         contract = contract_of(spec, self.admission.limits(tenant, template.id).network)
         self.networking.check(spec, contract, isolation)
         place = self.admission.admit(tenant, spec, template.id, limits, isolation)
-        published: Published | None = None
+        published = Published([], self.sleeper.wake)
         try:
-            published = Published.bind(tenant, spec.publish, self.sleeper.wake) if spec.publish else None
-            ports = () if published is None else published.ports
-            spec = msgspec.structs.replace(spec, labels=spec.labels | place.tags, publish=ports)
+            published = Published.bind(tenant, spec.publish, self.sleeper.wake)
+            spec = msgspec.structs.replace(spec, labels=spec.labels | place.tags, publish=published.ports)
             sandbox = await self._create_admitted(place, spec, source, offer, why, began, clock)
-            if published is not None:
-                await published.serve(sandbox)
         except BaseException:
             place.give_back()
-            if published is not None:
-                published.close()
+            published.close()
             raise
-        sandbox.place, sandbox.published = place, published
-        if place.quarantine:
-            await self.furies.suspected(sandbox, place.quarantine)
-        if sandbox.record.state in TERMINAL:
-            place.give_back()
-            if published is not None:
+        sandbox.place = place
+        try:
+            if place.quarantine:
+                await self.furies.suspected(sandbox, place.quarantine)
+            await published.serve(sandbox)
+        except BaseException:
+            await unwanted(sandbox)
+            raise
+        finally:
+            sandbox.published = published
+            if sandbox.record.state in TERMINAL:
+                place.give_back()
                 published.close()
         return sandbox
 

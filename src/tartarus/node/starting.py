@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -10,6 +13,9 @@ from tartarus.model.errors import GuestFailed, TartarusError
 from tartarus.model.sandbox import SandboxRecord, SandboxSpec
 from tartarus.model.template import Template
 from tartarus.runtimes.nursery import exhausted_or_failed
+
+if TYPE_CHECKING:
+    from tartarus.node.sandbox import Sandbox
 
 _log = structlog.get_logger("tartarus.node")
 _MIN_PREFIX = 8  # "sbx-" and four characters
@@ -45,3 +51,9 @@ def preparing(template_id: str) -> Callable[[str], None]:
         _log.info("preparing", template=template_id, step=message)
 
     return report
+
+
+async def unwanted(sandbox: Sandbox) -> None:
+    """End a sandbox that runs and whose creator will not have it. One that is held in quarantine stays there."""
+    with contextlib.suppress(TartarusError):
+        await asyncio.shield(sandbox.kill())
