@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -11,6 +13,9 @@ from tests.network.servers import Sniffer, wait_until
 from tests.network.topology import PUBLIC, Guest, World, joined, off
 
 from tartarus.model.contract import OPEN, Contract, Grant
+from tartarus.network.router import NEXT_HOP_HARDWARE
+
+_PIDFD_GETFD = 438
 
 
 def ip_packet(
@@ -140,12 +145,29 @@ def _attempt(
 
 def whole_frame(guest: Guest, packet: bytes) -> None:
     """A packet to the gateway's hardware, as it is: the guest's kernel has no say in its source and options."""
-    size = 4 * (packet[0] & 15)
-    head = bytearray(packet[:size])
-    head[2:4] = struct.pack(">H", len(packet))
-    head[10:12] = checksum(bytes(head))
     if guest.hardware is None:
         guest.ask(PUBLIC)
         text = guest.shell("ip", "-o", "neighbour", "show", "10.201.0.1").split("lladdr ")[1].split()[0]
         guest.hardware = bytes.fromhex(text.replace(":", ""))
-    frame(guest, guest.hardware + b"\x02" + bytes(5) + b"\x08\x00" + bytes(head) + packet[size:])
+    frame(guest, frame_of(packet, guest.hardware))
+
+
+def frame_of(packet: bytes, to: bytes = NEXT_HOP_HARDWARE) -> bytes:
+    """An IPv4 packet's frame, with the length and checksum that a kernel would fill in."""
+    size = 4 * (packet[0] & 15)
+    head = bytearray(packet[:size])
+    head[2:4] = struct.pack(">H", len(packet))
+    head[10:12] = checksum(bytes(head))
+    return to + b"\x02" + bytes(5) + b"\x08\x00" + bytes(head) + packet[size:]
+
+
+def taken(pid: int, fd: int) -> socket.socket:
+    """A socket that a process has, as one of ours."""
+    process = os.pidfd_open(pid)
+    try:
+        found = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, process, fd, 0)
+    finally:
+        os.close(process)
+    if found < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return socket.socket(fileno=found)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import random
+import re
 import signal
+import socket
+import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from tests.escape.packets import frame_of, ip_packet, taken, udp
 from tests.faults.place import Place, place
 from tests.network import topology
 from tests.network.servers import NAME_SERVER, wait_until
@@ -32,7 +40,8 @@ from tests.node.test_enrolment import full_table
 
 from tartarus.model.audit import AuditQuery
 from tartarus.model.contract import Contract
-from tartarus.model.errors import InvalidRequest, RequestRejected, SecretRefused, TartarusError
+from tartarus.model.errors import InvalidRequest, RequestRejected, SecretRefused, TartarusError, Unsupported
+from tartarus.network import namespace
 from tartarus.sdk import Sandbox
 from tartarus.sdk.audit import Audit
 from tartarus.sdk.networks import sworn
@@ -130,6 +139,41 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
     sock.bind(("8.8.8.8", 0))
     sock.sendto(b"forged", ("{PUBLIC}", 7777))
 """
+HOLD = f"""
+import errno, socket, time
+tcp = socket.create_connection(("{PUBLIC}", 8080), 5)
+tcp.settimeout(None)
+own = tcp.getsockname()[0]
+served = socket.create_server((own, 4444))
+bound, told, ping = (socket.socket(type=socket.SOCK_DGRAM, proto=proto) for proto in (0, 0, socket.IPPROTO_ICMP))
+bound.bind((own, 5555))
+for sock in (told, ping):
+    sock.connect(("{PUBLIC}", 80))
+print("holds", own, flush=True)
+try:
+    tcp.recv(1)
+except OSError as error:
+    print("tcp", errno.errorcode[error.errno], flush=True)
+for name, say in (("udp", lambda: told.send(b"before")), ("ping", lambda: ping.send(b"\\x08" + bytes(7))),
+                  ("bound", lambda: bound.sendto(b"before", ("{PUBLIC}", 80)))):
+    try:
+        while True:
+            say()
+            time.sleep(0.1)
+    except OSError as error:
+        print(name, errno.errorcode[error.errno], flush=True)
+again = socket.create_connection(("{PUBLIC}", 8080), 5)
+print("again", again.getsockname()[0], flush=True)
+time.sleep(600)
+"""
+OPENING = f"""
+import socket, time
+sock = socket.socket()
+sock.setblocking(False)
+sock.connect_ex(("{PUBLIC}", 8099))
+print("opening", flush=True)
+time.sleep(600)
+"""
 SHOUT = """
 import socket, time
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -182,8 +226,11 @@ def test_a_contract_holds_from_the_first_instruction_to_the_last(tmp_path: Path,
         assert sandbox.swear(Contract(allowed_cidrs=("192.0.2.0/24",))).contract is not None
         done = sandbox.run(["python3", "-c", f"ADDRESSES, HOST = {[PUBLIC]!r}, {HOST!r}\n{ASKING}"])
         assert f"{PUBLIC}: No route to host" in done.stdout
-        if level == "microvm":
-            _goes_on_elsewhere(sandbox)
+        if level != "container":
+            _goes_on_elsewhere(sandbox, forges=level == "microvm")
+        if level == "gvisor":
+            _ends_connections(home)
+            _opens_connections(world, home)
         assert sum(b"allowed" in packet for packet in spy.seen) == heard
         assert not spy.saw(b"forbidden")
         assert not spy.saw(b"inner")
@@ -195,7 +242,7 @@ def test_a_contract_holds_from_the_first_instruction_to_the_last(tmp_path: Path,
         assert world.traces() == []
 
 
-def _goes_on_elsewhere(sandbox: Sandbox) -> None:
+def _goes_on_elsewhere(sandbox: Sandbox, *, forges: bool) -> None:
     """Asleep it has no network; awake, and each copy of it, an address of its own, under the contract it had last."""
     before = sandbox.network()
     sandbox.hibernate()
@@ -208,9 +255,62 @@ def _goes_on_elsewhere(sandbox: Sandbox) -> None:
         done = copy.run(["python3", "-c", f"ADDRESSES, HOST = {[PUBLIC]!r}, {HOST!r}\n{ASKING}"])
         assert f"{PUBLIC}: No route to host" in done.stdout
     assert len(addresses) == 3
-    # A kernel of its own lets its root have any address.
-    assert sandbox.run(["python3", "-c", FORGE]).stderr == ""
-    wait_until(lambda: sandbox.network().counters.get("refused_spoofed"), "a refusal")
+    if forges:  # a kernel of its own lets its root have any address
+        assert sandbox.run(["python3", "-c", FORGE]).stderr == ""
+        wait_until(lambda: sandbox.network().counters.get("refused_spoofed"), "a refusal")
+
+
+def _ends_connections(home: Place) -> None:
+    """What goes on from memory is told that its connections ended, and sends nothing more from the address of before."""
+
+    def says(one: Sandbox, word: str) -> bool:
+        return word.encode() in b"".join(entry.data for entry in one.logs())
+
+    def spoofed(one: Sandbox, before: int = 0) -> int:
+        return max(0, one.network().counters.get("refused_spoofed", 0) - before)
+
+    source = home.create("python3", "-c", HOLD, level="gvisor", allow=[PUBLIC])
+    before = source.network().address
+    wait_until(lambda: says(source, f"holds {before}"), "its connections")
+    (copy,) = source.fork()
+    (second,) = copy.fork()  # has sockets of two addresses of before
+    wait_until(lambda: says(source, "tcp ECONNABORTED"), "the end of the source's connection")
+    assert not says(source, "udp")
+    source.hibernate()
+    source.wake()
+    assert len({before, *(one.network().address for one in (source, copy, second))}) == 4
+    for one in (source, copy, second):
+        wait_until(functools.partial(says, one, f"again {one.network().address}"), "another connection")
+        for word in ("udp EINVAL", "ping EINVAL", "bound EHOSTUNREACH"):
+            assert says(one, word)
+        count = spoofed(one)
+        _as_its_kernel(home, one, before, b"forged")
+        wait_until(functools.partial(spoofed, one, count), "a refusal")
+
+
+def _as_its_kernel(home: Place, sandbox: Sandbox, source: str, word: bytes) -> None:
+    """Send what nobody in it can: by the link's own socket, as one who has broken its kernel could."""
+    for pid in home.inside(sandbox):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            if not os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:"):
+                continue
+            with taken(pid, int(fd)) as link:
+                if link.family == socket.AF_PACKET:
+                    link.send(frame_of(ip_packet(source, PUBLIC, socket.IPPROTO_UDP, udp(word, 7777))))
+                    return
+    raise AssertionError("no link was found")
+
+
+def _opens_connections(world: World, home: Place) -> None:
+    """Who opens a connection can't be written down: that is said before anything of it is touched."""
+    for words in ("add table ip deaf", "add chain ip deaf c {type filter hook input priority 0;}",
+                  "add rule ip deaf c tcp dport 8099 drop"):  # fmt: skip
+        namespace.run_in(world.internet, functools.partial(subprocess.run, ["nft", words], check=True))
+    sandbox = home.create("python3", "-c", OPENING, level="gvisor", allow=[PUBLIC])
+    wait_until(lambda: any(b"opening" in entry.data for entry in sandbox.logs()), "its attempt")
+    with pytest.raises(Unsupported, match="opening a connection"):
+        sandbox.hibernate()
+    assert sandbox.run(["true"]).exit_code == 0
 
 
 @levels
@@ -231,10 +331,71 @@ def test_a_contract_holds_in_ipv6(tmp_path: Path, level: str) -> None:
         state = sandbox.network()
         assert (state.address_6.startswith("fd"), state.why_not_6) == (True, "")
         assert not {"refused_spoofed", "refused_protocol", "refused_ipv6"} & set(state.counters)
+        if level == "gvisor":
+            _goes_on_in_ipv6(sandbox)
         assert sandbox.swear(Contract(allowed_cidrs=("203.0.113.0/24",))).why_not_6
         again = dict(line.split(": ", 1) for line in sandbox.run(["python3", "-c", code]).stdout.splitlines())
         assert again[PUBLIC_6] == "Connection refused"
         assert again[PUBLIC] == HOST
+        assert home.end_daemon(signal.SIGTERM) == 0
+        assert world.traces() == []
+
+
+TOLD_6 = f"""
+import errno, socket, threading
+told = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+told.connect(("{PUBLIC_6}", 80))
+def again():
+    try:
+        told.send(b"before")
+    except OSError as error:
+        return errno.errorcode[error.errno]
+"""
+
+
+def _goes_on_in_ipv6(sandbox: Sandbox) -> None:
+    before = sandbox.network()
+    sandbox.run_code(TOLD_6)
+    sandbox.hibernate()
+    sandbox.wake()
+    assert sandbox.network().address_6 not in {"", before.address_6}
+    assert sandbox.run_code("print(again())").stdout == "EINVAL\n"
+    done = sandbox.run(["python3", "-c", f"ADDRESSES, HOST = {[PUBLIC_6]!r}, {HOST_6!r}\n{ASKING}"])
+    assert f"{PUBLIC_6}: {HOST_6}" in done.stdout
+
+
+@pytest.mark.needs("runsc")
+def test_the_daemon_is_killed_while_networks_move(tmp_path: Path) -> None:
+    chance = random.Random(4711)
+    with topology.world(tmp_path) as world, place() as home:
+        world.in_host(home.start)
+        slept = None
+        while slept is None:
+            sandbox = home.create("python3", "-c", HOLD.replace("8080", "80"), level="gvisor", allow=[PUBLIC])
+
+            def toggle(sandbox: Sandbox = sandbox) -> None:
+                with contextlib.suppress(TartarusError, OSError):
+                    while True:
+                        sandbox.hibernate()
+                        sandbox.wake()
+                        sandbox.fork()
+
+            toggling = threading.Thread(target=toggle)
+            toggling.start()
+            time.sleep(chance.uniform(0.2, 1.0))
+            home.end_daemon(signal.SIGKILL)
+            toggling.join()
+            if home.recorded()[sandbox.id] in {"hibernated", "starting"}:
+                slept = sandbox
+            assert world.in_host(lambda: not any("slot" in name for name in os.listdir("/sys/class/net")))
+            world.in_host(home.start)
+            wait_until(lambda: home.processes() == [], "the end of what the daemon had")
+        slept.wake()
+        done = slept.run(["python3", "-c", f"ADDRESSES, HOST = {[PUBLIC, PRIVATE[0]]!r}, {HOST!r}\n{ASKING}"])
+        assert f"{PUBLIC}: {HOST}\n{PRIVATE[0]}: No route to host\n" in done.stdout
+        slept.kill()
+        home.keeps = re.compile(r"network(/resolv\.conf|\.lock|\.json)?$")
+        home.settle()
         assert home.end_daemon(signal.SIGTERM) == 0
         assert world.traces() == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -296,7 +297,7 @@ async def test_files_that_can_not_be_kept_do_not_end_the_guest(place: Place) -> 
     assert await _run(guest.channel, "cat /work/.wh.x") == b"x\n"
 
 
-@pytest.mark.parametrize("harm", ["cut", "noise", "gone", "link", "facts", "huge facts", "files"])
+@pytest.mark.parametrize("harm", ["cut", "noise", "gone", "link", "facts", "huge facts", "address", "files"])
 async def test_a_damaged_set_is_refused_or_its_guest_ends(place: Place, harm: str) -> None:
     guest = await place.guest()
     await _counting(guest)
@@ -312,6 +313,9 @@ async def test_a_damaged_set_is_refused_or_its_guest_ends(place: Place, harm: st
         (saved / "pages.img").symlink_to("/etc/shadow")
     elif harm == "facts":
         (saved / saving.FACTS).write_text('{"pids": 1, "mounts": ["/etc"], "more": 1}')
+    elif harm == "address":
+        facts = json.loads((saved / saving.FACTS).read_text())
+        (saved / saving.FACTS).write_text(json.dumps(facts | {"addresses": ["192.0.2.1", "127.0.0.1"]}))
     elif harm == "huge facts":
         (saved / saving.FACTS).write_bytes(b"[" * 10_000_000)
     else:
@@ -331,3 +335,7 @@ async def test_what_can_not_change_is_refused(place: Place) -> None:
         await place.restore(saved, pids=pids + 1)
     with pytest.raises(NoSpace):
         await place.restore(saved, disk_bytes=MIB)
+    facts = json.loads((saved / saving.FACTS).read_text())
+    (saved / saving.FACTS).write_text(json.dumps(facts | {"addresses": ["192.0.2.1"]}))
+    with pytest.raises(Unsupported, match="has a network if it had one"):
+        await place.restore(saved)

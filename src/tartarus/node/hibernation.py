@@ -22,7 +22,7 @@ from tartarus.model.template import Template
 from tartarus.node.admission import Admission
 from tartarus.node.idleness import Idleness
 from tartarus.node.memory import RESTORE_LIMIT_S, Memory, Source
-from tartarus.node.networking import Networking, refuse_connected
+from tartarus.node.networking import Networking
 from tartarus.node.offers import Offer
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.sandbox import Sandbox
@@ -83,7 +83,6 @@ class SleepManager:
         Goes on when its caller goes away. Raises Unsupported, InvalidState, NoSpace, GuestFailed.
         """
         refuse_to_save(sandbox.record.spec)
-        refuse_connected(sandbox.record)
         self._require(sandbox.record.isolation)
         self._cancel_later(sandbox.record.id)
         return await self._owned(self._sleep(sandbox))
@@ -272,7 +271,8 @@ class SleepManager:
             sandbox.line.sworn_anew = source.spec.contract != record.spec.contract
             try:
                 async with sandbox.line.wire() as wire:
-                    request = msgspec.structs.replace(request, network=wire)
+                    mounts = (*request.mounts, *await self._networking.mounts(record.isolation))
+                    request = msgspec.structs.replace(request, network=wire, mounts=mounts)
                     return await self._memory.restore(source, rootfs, request, alone=True)
             except BaseException:
                 await asyncio.shield(self._go_offline(sandbox))

@@ -101,16 +101,16 @@ class Launcher:
         limits = spec.resources.over(template.resources)
         warm = False
         recorder: CallRecorder | None = None
+        mounts = spec.mounts
+        if opening is not None and spare is None:
+            mounts = (*mounts, *await self._networking.mounts(record.isolation))
         if spare is not None:
             guest, ready = spare.give(), True
         elif isinstance(begun, Source):
-            request = GuestRequest(record.id, record.id, limits, spec.mounts, network=wire)
+            request = GuestRequest(record.id, record.id, limits, mounts, network=wire)
             guest, ready = await self._memory.restore(begun, rootfs, request), True
         else:
             warm = (wants_clone(template, spec) and calls is None) or record.isolation is Isolation.WASM
-            mounts = spec.mounts
-            if opening is not None:
-                mounts = (*mounts, *await self._networking.mounts(record.isolation))
             request = GuestRequest(
                 record.id, record.id, limits, mounts, secrets=bool(spec.secrets), network=wire,
                 watch=None if calls is None else calls.add,

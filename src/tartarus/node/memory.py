@@ -19,7 +19,6 @@ from tartarus.model.sandbox import Isolation, Network, ResourceRequest, SandboxR
 from tartarus.model.settings import Settings
 from tartarus.model.template import Template
 from tartarus.node.levels import Levels
-from tartarus.node.networking import refuse_connected
 from tartarus.node.offers import Offer, Offers
 from tartarus.node.outputlog import OutputLog
 from tartarus.node.pool import SnapshotPool
@@ -90,7 +89,6 @@ class Memory:
     def require(self, sandbox: Sandbox) -> None:
         """Raise Unsupported for a sandbox whose memory can't be saved, saying what to do instead."""
         refuse_to_save(sandbox.record.spec)
-        refuse_connected(sandbox.record)
         level = sandbox.record.isolation
         if not self.can_save(level):
             raise Unsupported(

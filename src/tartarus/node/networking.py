@@ -30,8 +30,6 @@ _log = structlog.get_logger("tartarus.node.networking")
 LEDGER = "network.json"
 """What of the host's network was changed for sandboxes, as tartarus.network.ledger keeps it in the state directory."""
 LEVELS = frozenset({Isolation.CONTAINER, Isolation.GVISOR, Isolation.MICROVM})
-_MOVES = frozenset({Isolation.MICROVM})
-"""Levels whose guests can be given another address: what is saved of them goes on in another slot."""
 _RESOLV_CONF = "/etc/resolv.conf"
 _OPENED_BY = {"private": "deny_private", "metadata": "deny_metadata"}
 
@@ -203,9 +201,6 @@ class Networking:
                 f"sandboxes at the {isolation.value} level can't have a network here", why=_WHY_NOT.get(isolation, ""),
                 fix="use --isolation container, or leave the network out",
             )  # fmt: skip
-        if spec.idle_s is not None and isolation not in _MOVES:
-            raise Unsupported("a sandbox with a network can't be hibernated", why="its connections would be lost",
-                              fix="leave --idle out, or use --isolation microvm")  # fmt: skip
         why = self.slots.unavailable()
         if why:
             raise Unsupported(
@@ -340,16 +335,6 @@ def refuse_closed(contract: Contract | None) -> None:
         else:
             why, fix = f"no contract opens {what}", "leave it out"
         raise InvalidRequest(f"the contract allows {network}, which stays closed", why=why, fix=fix)
-
-
-def refuse_connected(record: SandboxRecord) -> None:
-    """Raise Unsupported for a sandbox whose network could not go on where it does: only machines change addresses."""
-    if record.spec.network is not Network.NONE and record.isolation not in _MOVES:
-        raise Unsupported(
-            "a sandbox with a network is not saved, copied or hibernated",
-            why="its connections would not be there where it goes on",
-            fix="pause it instead, make it without a network, or with --isolation microvm",
-        )  # fmt: skip
 
 
 def refuse_without_loopback(isolation: Isolation) -> None:

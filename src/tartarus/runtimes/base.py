@@ -73,6 +73,11 @@ class Wire(msgspec.Struct, frozen=True):
     address_6: IPv6Address | None = None
     gateway_6: IPv6Address | None = None
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The guest's own."""
+        return tuple(str(one) for one in (self.address, self.address_6) if one is not None)
+
 
 class GuestRequest(msgspec.Struct, frozen=True):
     """What the node asks a runtime to make. `hostname` is also the cgroup's and log's name.

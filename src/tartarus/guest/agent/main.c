@@ -2,6 +2,7 @@
 #include "agent.h"
 #include "init.h"
 #include "nursery.h"
+#include "settle.h"
 #include "ticks.h"
 
 #include <errno.h>
@@ -75,13 +76,18 @@ static int run_agent(int argc, char **argv)
 	return agent_main(&config);
 }
 
-/* As gVisor's host has it done in a restored guest, by a process with the one privilege that this takes. */
-static int run_name(const char *name)
+/* As gVisor's host has it done in a restored guest, by a process with the privileges that this takes. */
+static int run_name(const char *name, int count, char **forgotten)
 {
-	if (sethostname(name, strlen(name)) == 0)
-		return EXIT_SUCCESS;
-	perror("tartarus-guest: sethostname");
-	return EXIT_FAILURE;
+	if (sethostname(name, strlen(name)) != 0) {
+		perror("tartarus-guest: sethostname");
+		return EXIT_FAILURE;
+	}
+	if (count > 0 && !settle_forget(count, forgotten)) {
+		perror("tartarus-guest: an address of before");
+		return EXIT_FAILURE;
+	}
+	return EXIT_SUCCESS;
 }
 
 int main(int argc, char **argv)
@@ -95,11 +101,14 @@ int main(int argc, char **argv)
 		return nursery_main(argc, argv);
 	if (argc == 2 && strcmp(argv[1], "ticks") == 0)
 		return ticks_main();
-	if (argc == 3 && strcmp(argv[1], "name") == 0)
-		return run_name(argv[2]);
+	if (argc >= 3 && strcmp(argv[1], "name") == 0)
+		return run_name(argv[2], argc - 3, argv + 3);
+	if (argc == 2 && strcmp(argv[1], "settle") == 0)
+		return settle_wait() ? EXIT_SUCCESS : EXIT_FAILURE;
 	fprintf(stderr, "usage: tartarus-guest agent --channel=FD|--listen=FD [--runner=FD --runner-pid=PID] [--shared-pids]\n"
 			"       tartarus-guest nursery …\n"
 			"       tartarus-guest ticks\n"
-			"       tartarus-guest name HOSTNAME\n");
+			"       tartarus-guest name HOSTNAME [ADDRESS OF BEFORE …]\n"
+			"       tartarus-guest settle\n");
 	return EXIT_USAGE;
 }

@@ -98,8 +98,9 @@ class RunscGuest(HostGuest):
     async def save(self, directory: Path, *, go_on: bool) -> Saved:
         """Write it down. Unless it is to go on, it stands still from then on, until it is resumed or destroyed.
 
-        Its channel must be quiet, and is afterwards. Raises InvalidState, Unsupported without groups, NoSpace,
-        GuestFailed; it runs then, if it still can.
+        Its channel must be quiet, and is afterwards. The connections that it has to others end in it. Raises
+        InvalidState, Unsupported without groups or while it opens a connection, NoSpace, GuestFailed; it runs then,
+        if it still can.
         """
         async with self._moving:
             if not self._home.launcher.shared or self._home.trees is None:
@@ -121,6 +122,8 @@ class RunscGuest(HostGuest):
         """How long it stood still, in milliseconds."""
         used = self.stats()
         saving.check_room(place, used)
+        if self._facts.addresses:
+            await self._kernel.settle()
         try:
             images = await asyncio.to_thread(saving.open_images, place, new=True)
         except OSError as error:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from tartarus.model.errors import GuestFailed
+from tartarus.model.errors import GuestFailed, Unsupported
 from tartarus.runtimes.base import Wire
 from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.gvisor import link
@@ -26,7 +26,9 @@ from tartarus.runtimes.gvisor.spec import AGENT
 _CALL_TIMEOUT_S = 20.0
 _MOST_REPLY = 64 * 1024
 _MOST_SAID = 1000
-_CAP_SYS_ADMIN = 1 << 21
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 1 << 12, 1 << 21
+_OPENING = "resetConnectionLocked"
+"""Where runsc's kernel fails over a connection that is being opened."""
 _LOOPBACK = {
     "Name": "lo",
     "Addresses": [{"Address": "127.0.0.1", "PrefixLen": 8}, {"Address": "::1", "PrefixLen": 128}],
@@ -51,15 +53,16 @@ class Kernel:
         self._path = f"{state}/runsc-{name}.sock"
         self._name = name
 
-    async def add_links(self, wire: Wire | None) -> None:
+    async def add_links(self, wire: Wire | None, before: Sequence[str] = ()) -> None:
         """Make its network, which is not saved: before a guest is restored into it. Raises GuestFailed, OSError.
 
-        Without a wire it is its loopback.
+        Without a wire it is its loopback. `before`: the addresses that the guest had elsewhere, which it has until
+        `rename` takes them away: its kernel ends when a socket's address is not there as that is restored.
         """
         options: dict[str, Any] = {"LoopbackLinks": [_LOOPBACK]}
         passed: list[int] = []
         if wire is not None:
-            packets, described = await asyncio.to_thread(link.take_over, wire)
+            packets, described = await asyncio.to_thread(link.take_over, wire, before)
             passed, options = [packets], options | described
         try:
             await self._call("CreateLinksAndRoutes", options, "runsc did not start", passed, manager="Network")
@@ -75,14 +78,22 @@ class Kernel:
         await self._call("Resume", None, "the sandbox does not go on")
 
     async def save(self, files: Sequence[int], timeout_s: float) -> None:
-        """Write it to open files (`layout.IMAGE_FILES`); it is afterwards as it was. Raises GuestFailed."""
+        """Write it to open files (`layout.IMAGE_FILES`); it is afterwards as it was, less its connections to others.
+
+        Raises GuestFailed, and Unsupported for one that opens a connection.
+        """
         options = {
             "metadata": {"compression": "none"},
             "MemoryFileSaveOpts": {"ExcludeCommittedZeroPages": True},
             "have_pages_file": True,
             "Resume": True,
         }
-        await self._call("Checkpoint", options, "the sandbox can't be saved", files, timeout_s)
+        try:
+            await self._call("Checkpoint", options, "the sandbox can't be saved", files, timeout_s)
+        except GuestFailed as error:
+            if _OPENING in error.why:
+                raise _opening() from error
+            raise
 
     async def restore(self, files: Sequence[int], device: int | None, timeout_s: float) -> None:
         """Become the guest that was saved to open files; `device`: what the platform needs. Raises GuestFailed."""
@@ -90,22 +101,35 @@ class Kernel:
         passed = [*files] if device is None else [*files, device]
         await self._call("Restore", options, "runsc did not restore the sandbox", passed, timeout_s)
 
-    async def rename(self, hostname: str) -> None:
-        """Give a restored guest a host name, by a process of the agent's program in it. Raises GuestFailed.
+    async def settle(self) -> None:
+        """Wait until no connection is being opened in it. Raises Unsupported when that takes long, and GuestFailed."""
+        status, said = await self._run(["settle"], 0, "the sandbox can't be saved")
+        if said:
+            raise GuestFailed("the sandbox can't be saved", why=said, fix="tartarus doctor")
+        if status != 0:
+            raise _opening()
 
-        Nothing else in a guest has the privilege that this takes.
-        """
+    async def rename(self, hostname: str, before: Sequence[str] = ()) -> None:
+        """Give a restored guest a host name, and take away the addresses that it had before. Raises GuestFailed."""
         what = "the restored sandbox can't be named"
-        sets = {f"{kind}Caps": _CAP_SYS_ADMIN for kind in ("Permitted", "Inheritable", "Effective", "Bounding")}
+        status, said = await self._run(["name", hostname, *before], _CAP_SYS_ADMIN | _CAP_NET_ADMIN, what)
+        if status != 0:
+            raise GuestFailed(what, why=said or f"status {status!r:.20}", fix="tartarus doctor")
+
+    async def _run(self, words: Sequence[str], capabilities: int, what: str) -> tuple[Any, str]:
+        """Run the agent's program in it: its status, and what it said. Raises GuestFailed.
+
+        Nothing else in a guest has these capabilities.
+        """
+        sets = {f"{kind}Caps": capabilities for kind in ("Permitted", "Inheritable", "Effective", "Bounding")}
         log = RunscLog()
         try:
             process = await self._call("ExecuteAsync", {
-                "argv": [AGENT, "name", hostname], "envv": [], "wd": "/", "KUID": 0, "KGID": 0, "ExtraKGIDs": [],
+                "argv": [AGENT, *words], "envv": [], "wd": "/", "KUID": 0, "KGID": 0, "ExtraKGIDs": [],
                 "Capabilities": {**sets, "AmbientCaps": 0}, "GuestFDs": [0, 1, 2], "ContainerID": self._name,
             }, what, [log.fileno()] * 3)  # fmt: skip
             status = await self._call("WaitPID", {"PID": process, "CID": self._name}, what)
-            if status != 0:
-                raise GuestFailed(what, why=_shown(log.text()) or f"status {status!r:.20}", fix="tartarus doctor")
+            return status, _shown(log.text())
         finally:
             log.close()
 
@@ -153,6 +177,14 @@ class Kernel:
                 except msgspec.MsgspecError:
                     continue  # not all of it yet
         raise EOFError
+
+
+def _opening() -> Unsupported:
+    return Unsupported(
+        "the sandbox can't be saved at this moment",
+        why="a program in it is opening a connection, which gVisor can't write down",
+        fix="try again when it stands or has failed, or use a microVM",
+    )
 
 
 def _shown(said: str) -> str:

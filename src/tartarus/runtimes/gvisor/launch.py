@@ -67,7 +67,9 @@ class Launcher:
 
     def _argv(self, *words: str, shared: bool = True, network: str = "none", filtered: bool = False) -> list[str]:
         root = layout.SHARED_STATE if shared else layout.STATE
-        common = [*_COMMON, "--oci-seccomp"] if filtered else _COMMON
+        common = [*_COMMON, "--oci-seccomp"] if filtered else list(_COMMON)
+        if network != "none":
+            common.append("--net-disconnect-ok")  # else it could not be saved while it has a connection
         return [*common, f"--network={network}", f"--platform={self.platforms.name}", f"--root={root}", *words]
 
     async def start(
@@ -121,9 +123,10 @@ class Launcher:
         return Started(request.id, state, born, channel, cgroup, kept, log, watch, program.steps)
 
     async def ahead(
-        self, nursery: Nursery, rootfs: RootFs, request: GuestRequest, storage: int | None = None
-    ) -> ReadyRunsc:
-        """A runsc that holds no guest yet, to be restored into. `storage` as for `start`."""
+        self, nursery: Nursery, rootfs: RootFs, request: GuestRequest, storage: int | None = None,
+        before: Sequence[str] = (),
+    ) -> ReadyRunsc:  # fmt: skip
+        """A runsc that holds no guest yet, to be restored into. `storage` as for `start`, `before` for `add_links`."""
         # Its link is handed to it: it needs no namespace that has one.
         apart = msgspec.structs.replace(request, network=None)
         parts = await self.start(nursery, rootfs, apart, ["create"], shared=True, storage=storage)
@@ -136,7 +139,7 @@ class Launcher:
                 raise GuestFailed("runsc did not start", why=parts.log.text(), fix="tartarus doctor")
             ready.parts = parts._replace(born=kernel)
             os.close(parts.born.pidfd)
-            await Kernel(parts.state, parts.name).add_links(request.network)
+            await Kernel(parts.state, parts.name).add_links(request.network, before)
         except BaseException:
             await asyncio.shield(ready.discard())
             raise

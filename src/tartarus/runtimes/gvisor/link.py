@@ -7,7 +7,8 @@ import contextlib
 import fcntl
 import socket
 import struct
-from ipaddress import IPv4Network, IPv6Network
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ _BUFFER_BYTES = 4 * 1024 * 1024
 _REQUEST = struct.Struct("16sHH4s16x")
 
 
-def take_over(wire: Wire) -> tuple[int, dict[str, Any]]:
+def take_over(wire: Wire, before: Sequence[str] = ()) -> tuple[int, dict[str, Any]]:
     """A socket for all packets of the link in `wire`'s namespace, the caller's, and what its guest's kernel is told.
 
-    This host's kernel gives the addresses up there, so that it answers nothing in the guest's place. Raises OSError.
+    This host's kernel gives the addresses up there, so that it answers nothing in the guest's place. `before`: further
+    addresses that the guest has on it for a moment. Nothing comes by them: the router lets only the wire's own pass.
+    Raises OSError.
     """
 
     def inside() -> tuple[socket.socket, bytes]:
@@ -48,13 +51,13 @@ def take_over(wire: Wire) -> tuple[int, dict[str, Any]]:
     except BaseException:
         packets.close()
         raise
-    return packets.detach(), _description(wire, hardware)
+    return packets.detach(), _description(wire, hardware, before)
 
 
-def _description(wire: Wire, hardware: bytes) -> dict[str, Any]:
-    addresses = [{"Address": str(wire.address), "PrefixLen": 32}]
-    if wire.address_6 is not None:
-        addresses.append({"Address": str(wire.address_6), "PrefixLen": 128})
+def _description(wire: Wire, hardware: bytes, before: Sequence[str]) -> dict[str, Any]:
+    # The first of a family is what new connections come from.
+    own = [ip_address(one) for one in (*wire.addresses, *before)]
+    addresses = [{"Address": str(one), "PrefixLen": one.max_prefixlen} for one in own]
     next_hop = base64.b64encode(NEXT_HOP_HARDWARE).decode()
     link = {
         "Name": GUEST_LINK,
@@ -67,9 +70,12 @@ def _description(wire: Wire, hardware: bytes) -> dict[str, Any]:
         "NumChannels": 1,
     }
     described: dict[str, Any] = {
-        "FDBasedLinks": [link], "Defaultv4Gateway": _default(IPv4Network((0, 0)), str(wire.gateway)),
-    }  # fmt: skip
-    if wire.address_6 is not None:
+        "FDBasedLinks": [link],
+        "Defaultv4Gateway": _default(IPv4Network((0, 0)), str(wire.gateway)),
+        # When it is saved its connections end; else it could not be saved while there is one.
+        "DisconnectOk": True,
+    }
+    if any(one.version == 6 for one in own):
         described["Defaultv6Gateway"] = _default(IPv6Network((0, 0)), str(wire.gateway_6))
     return described
 

@@ -214,22 +214,25 @@ class GvisorRuntime:
         *,
         warm: bool,
         hostname: str = "",
+        before: tuple[str, ...] = (),
     ) -> RunscGuest:
-        """The guest. `hostname`: what a restored one believes to be called."""
+        """The guest. `hostname`: what a restored one believes to be called. `before`: the addresses it had so far."""
         home = Home(self._launcher, lambda: self.needs(snapshot), self._trees)
         targets = tuple(mount.target for mount in request.mounts)
         guest = RunscGuest(
             parts, home, request.resources,
             warm=warm, changes=_upper(parts.storage, request.storage),
-            facts=saving.Facts(request.resources.pids, targets, request.hostname),
+            facts=saving.Facts(request.resources.pids, targets, request.hostname,
+                               saving.with_addresses(before, request.network)),
         )  # fmt: skip
         snapshot.hold(guest)
         await guest.channel.open(request.session)
-        if hostname not in {"", request.hostname}:
-            # What it is asked from now on finds the right name.
+        gone = saving.others(before, request.network)
+        if gone or hostname not in {"", request.hostname}:
+            # What it is asked from now on finds the right name, and only its own address.
             try:
                 await guest.ready()
-                await Kernel(parts.state, parts.name).rename(request.hostname)
+                await Kernel(parts.state, parts.name).rename(request.hostname, gone)
             except BaseException:
                 await asyncio.shield(guest.destroy())
                 raise
@@ -254,7 +257,8 @@ class GvisorRuntime:
             parts = await self._into(ready, request, kept.take_images)
         finally:
             kept.close()
-        guest = await self._guest(snapshot, parts, request, warm=True, hostname=kept.facts.hostname)
+        guest = await self._guest(snapshot, parts, request, warm=True, hostname=kept.facts.hostname,
+                                  before=kept.facts.addresses)  # fmt: skip
         if kept.facts.hostname != request.hostname:
             await guest.channel.renew(fixup_payload(0, b"", "", secrets.token_hex(16)))
         return guest
@@ -269,7 +273,8 @@ class GvisorRuntime:
         except BaseException:
             os.close(storage)
             raise
-        return await self._launcher.ahead(snapshot.nursery, snapshot.rootfs, request, storage)
+        before = saving.others(kept.facts.addresses, request.network)
+        return await self._launcher.ahead(snapshot.nursery, snapshot.rootfs, request, storage, before)
 
     async def close(self) -> None:
         """End every nursery."""

@@ -11,6 +11,7 @@ import platform
 import stat
 import subprocess
 from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,7 @@ import msgspec
 from tartarus.guest.binary import agent_binary
 from tartarus.model.errors import GuestFailed, ImageRefused, NoSpace, Unsupported
 from tartarus.model.sandbox import Resources, Stats
-from tartarus.runtimes.base import GuestRequest, RootFs
+from tartarus.runtimes.base import GuestRequest, RootFs, Wire
 from tartarus.runtimes.container.storage import UPPER
 from tartarus.runtimes.descriptors import close_all
 from tartarus.runtimes.gvisor.layout import IMAGE_FILES
@@ -27,6 +28,8 @@ from tartarus.runtimes.idmap import IdMap
 
 FILES, FACTS = "files.tar", "guest.json"
 _MOST_FACTS = 64 * 1024
+_MOST_ADDRESSES = 512
+"""Of both families. A socket that still had an earlier one would end a restored guest; slots are used in turn."""
 _DELETED = " (deleted)"
 _SHOWN, _MOST_NAME = 3, 80
 _SPARE_BYTES = 64 * 1024**2
@@ -48,13 +51,26 @@ class Trees(Protocol):
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is in runsc's image: the process limit, where host directories are mounted, the host name.
 
+    `addresses`: those that its sockets may have, the latest last: all that it had so far; none without a network.
     `files`: the digest of the archive of what the guest wrote; nothing when it wrote nothing.
     """
 
     pids: int
     mounts: tuple[str, ...]
     hostname: str
+    addresses: tuple[str, ...] = ()
     files: str = ""
+
+
+def with_addresses(before: Sequence[str], wire: Wire | None) -> tuple[str, ...]:
+    """The addresses that a guest has had once it has its wire's."""
+    own = () if wire is None else wire.addresses
+    return (*others(before, wire), *own)[-_MOST_ADDRESSES:]
+
+
+def others(before: Sequence[str], wire: Wire | None) -> tuple[str, ...]:
+    """Those of `before` that are not its wire's."""
+    return tuple(one for one in before if wire is None or one not in wire.addresses)
 
 
 @functools.cache
@@ -212,6 +228,11 @@ class SavedGuest:
                 why="its own kernel counts, and was saved with it",
                 fix=f"ask for {self.facts.pids} processes",
             )
+        if (request.network is None) != (not self.facts.addresses):
+            raise Unsupported(
+                "a saved gVisor sandbox has a network if it had one", why="what runs in it has its sockets open",
+                fix="go on from a snapshot of files",
+            )  # fmt: skip
         if tuple(mount.target for mount in request.mounts) != self.facts.mounts:
             raise Unsupported(
                 "a saved gVisor sandbox keeps the places of its mounts",
@@ -248,7 +269,21 @@ class SavedGuest:
 
 def _facts(directory: int) -> Facts:
     with os.fdopen(_open(directory, FACTS), "rb") as file:
-        return msgspec.json.decode(file.read(_MOST_FACTS), type=Facts)
+        facts = msgspec.json.decode(file.read(_MOST_FACTS), type=Facts)
+    if len(facts.addresses) > _MOST_ADDRESSES:
+        raise msgspec.ValidationError("too many addresses")
+    # As they are compared, and told to programs.
+    return msgspec.structs.replace(facts, addresses=tuple(str(_address(one)) for one in facts.addresses))
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    try:
+        found = ip_address(text)
+    except ValueError as error:
+        raise msgspec.ValidationError(str(error)) from None
+    if found.is_loopback or found.is_unspecified or found.is_multicast:
+        raise msgspec.ValidationError(f"no sandbox has the address {found}")
+    return found
 
 
 def _open(directory: int, name: str) -> int:
