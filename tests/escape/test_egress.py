@@ -384,3 +384,26 @@ def test_an_address_that_another_contract_closes_is_not_kept_by_its_name(stage: 
             assert len(inner.heard) == heard
 
     world.run(scenario)
+
+
+def test_names_that_are_never_answered_keep_nobody_else_waiting(stage: Stage) -> None:
+    """A few sandboxes with a domain of their attacker's could have had the daemon look up all that it looks up."""
+    stage.world.names.answers |= {f"n{number}.evil.example": lambda _query, _response: None for number in range(64)}
+
+    def ask() -> list[socket.socket]:
+        assert stage.slot is not None
+        asking = []
+        for number in range(64):
+            asking.append(socket.create_connection((str(stage.slot.gateway), PROXY_PORT), timeout=5))
+            there = f"n{number}.evil.example:443"
+            asking[-1].sendall(head(f"CONNECT {there} HTTP/1.1", f"Host: {there}"))
+        return asking
+
+    async def scenario() -> None:
+        async with stage.held(allowing("*.evil.example:443")) as slot:
+            asking = await off(lambda: stage.guest.run(ask))
+            await off(lambda: wait_until(lambda: slot.counters().get("dns_busy"), "some of it is refused"))
+            for connection in asking:
+                connection.close()
+
+    stage.world.run(scenario)

@@ -227,6 +227,10 @@ class Resolver:
 
     async def look_up(self, slot: IPv4Address, name: str) -> list[IPv4Address]:
         """A name's addresses, as that slot itself would be told them and with all that follows; none if refused."""
+        asker = self._askers.get(str(slot))
+        if asker is not None and self._in_flight[str(slot)] >= self._settings.dns_in_flight:
+            asker.counts["dns_busy"] += 1  # or a few whose names are never answered keep everybody waiting
+            return []
         packet = dns.message.make_query(name, dns.rdatatype.A).to_wire()
         _, response = await self._answer(packet, str(slot), stream=False)
         found = [] if response is None else names.addresses_to_open(response)

@@ -26,6 +26,7 @@ _SETTLE_S = 2.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 _STABLE_S = 60.0
 _MOST_QUESTIONS = 4096
+"""Names that are being looked up at once; what needs no such question is answered all the same."""
 
 
 class Client(Protocol):
@@ -163,7 +164,7 @@ class EgressProxy:
                 elif message.kind:
                     counts["proxied"] += 1
                 self._clients[message.slot].told(message)
-        elif len(self._tasks) < _MOST_QUESTIONS:
+        else:
             self._decide(message)
 
     def _decide(self, ask: Ask) -> None:
@@ -175,6 +176,9 @@ class EgressProxy:
         except ValueError as error:
             _log.warning("egress_question_refused", error=str(error))
             verdict = Verdict(ask.number, refused="malformed")
+        if not isinstance(verdict, Verdict) and len(self._tasks) >= _MOST_QUESTIONS:
+            verdict.close()
+            verdict = Verdict(ask.number, refused="unresolved")
         if isinstance(verdict, Verdict):
             link.tell(verdict)
             return
