@@ -40,7 +40,14 @@ from tests.node.test_enrolment import full_table
 
 from tartarus.model.audit import AuditQuery
 from tartarus.model.contract import Contract
-from tartarus.model.errors import InvalidRequest, RequestRejected, SecretRefused, TartarusError, Unsupported
+from tartarus.model.errors import (
+    GuestFailed,
+    InvalidRequest,
+    RequestRejected,
+    SecretRefused,
+    TartarusError,
+    Unsupported,
+)
 from tartarus.network import namespace
 from tartarus.sdk import Sandbox
 from tartarus.sdk.audit import Audit
@@ -172,6 +179,20 @@ sock = socket.socket()
 sock.setblocking(False)
 sock.connect_ex(("{PUBLIC}", 8099))
 print("opening", flush=True)
+time.sleep(600)
+"""
+STOPPING = """
+import os, signal, time
+print("looks", flush=True)
+found = None
+while found is None:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if b"settle" in file.read():
+                    found = os.kill(int(pid), signal.SIGSTOP) or pid
+        except OSError:
+            pass
 time.sleep(600)
 """
 SHOUT = """
@@ -310,6 +331,13 @@ def _opens_connections(world: World, home: Place) -> None:
     wait_until(lambda: any(b"opening" in entry.data for entry in sandbox.logs()), "its attempt")
     with pytest.raises(Unsupported, match="opening a connection"):
         sandbox.hibernate()
+    assert sandbox.run(["true"]).exit_code == 0
+    # Nor is one lost whose root stops the process that looks: what is saved beside that could never go on.
+    sandbox = home.create("python3", "-c", STOPPING, level="gvisor", allow=[PUBLIC])
+    wait_until(lambda: any(b"looks" in entry.data for entry in sandbox.logs()), "the attacker")
+    with pytest.raises(GuestFailed, match="can't be saved"):
+        sandbox.hibernate()
+    sandbox.hibernate()
     assert sandbox.run(["true"]).exit_code == 0
 
 

@@ -10,6 +10,7 @@ import array
 import asyncio
 import base64
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -24,9 +25,12 @@ from tartarus.runtimes.gvisor.log import RunscLog
 from tartarus.runtimes.gvisor.spec import AGENT
 
 _CALL_TIMEOUT_S = 20.0
+_SETTLE_TIMEOUT_S = 3.0
+"""Above the second that the agent's program waits at most."""
 _MOST_REPLY = 64 * 1024
 _MOST_SAID = 1000
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 1 << 12, 1 << 21
+_EXITED_WITH_1 = 1 << 8
 _OPENING = "resetConnectionLocked"
 """Where runsc's kernel fails over a connection that is being opened."""
 _LOOPBACK = {
@@ -103,11 +107,11 @@ class Kernel:
 
     async def settle(self) -> None:
         """Wait until no connection is being opened in it. Raises Unsupported when that takes long, and GuestFailed."""
-        status, said = await self._run(["settle"], 0, "the sandbox can't be saved")
-        if said:
-            raise GuestFailed("the sandbox can't be saved", why=said, fix="tartarus doctor")
-        if status != 0:
+        status, said = await self._run(["settle"], 0, "the sandbox can't be saved", _SETTLE_TIMEOUT_S)
+        if status == _EXITED_WITH_1 and not said:
             raise _opening()
+        if status != 0:
+            raise GuestFailed("the sandbox can't be saved", why=said or "what looks at its connections was ended")
 
     async def rename(self, hostname: str, before: Sequence[str] = ()) -> None:
         """Give a restored guest a host name, and take away the addresses that it had before. Raises GuestFailed."""
@@ -116,7 +120,9 @@ class Kernel:
         if status != 0:
             raise GuestFailed(what, why=said or f"status {status!r:.20}", fix="tartarus doctor")
 
-    async def _run(self, words: Sequence[str], capabilities: int, what: str) -> tuple[Any, str]:
+    async def _run(
+        self, words: Sequence[str], capabilities: int, what: str, timeout_s: float = _CALL_TIMEOUT_S
+    ) -> tuple[Any, str]:
         """Run the agent's program in it: its status, and what it said. Raises GuestFailed.
 
         Nothing else in a guest has these capabilities.
@@ -128,7 +134,14 @@ class Kernel:
                 "argv": [AGENT, *words], "envv": [], "wd": "/", "KUID": 0, "KGID": 0, "ExtraKGIDs": [],
                 "Capabilities": {**sets, "AmbientCaps": 0}, "GuestFDs": [0, 1, 2], "ContainerID": self._name,
             }, what, [log.fileno()] * 3)  # fmt: skip
-            status = await self._call("WaitPID", {"PID": process, "CID": self._name}, what)
+            try:
+                status = await self._call("WaitPID", {"PID": process, "CID": self._name}, what, timeout_s=timeout_s)
+            except BaseException:
+                # The guest's root can stop it, and nobody could be restored from what is saved while it is there.
+                await asyncio.shield(self._call("Signal", {
+                    "CID": self._name, "PID": process, "Signo": signal.SIGKILL, "Mode": 0,
+                }, what))  # fmt: skip
+                raise
             return status, _shown(log.text())
         finally:
             log.close()
