@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,24 @@ def test_notes_of_others_are_refused() -> None:
     for bad_key in ("", "a+b+c", other.verifier_text.replace("other", "tartarus.test/log")):
         with pytest.raises(ValueError):
             Verifier(bad_key)
+
+
+async def test_nobody_reads_a_log_that_is_being_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await write(tmp_path, 40)
+    ATTACKS["edit"](tmp_path)
+    really = writing.LogFiles.open
+
+    def slowly(self: writing.LogFiles) -> str:
+        time.sleep(0.1)
+        return really(self)
+
+    monkeypatch.setattr(writing.LogFiles, "open", slowly)
+    log = await AuditLog.open(tmp_path, "tartarus.test/log")
+    try:
+        await log.flush()
+        assert reading.find(tmp_path, AuditQuery(action="audit.break")).entries
+    finally:
+        await log.close()
 
 
 @pytest.mark.parametrize("text", ["\x01", '"', "\U0001f600", "\u2028", "a"])

@@ -55,7 +55,7 @@ class AuditLog:
         self._changed = threading.Condition()
         self._waiting: list[_Waiting] = []
         self._since = 0.0
-        self._urgent = self._closing = False
+        self._urgent = self._closing = self._begun = False
         self._stop = threading.Event()
         self._failure: OSError | None = None
         self._taken = self._written = 0
@@ -105,7 +105,14 @@ class AuditLog:
         await future
 
     async def flush(self) -> None:
-        """Returns once everything that was added is on disk. Raises DaemonUnavailable when it can't be written."""
+        """Returns once everything that was added is on disk. Raises DaemonUnavailable when it can't be written.
+
+        A log that was just opened may still be set aside; who reads it must not find it half gone.
+        """
+        while not self._begun and not self._closing:
+            if self._failure is not None:
+                raise _unwritten(self._failure)
+            await asyncio.sleep(_LOOK_S)
         with self._changed:
             wanted = self._taken + len(self._lost)
             self._urgent = self._urgent or bool(self._waiting)
@@ -188,6 +195,7 @@ class AuditLog:
                     self._waiting.insert(0, _Waiting(entry, time.time_ns() // 1_000_000, None))
                     self._taken += 1
                     self._urgent = True
+            self._begun = True
             return True
 
     def _go_on(self) -> None:
