@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import socket
@@ -16,6 +17,7 @@ from tests.network.topology import HOST, NEIGHBOUR, PORT, PRIVATE, PUBLIC, Guest
 
 from tartarus.model.errors import GuestFailed, InvalidRequest, InvalidState, NoSpace, Unsupported
 from tartarus.network import ledger, namespace, nft, rules, wall
+from tartarus.network.oaths import Oaths
 from tartarus.network.pool import SlotPool
 from tartarus.network.settings import NetworkSettings
 
@@ -224,6 +226,38 @@ def test_a_failed_attach_leaves_nothing_and_the_slot_can_be_tried_again(world: W
         assert await off(lambda: other.ask(PUBLIC)) == HOST
         await pool.give_back(slot)
         await pool.close()
+
+    world.run(scenario)
+
+
+@pytest.mark.parametrize("end", ["cut", "give_back"])
+def test_a_contract_that_the_kernel_does_not_take_back_goes_with_its_link(
+    world: World, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Out of memory at that moment: nothing of it passes all the same, and nobody gets its slot before it is clean."""
+    guest, later = world.guest(), world.guest()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    async def scenario() -> None:
+        async with joined(world.pool(slots=8), guest) as pool:
+            assert guest.slot is not None
+            assert await off(lambda: guest.ask(PUBLIC)) == HOST
+            with monkeypatch.context() as broken:
+                broken.setattr(Oaths, "release", refuse)
+                with pytest.raises(OSError, match="memory"):
+                    await getattr(pool, end)(guest.slot)
+            assert await off(lambda: guest.ask(PUBLIC)) == "Network is unreachable"
+            await pool.give_back(guest.slot)
+            numbers = set()
+            for _ in range(16):
+                later.slot = await pool.take()
+                numbers.add(later.slot.number)
+                await pool.attach(later.slot, later.namespace)
+                assert await off(lambda: later.ask(PUBLIC)) == HOST
+                await pool.give_back(later.slot)
+            assert (guest.slot.number in numbers) is (end == "cut")  # which was given back when the kernel could again
 
     world.run(scenario)
 

@@ -281,8 +281,10 @@ class SlotPool:
             return found
 
     def _end(self, router: Router, slot: Slot) -> tuple[Traffic | None, Counted]:
-        router.release(slot.number)  # first: it holds from that moment on
-        traffic = router.detach(slot.number)
+        try:
+            router.release(slot.number)  # first: it holds from that moment on
+        finally:
+            traffic = router.detach(slot.number)
         self._host.let(slot.address, private=False, metadata=False)
         return traffic, router.counted()
 

@@ -172,10 +172,16 @@ class Router:
             self._oaths.answer(oath.mark, answer)
 
     def release(self, number: int) -> None:
-        """Nothing of a slot's passes any more, whatever was open. Safe to repeat. Raises OSError."""
-        oath = self._sworn.pop(number, None)
-        if oath is not None:
+        """Nothing of a slot's passes any more. Safe to repeat. Raises OSError, and then its link is gone."""
+        oath = self._sworn.get(number)
+        if oath is None:
+            return
+        try:
             self._oaths.release(rules.slot_link(number), slot_addresses(self.networks, number), oath)
+        except OSError:
+            self._removals.remove(rules.slot_link(number))
+            raise
+        del self._sworn[number]
 
     def sweep(self) -> None:
         """Take out of the sets what was of contracts that are void. Raises OSError."""

@@ -168,7 +168,7 @@ class Typhon:
             return msgspec.structs.replace(case, network_cut=True)  # no sandbox has any network here
         try:
             await self.cut(sandbox.record.id)
-        except TartarusError as error:
+        except (TartarusError, OSError) as error:
             # Frozen it sends nothing; what the host holds for it is closed when it ends.
             return msgspec.structs.replace(case, trouble=f"its network could not be cut: {error}")
         return msgspec.structs.replace(case, network_cut=True)
