@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
+from types import SimpleNamespace
 
 import dns.message
 import dns.query
@@ -33,9 +34,12 @@ from tests.network.topology import (
 
 from tartarus.model.contract import Contract, RateLimit, parse_allow
 from tartarus.model.errors import InvalidState
+from tartarus.model.sandbox import Isolation, SandboxRecord, SandboxSpec
+from tartarus.model.states import State
 from tartarus.network import namespace, resolver
 from tartarus.network.compiled import Compiled, compiled
 from tartarus.network.pool import SlotPool
+from tartarus.node.networking import Line
 
 pytestmark = pytest.mark.needs("root", "nft", "ip")
 REFUSED = "No route to host"
@@ -421,6 +425,29 @@ def test_limits_of_a_contract(world: World, target: str) -> None:
             found = slot.counters()
             assert found["opened"] - opened < 8
             assert found["refused_rate"] > refused
+
+    world.run(scenario)
+
+
+def test_who_goes_away_while_another_contract_is_sworn_leaves_it_sworn(world: World) -> None:
+    guest = world.guest()
+    record = SandboxRecord(
+        id="sbx-1", tenant="acme", name="", template="host", isolation=Isolation.CONTAINER, isolation_reason="",
+        state=State.RUNNING, spec=SandboxSpec(), created_at=0.0,
+    )  # fmt: skip
+    first, second = Contract(allowed_cidrs=("192.0.2.0/24",)), Contract(allowed_cidrs=(f"{PUBLIC}/32",))
+
+    async def scenario() -> None:
+        pool = world.pool()
+        async with held(pool, guest, compiled(first)) as slot:
+            line = Line(record, SimpleNamespace(slots=pool), slot, first)  # type: ignore[arg-type]
+            swearing = asyncio.create_task(line.swear(second))
+            await asyncio.sleep(0)
+            swearing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await swearing
+            assert (line.contract, line.sworn_anew) == (second, True)
+            assert await off(lambda: guest.ask(PUBLIC)) == HOST
 
     world.run(scenario)
 

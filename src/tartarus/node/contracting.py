@@ -8,7 +8,7 @@ import msgspec
 
 from tartarus.model.audit import AuditEntry
 from tartarus.model.contract import Contract, NetworkState
-from tartarus.model.errors import InvalidState
+from tartarus.model.errors import InvalidState, TartarusError
 from tartarus.model.sandbox import Network
 from tartarus.node.admission import Admission
 from tartarus.node.auditing import Auditor
@@ -58,7 +58,7 @@ class Contracts:
             await self._audit.record(entry)
             try:
                 await line.swear(held)
-            except BaseException:
+            except (TartarusError, OSError):
                 self._audit.note(msgspec.structs.replace(entry, decision="error", reason="the old one holds"))
                 raise
             sandbox.end_unexposed()

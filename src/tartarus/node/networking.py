@@ -85,10 +85,14 @@ class Line:
     async def swear(self, contract: Contract) -> None:
         """Put another contract in force, at one moment. Raises InvalidRequest, InvalidState."""
         from tartarus.network.compiled import compiled
+        from tartarus.network.threads import finish
 
-        await self._networking.slots.swear(self._slot, compiled(contract))
-        self.contract = contract
-        self.sworn_anew = True
+        async def both() -> None:
+            await self._networking.slots.swear(self._slot, compiled(contract))
+            self.contract = contract
+            self.sworn_anew = True
+
+        await finish(both())  # whoever goes away meanwhile must not leave it half sworn
 
     def described(self, spec: SandboxSpec) -> SandboxSpec:
         """Its sandbox's specification, with the contract that is in force."""
