@@ -102,3 +102,18 @@ async def test_killed_at_any_moment_it_offers_only_what_is_whole(tmp_path: Path)
     for kept in known.values():
         await sets.remove(TENANT, kept.id)
     assert sets.used_bytes() == 0
+
+
+def test_what_was_being_written_is_gone_when_it_opens_again(tmp_path: Path) -> None:
+    one = tmp_path / "memory" / TENANT / "sets" / "one"
+    for directory in (one / "maps", one / ".removing-raw", one.with_name(".another-1") / "maps"):
+        directory.mkdir(parents=True)
+    for left in (
+        one / ".packs.json.new",
+        one / "maps" / ".memory.new",
+        one.with_name(".another-1") / "maps" / ".x.new",
+    ):
+        left.write_bytes(b"half")
+    (one / "maps" / "memory").write_bytes(b"whole")
+    MemorySets(tmp_path / "memory", 2**30).open()
+    assert [path.name for path in sorted((tmp_path / "memory").rglob("*"))] == [TENANT, "sets", "one", "maps", "memory"]

@@ -103,9 +103,12 @@ class MemorySets:
     def open(self) -> None:
         """Remove what a killed daemon left half-done."""
         for tenant in self._tenants():
-            left = (f"{_STAGING}*", "sets/.*", "sets/*/.removing-*")
+            left = (f"{_STAGING}*", "sets/.*", "sets/*/.*", "sets/*/maps/.*")
             for path in [found for pattern in left for found in tenant.glob(pattern)]:
-                shutil.rmtree(path)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:  # what was being written; or it lay in one that has gone just now
+                    path.unlink(missing_ok=True)
             if (tenant / "packs").is_dir():
                 self._packs(tenant.name).clean()
                 self._collect(tenant.name)
