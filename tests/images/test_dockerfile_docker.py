@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.compat.engine import Engine, dockerd
 from tests.images.dockerfiles import UID_BASE, Bench, tree_of
 
 from tartarus.images.dockerfile import Built
 from tartarus.images.stackview import StackView
 
-pytestmark = [pytest.mark.anyio, pytest.mark.needs("docker", "root")]
+pytestmark = [pytest.mark.anyio, pytest.mark.needs("dockerd", "root")]
 
 COPIES = """
 FROM scratch AS one
@@ -90,19 +91,26 @@ def bench(tmp_path: Path) -> Bench:
     return bench
 
 
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with dockerd() as engine:
+        yield engine
+
+
 @pytest.fixture
-def docker(bench: Bench) -> Iterator[Any]:
+def docker(bench: Bench, engine: Engine) -> Iterator[Any]:
     """Builds with Docker's own builder, and removes what it made."""
     name = f"tartarus-test-{uuid.uuid4().hex[:12]}"
+    environ = {**os.environ, "DOCKER_BUILDKIT": "0", "DOCKER_HOST": f"unix://{engine.socket}"}
 
-    def run(*argv: str, **options: Any) -> bytes:
-        done = subprocess.run(["docker", *argv], check=False, capture_output=True, timeout=120, **options)
+    def run(*argv: str) -> bytes:
+        done = subprocess.run(["docker", *argv], check=False, capture_output=True, timeout=120, env=environ)
         assert done.returncode == 0, done.stderr
         return bytes(done.stdout)
 
     def build(text: str) -> tuple[dict[str, str], dict[str, Any]]:
         (bench.context / "Dockerfile").write_text(text)
-        run("build", "-q", "-t", name, str(bench.context), env={**os.environ, "DOCKER_BUILDKIT": "0"})
+        run("build", "-q", "-t", name, str(bench.context))
         config = json.loads(run("inspect", name, "--format", "{{json .Config}}"))
         container = run("create", name, "x").decode().strip()
         try:
@@ -112,7 +120,7 @@ def docker(bench: Bench) -> Iterator[Any]:
         return facts_of(exported), config
 
     yield build
-    subprocess.run(["docker", "rmi", name], capture_output=True, timeout=120, check=False)
+    run("rmi", name)
 
 
 # What the engine adds to every container.
