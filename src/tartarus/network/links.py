@@ -25,7 +25,7 @@ from tartarus.network.netlink import (
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR = 20
-_NEWROUTE, _GETROUTE = 24, 26
+_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH = 28
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
@@ -43,7 +43,7 @@ _NDA_DST, _NDA_LLADDR = 1, 2
 _PERMANENT = 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 4, 5, 9, 18
 
-_TABLE_MAIN = 254
+_TABLE_MAIN, _TABLE_LOCAL = 254, 255
 _PROTOCOL_STATIC = 4
 # The kernel tells nobody but waiting readers of events; the wait is for one turn of its worker.
 _LOOK_EVERY_S = 0.0001
@@ -157,7 +157,7 @@ class Links:
             body = _link(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
             requests.insert(0, Request(_NEWLINK, 0, body))
         # The kernel has no IPv6, or not for this link.
-        self._netlink.do(*requests, ignore=(errno.EAFNOSUPPORT,) if quiet else ())
+        self._netlink.do(*requests, ignore=(errno.EAFNOSUPPORT, errno.ESRCH) if quiet else ())
 
     def configure(self, index: int, own: Interface | None = None, settings: tuple[Request, ...] = ()) -> None:
         """Give a link that is up an address, and then add `settings` (`route`, `neighbour`). Raises OSError."""
@@ -206,6 +206,12 @@ def route(destination: Network, index: int, gateway: Address | None = None) -> R
     body += u32(_RTA_OIF, index)
     body += attribute(_RTA_GATEWAY, gateway.packed) if gateway is not None else b""
     return Request(_NEWROUTE, CREATE | EXCLUSIVE, body)
+
+
+def without_multicast(index: int) -> Request:
+    """The request to take away the route that the kernel makes for IPv6's multicast through a link that comes up."""
+    body = _ROUTE.pack(socket.AF_INET6, 8, 0, 0, _TABLE_LOCAL, 0, _SCOPE_UNIVERSE, 0, 0)
+    return Request(_DELROUTE, 0, body + attribute(_RTA_DST, IPv6Address("ff00::").packed) + u32(_RTA_OIF, index))
 
 
 def neighbour(address: Address, index: int, hardware: bytes) -> Request:

@@ -19,7 +19,7 @@ from tartarus.network import namespace, nft, rules, taps
 from tartarus.network.compiled import Compiled
 from tartarus.network.destinations import HostNetworks
 from tartarus.network.families import NEXT_HOP_6
-from tartarus.network.links import End, Links, Traffic, address, neighbour, route
+from tartarus.network.links import End, Links, Traffic, address, neighbour, route, without_multicast
 from tartarus.network.netlink import Request
 from tartarus.network.oaths import Answer, Oath, Oaths, mask_of_slot
 from tartarus.network.settings import NetworkSettings
@@ -211,7 +211,9 @@ class Router:
                 links.bring_up(_FIRST_INDEX, quiet=True)
                 # IPv6 hears who is where only some time after a link came up, and who asks does so once a second.
                 known = (route(IPv6Network(own_6), index), neighbour(own_6, index, GUEST_HARDWARE))
-                self._bring_up(number, settings_6=known if with_6 else ())
+                # Nobody asks by multicast. The kernel keeps the routes for that of all links in one list, and goes
+                # through all of it for each that comes up: 0.7 ms with 500.
+                self._bring_up(number, settings_6=(without_multicast(index), *(known if with_6 else ())))
                 links.wait_until_working(GUEST_LINK)
                 gateway = route(IPv4Network(self.gateway), _FIRST_INDEX)
                 world = route(_EVERYWHERE, _FIRST_INDEX, self.gateway)
